@@ -1,0 +1,73 @@
+"""Feeds PyTorch from NumPy-native datasets: one host write, no copy after it, safe to hold.
+
+Importing this package imports neither torch nor albumentations: names resolve on first use.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from loaders.augment import Albumentations as Albumentations
+    from loaders.batching.collate import numpy_collate as numpy_collate
+    from loaders.bridge import as_array as as_array
+    from loaders.bridge import as_tensor as as_tensor
+    from loaders.bridge import shares_memory as shares_memory
+    from loaders.bridge import to_image as to_image
+    from loaders.bridge import to_numpy as to_numpy
+    from loaders.datasets import ArrayDataset as ArrayDataset
+    from loaders.datasets import Dataset as Dataset
+    from loaders.datasets import ImageFiles as ImageFiles
+    from loaders.datasets import ImageFolder as ImageFolder
+    from loaders.decode import read_image as read_image
+    from loaders.device import DevicePrefetcher as DevicePrefetcher
+    from loaders.errors import ConversionError as ConversionError
+    from loaders.errors import DecodeError as DecodeError
+    from loaders.errors import DeviceError as DeviceError
+    from loaders.errors import DtypeError as DtypeError
+    from loaders.errors import FieldDtypeError as FieldDtypeError
+    from loaders.errors import FieldNameError as FieldNameError
+    from loaders.errors import FieldShapeError as FieldShapeError
+    from loaders.errors import LoadersError as LoadersError
+    from loaders.errors import SampleError as SampleError
+    from loaders.errors import ShareError as ShareError
+    from loaders.rng import sample_rng as sample_rng
+
+_NAMES = {
+    "loaders.augment": ("Albumentations",),
+    "loaders.batching.collate": ("numpy_collate",),
+    "loaders.bridge": ("as_array", "as_tensor", "shares_memory", "to_image", "to_numpy"),
+    "loaders.datasets": ("ArrayDataset", "Dataset", "ImageFiles", "ImageFolder"),
+    "loaders.decode": ("read_image",),
+    "loaders.device": ("DevicePrefetcher",),
+    "loaders.errors": (
+        "ConversionError",
+        "DecodeError",
+        "DeviceError",
+        "DtypeError",
+        "FieldDtypeError",
+        "FieldNameError",
+        "FieldShapeError",
+        "LoadersError",
+        "SampleError",
+        "ShareError",
+    ),
+    "loaders.rng": ("sample_rng",),
+}
+_HOME = {name: module for module, names in _NAMES.items() for name in names}
+__all__ = ["__version__", *sorted(_HOME)]
+
+
+def __getattr__(name: str) -> Any:
+    module = _HOME.get(name)
+    if module is None:
+        raise AttributeError(f"module 'loaders' has no attribute {name!r}")
+    value = globals()[name] = getattr(importlib.import_module(module), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,90 @@
+"""Every exception the library raises on purpose.
+
+    LoadersError
+    ├── ConversionError
+    │   ├── ShareError (ValueError)         the bytes cannot be shared between NumPy and torch
+    │   └── DtypeError (TypeError)          the dtype has no counterpart in the other library
+    ├── SampleError                         one sample of a dataset is at fault, and is named
+    │   ├── DecodeError (OSError)           a file could not be read as an image
+    │   ├── FieldShapeError (ValueError)    the samples of a batch disagree about a shape
+    │   ├── FieldDtypeError (TypeError)     … about a dtype
+    │   └── FieldNameError (ValueError)     … about their fields
+    └── DeviceError (RuntimeError)          an accelerator is missing or refused
+
+Each also derives from the built-in that torch or NumPy raises in the same place, so `except TypeError` keeps working.
+"""
+
+from __future__ import annotations
+
+
+class LoadersError(Exception):
+    """Base of every error that `loaders` raises on purpose."""
+
+
+class ConversionError(LoadersError):
+    """An array or tensor cannot cross between NumPy and torch as asked."""
+
+
+class ShareError(ConversionError, ValueError):
+    """The two libraries cannot share these bytes; the message says why and what to do."""
+
+
+class DtypeError(ConversionError, TypeError):
+    """The dtype has no counterpart in the other library, not even by a lossless copy."""
+
+
+class SampleError(LoadersError):
+    """One sample is at fault. The message names it; the attributes are for programs.
+
+    Attributes:
+        index: the index the dataset was asked for, or None where only the position in the batch is known.
+        source: what the dataset says the sample is, usually a path; None if it says nothing.
+        field: the field of the sample, such as "image" or "meta.boxes"; None if the whole sample is at fault.
+    """
+
+    def __init__(
+        self, message: str, *, index: int | None = None, source: str | None = None, field: str | None = None
+    ) -> None:
+        super().__init__(message)
+        self.index = index
+        self.source = source
+        self.field = field
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # Errors travel from workers to the consumer by pickle; the default would drop the keyword arguments.
+        return _rebuild_sample_error, (type(self), str(self), self.index, self.source, self.field)
+
+
+def _rebuild_sample_error(
+    kind: type[SampleError], message: str, index: int | None, source: str | None, field: str | None
+) -> SampleError:
+    return kind(message, index=index, source=source, field=field)
+
+
+class DecodeError(SampleError, OSError):
+    """A file could not be read as an image."""
+
+    # OSError.__str__ formats errno and filename when given two arguments; ours is always one message.
+    __str__ = Exception.__str__
+
+
+class FieldShapeError(SampleError, ValueError):
+    """The samples of a batch disagree about the shape of a field."""
+
+
+class FieldDtypeError(SampleError, TypeError):
+    """The samples of a batch disagree about the dtype of a field."""
+
+
+class FieldNameError(SampleError, ValueError):
+    """The samples of a batch disagree about which fields they have."""
+
+
+class DeviceError(LoadersError, RuntimeError):
+    """An accelerator is missing, unknown to torch, or refused what was asked."""
+
+
+def describe_sample(index: int | None, source: str | None, position: int | None = None) -> str:
+    """How every message names a sample: `sample 90211 ("train/cat/90211.jpg")` or `sample at row 3 of the batch`."""
+    name = f"sample {index}" if index is not None else f"sample at row {position} of the batch"
+    return f'{name} ("{source}")' if source else name
