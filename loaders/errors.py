@@ -3,18 +3,24 @@
     LoadersError
     ├── ConversionError
     │   ├── ShareError (ValueError)         the bytes cannot be shared between NumPy and torch
-    │   └── DtypeError (TypeError)          the dtype has no counterpart in the other library
+    │   ├── DtypeError (TypeError)          the dtype has no counterpart in the other library
+    │   ├── ArrayKindError (TypeError)      the kind of array has none: masked, sparse, meta, a list …
+    │   └── ImageShapeError (ValueError)    the shape is not that of an image or a batch of images
     ├── SampleError                         one sample of a dataset is at fault, and is named
     │   ├── DecodeError (OSError)           a file could not be read as an image
     │   ├── FieldShapeError (ValueError)    the samples of a batch disagree about a shape
     │   ├── FieldDtypeError (TypeError)     … about a dtype
     │   └── FieldNameError (ValueError)     … about their fields
-    └── DeviceError (RuntimeError)          an accelerator is missing or refused
+    ├── DatasetError (ValueError)           a dataset cannot be built from what it was given
+    ├── DeviceError (RuntimeError)          an accelerator is missing or refused
+    └── MissingExtraError (ImportError)     an optional dependency is not installed
 
 Each also derives from the built-in that torch or NumPy raises in the same place, so `except TypeError` keeps working.
 """
 
 from __future__ import annotations
+
+import sys
 
 
 class LoadersError(Exception):
@@ -31,6 +37,14 @@ class ShareError(ConversionError, ValueError):
 
 class DtypeError(ConversionError, TypeError):
     """The dtype has no counterpart in the other library, not even by a lossless copy."""
+
+
+class ArrayKindError(ConversionError, TypeError):
+    """What came is no array or tensor, or one of a kind that the other library lacks, whatever its dtype."""
+
+
+class ImageShapeError(ConversionError, ValueError):
+    """The shape is not that of an image or a batch of images, or does not fit the mean and std given."""
 
 
 class SampleError(LoadersError):
@@ -80,11 +94,43 @@ class FieldNameError(SampleError, ValueError):
     """The samples of a batch disagree about which fields they have."""
 
 
+class SlotStateError(LoadersError, RuntimeError):
+    """A slot was used out of turn."""
+
+
+class BufferMemoryError(LoadersError, MemoryError):
+    """Batch buffers would need more memory than the machine has left, or than `max_buffer_bytes` allows."""
+
+
+class WorkerLostError(SampleError, RuntimeError):
+    """A worker died again and again on one sample, or could not be started at all."""
+
+
+class WorkerTimeoutError(SampleError, RuntimeError, TimeoutError):
+    """No worker answered within `timeout`; the message names the samples that were being read."""
+
+    __str__ = Exception.__str__
+
+
+class DatasetError(LoadersError, ValueError):
+    """A dataset cannot be built from what it was given: no images, or fields of different length."""
+
+
 class DeviceError(LoadersError, RuntimeError):
     """An accelerator is missing, unknown to torch, or refused what was asked."""
+
+
+class MissingExtraError(LoadersError, ImportError):
+    """A package of one of the extras is not installed; the message says which extra to install."""
 
 
 def describe_sample(index: int | None, source: str | None, position: int | None = None) -> str:
     """How every message names a sample: `sample 90211 ("train/cat/90211.jpg")` or `sample at row 3 of the batch`."""
     name = f"sample {index}" if index is not None else f"sample at row {position} of the batch"
     return f'{name} ("{source}")' if source else name
+
+
+def add_note(error: BaseException, note: str) -> None:
+    """Say more below the traceback of an error that is somebody else's. Python 3.10 has no place for it."""
+    if sys.version_info >= (3, 11):
+        error.add_note(note)

@@ -43,7 +43,7 @@ def rebuild(node: Any, values: list[Any]) -> Any:
         plain = dict(zip(node, values, strict=True))
         return plain if type(node) is dict else _as_type(type(node), plain)
     if is_namedtuple(node):
-        return type(node)(*values)
+        return type(node)._make(values)  # not the constructor: torch's PackedSequence has one of its own
     if isinstance(node, tuple):
         return tuple(values)
     if isinstance(node, list):
