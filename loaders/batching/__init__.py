@@ -1,0 +1,1 @@
+"""Batches: the memory they lie in, and how samples get there."""

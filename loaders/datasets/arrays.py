@@ -1,0 +1,86 @@
+"""Samples from arrays that lie in memory or in memory-mapped `.npy` files."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from loaders.datasets.protocol import IndexedDataset
+from loaders.errors import DatasetError
+
+
+class ArrayDataset(IndexedDataset):
+    """Row i of every field: `ArrayDataset({"image": "images.npy", "label": labels})`.
+
+    Rows are read-only views: nothing is copied, and nothing that holds or changes a sample can change the dataset. Copy
+    a row before writing into it. (torch's own `default_collate` warns of them once; `numpy_collate` does not.)
+
+    Args:
+        fields: name → array with one row per sample, or the path of a `.npy` file. A file is memory-mapped, and only
+            its path is pickled, so that workers share its pages however they are started; an array is pickled whole
+            under spawn, so give large ones as files.
+        transform: sample → sample, applied to the dict.
+
+    Sample:
+        {name: ndarray, or NumPy scalar where the array has one dimension; dtype as stored}
+
+    Raises:
+        DatasetError: no fields, fields of different length, or a file that holds no array with rows.
+    """
+
+    def __init__(
+        self,
+        fields: Mapping[str, np.ndarray | str | os.PathLike[str]],
+        transform: Callable[[Any], Any] | None = None,
+    ) -> None:
+        super().__init__(transform)
+        self.fields = dict(fields)
+        self._opened: dict[str, np.ndarray] | None = None
+        lengths = {name: len(array) for name, array in self._arrays().items()}
+        if len(set(lengths.values())) != 1:
+            found = ", ".join(f"{name!r} has {length:,}" for name, length in lengths.items()) or "there are none"
+            raise DatasetError(f"The fields of a dataset need one row per sample each: {found}.")
+        self._length = next(iter(lengths.values()))
+
+    def __len__(self) -> int:
+        return self._length
+
+    def _read(self, index: int) -> dict[str, Any]:
+        return {name: array[index] for name, array in self._arrays().items()}
+
+    def _arrays(self) -> dict[str, np.ndarray]:
+        if self._opened is None:
+            self._opened = {name: _open(name, field) for name, field in self.fields.items()}
+        return self._opened
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_opened": None}
+
+    def __repr__(self) -> str:
+        fields = ", ".join(f"{name}: {a.dtype} {a.shape[1:]}" for name, a in self._arrays().items())
+        return f"ArrayDataset({len(self):,} samples, {fields})"
+
+
+def _open(name: str, field: Any) -> np.ndarray[Any, Any]:
+    array: np.ndarray[Any, Any]
+    if isinstance(field, (str, os.PathLike)):
+        try:
+            array = np.load(field, mmap_mode="r")
+        except (ValueError, EOFError) as error:  # what NumPy raises for a file in another format, or cut short
+            raise DatasetError(
+                f"field {name!r}: {os.fspath(field)!r} cannot be mapped as a .npy file: {error}"
+            ) from error
+        if not isinstance(array, np.ndarray):
+            raise DatasetError(
+                f"field {name!r}: {os.fspath(field)!r} is an archive; save each array as a .npy of its own."
+            )
+        array = array.view(np.ndarray)
+    else:
+        array = np.asarray(field).view()
+    if array.ndim == 0:
+        raise DatasetError(f"field {name!r} is a single value; a field has one row per sample.")
+    array.flags.writeable = False
+    return array

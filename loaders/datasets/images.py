@@ -1,0 +1,205 @@
+"""Samples from image files: a list of them, or a folder with one folder per class."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, SupportsIndex
+
+import numpy as np
+
+from loaders.datasets.protocol import IndexedDataset, in_range
+from loaders.decode import EXTENSIONS, printable, read_image
+from loaders.errors import DatasetError
+
+_NAMES_SHOWN = 4
+
+
+class PackedPaths:
+    """A read-only list of paths in two arrays.
+
+    A list of a million str is a million objects, and reading one writes its reference count: in forked workers each
+    read copies the page it lies on. Here there is nothing to count.
+
+    Items are str, as `os.fsdecode` gives them: names that are no text survive.
+    """
+
+    def __init__(self, paths: Iterable[str | bytes | os.PathLike[str]]) -> None:
+        encoded = [os.fsencode(path) for path in paths]
+        self._bytes = np.frombuffer(b"".join(encoded) or b"\0", np.uint8)
+        self._offsets = np.zeros(len(encoded) + 1, np.int64)
+        np.cumsum([len(path) for path in encoded], out=self._offsets[1:])
+
+    def __len__(self) -> int:
+        return len(self._offsets) - 1
+
+    def __getitem__(self, index: SupportsIndex) -> str:
+        position = in_range(index, len(self))
+        start, end = self._offsets[position : position + 2]
+        return os.fsdecode(self._bytes[start:end].tobytes())
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of the two arrays, in bytes."""
+        return self._bytes.nbytes + self._offsets.nbytes
+
+
+class ImageFiles(IndexedDataset):
+    """Images by path, with a label each if there are any: `ImageFiles(table["path"], table["label"])`.
+
+    Args:
+        paths: the image files, in the order of the samples. Kept as `PackedPaths`.
+        labels: one per path: an ndarray (a row may be a vector or a mask), a table's column, or any sequence. Kept as
+            an ndarray, of dtype object where the labels have no common shape.
+        transform: sample → sample, applied to the dict.
+
+    Sample:
+        {"image": uint8 (H, W, 3) RGB as `read_image` gives it, "label": int, str, NumPy scalar or ndarray}; no "label"
+        without labels. Integers of any width are Python's int, which collate to int64 as losses want them.
+
+    Raises:
+        DatasetError: paths and labels differ in length.
+        DecodeError: on reading; names the sample's index and path.
+    """
+
+    def __init__(
+        self,
+        paths: Iterable[str | bytes | os.PathLike[str]] | PackedPaths,
+        labels: Sequence[Any] | np.ndarray | None = None,
+        transform: Callable[[Any], Any] | None = None,
+    ) -> None:
+        super().__init__(transform)
+        if isinstance(paths, (str, bytes, os.PathLike)):
+            raise TypeError(
+                f"paths is one path, {os.fspath(paths)!r}, not several; did you mean ImageFolder or [path]?"
+            )
+        self.paths = paths if isinstance(paths, PackedPaths) else PackedPaths(paths)
+        self.labels = None if labels is None else _as_rows(labels)
+        if self.labels is not None and len(self.labels) != len(self.paths):
+            raise DatasetError(f"{len(self.paths):,} paths but {len(self.labels):,} labels; each image needs one.")
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def _read(self, index: int) -> dict[str, Any]:
+        sample: dict[str, Any] = {"image": read_image(self.paths[index], index=index)}
+        if self.labels is not None:
+            label = self.labels[index]
+            sample["label"] = label.item() if isinstance(label, (np.integer, np.str_)) else label
+        return sample
+
+    def describe(self, index: SupportsIndex) -> str:
+        """The path of the sample's file, fit for printing."""
+        return printable(self.paths[index])
+
+    def __repr__(self) -> str:
+        labels = "" if self.labels is None else f", labels {self.labels.dtype} {self.labels.shape}"
+        return f"ImageFiles({len(self):,} images{labels})"
+
+
+class ImageFolder(ImageFiles):
+    """A folder of photos with one folder per class: `train/cat/1.jpg`, `train/cat/more/2.png`, `train/dog/3.jpg`.
+
+    Folders inside a class belong to it, links are followed, hidden files and folders are ignored, as are files that lie
+    in the root beside the classes. The order of classes and of images is that of their names, and torchvision's.
+
+    Args:
+        root: the folder that holds the class folders.
+        transform: sample → sample, applied to the dict.
+        extensions: endings that make a file an image, in lower case; upper case in file names counts too.
+
+    Attributes:
+        classes: names of the class folders, sorted. A class without images keeps its place, and a warning names it.
+        class_to_index: name → label.
+        paths: the image files, in the order of the samples.
+        labels: int64 (N,).
+
+    Sample:
+        {"image": uint8 (H, W, 3) RGB as `read_image` gives it, "label": int}
+
+    Raises:
+        DatasetError: `root` is no folder, or no class folder holds an image.
+        DecodeError: on reading; names the sample's index and path.
+    """
+
+    def __init__(
+        self,
+        root: str | os.PathLike[str],
+        transform: Callable[[Any], Any] | None = None,
+        *,
+        extensions: Sequence[str] = EXTENSIONS,
+    ) -> None:
+        self.root = root
+        self.extensions = (extensions,) if isinstance(extensions, str) else tuple(extensions)
+        folders = _class_folders(root)
+        self.classes = [os.fsdecode(os.path.basename(folder)) for folder in folders]
+        self.class_to_index = {name: label for label, name in enumerate(self.classes)}
+        endings = tuple(os.fsencode(ending.lower()) for ending in self.extensions)
+        images = [_images_below(folder, endings) for folder in folders]
+        empty = [printable(name) for name, found in zip(self.classes, images, strict=True) if not found]
+        known = ", ".join(self.extensions)
+        if len(empty) == len(images):
+            raise DatasetError(
+                f'No images in "{printable(os.fspath(root))}": it holds {len(images)} class folders and none of them '
+                f"has a file ending in {known}.\n  Images belong into a folder per class, root/cat/1.jpg; "
+                "for a flat list of files use ImageFiles."
+            )
+        if empty:
+            warnings.warn(
+                f"{len(empty)} of {len(images)} classes have no image ending in {known}: {_first(empty)}. They keep "
+                "their labels.",
+                stacklevel=2,
+            )
+        labels = np.repeat(np.arange(len(images)), [len(found) for found in images])
+        super().__init__([path for found in images for path in found], labels, transform)
+
+    def __repr__(self) -> str:
+        names = _first([printable(name) for name in self.classes])
+        root = printable(os.fspath(self.root))
+        return f'ImageFolder("{root}", {len(self):,} images, {len(self.classes)} classes: {names})'
+
+
+def _first(names: list[str]) -> str:
+    return ", ".join(names[:_NAMES_SHOWN]) + (", …" if len(names) > _NAMES_SHOWN else "")
+
+
+def _as_rows(labels: Any) -> np.ndarray:
+    try:
+        return np.asarray(labels)
+    except ValueError:  # no common shape, such as a different number of boxes per image
+        rows = np.empty(len(labels), object)
+        for position, label in enumerate(labels):
+            rows[position] = label
+        return rows
+
+
+def _class_folders(root: str | os.PathLike[str]) -> list[bytes]:
+    if not os.path.isdir(root):
+        raise DatasetError(
+            f'"{printable(os.fspath(root))}" is not a folder; ImageFolder wants the one with the classes.'
+        )
+    # Names as bytes: they sort as text does, and those that are no text need no care.
+    with os.scandir(os.fsencode(root)) as entries:
+        return sorted(entry.path for entry in entries if entry.is_dir() and not entry.name.startswith(b"."))
+
+
+def _images_below(top: bytes, endings: tuple[bytes, ...]) -> list[bytes]:
+    images: dict[bytes, list[bytes]] = {}
+    pending: list[tuple[bytes, tuple[tuple[int, int], ...]]] = [(top, ())]
+    while pending:
+        folder, above = pending.pop()
+        status = os.stat(folder)
+        chain = (*above, (status.st_dev, status.st_ino))
+        if chain[-1] in above:  # a link to a folder that it lies in
+            continue
+        here = images[folder] = []
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.name.startswith(b"."):
+                    continue
+                if entry.is_dir():
+                    pending.append((entry.path, chain))
+                elif entry.name.lower().endswith(endings):
+                    here.append(entry.path)
+    return [path for folder in sorted(images) for path in sorted(images[folder])]

@@ -1,0 +1,112 @@
+"""Albumentations 2.0.8 keeps its random state in the pipeline: a stock DataLoader copies it to each worker and epoch.
+
+The first test shows the trap in a bare pipeline, so that what the others claim of ours means something.
+"""
+
+import multiprocessing
+
+import albumentations as A
+import cv2
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader, get_worker_info
+
+from loaders import Albumentations, ArrayDataset, numpy_collate, read_image
+
+# Python 3.12 and later warn of any fork beside threads, and torch and OpenCV have some.
+pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
+
+SAMPLES, WORKERS, EPOCHS = 32, 2, 2
+METHODS = ("fork", "forkserver", "spawn")
+# A server that has imported what its workers need starts them as fast as fork does.
+multiprocessing.set_forkserver_preload(["albumentations", "torch", "loaders"])
+
+
+class CropCorner:
+    """What a bare pipeline does to a sample; picklable, as spawn needs it."""
+
+    def __init__(self, pipeline):
+        self.pipeline = pipeline
+
+    def __call__(self, sample):
+        return {**sample, "image": self.pipeline(image=sample["image"])["image"]}
+
+
+def dataset(adapt):
+    """One photo many times: samples differ by nothing but what the pipeline draws."""
+    photo = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    return ArrayDataset(
+        {"image": np.stack([photo] * SAMPLES)}, adapt(A.Compose([A.RandomCrop(8, 8), A.GaussNoise(p=1)]))
+    )
+
+
+def epochs(adapt, method, persistent=False, seed=0, workers=WORKERS):
+    """What each sample of each epoch became: [epoch][sample] → bytes."""
+    torch.manual_seed(seed)
+    parallel = {"multiprocessing_context": method, "persistent_workers": persistent, "timeout": 60} if workers else {}
+    loader = DataLoader(dataset(adapt), 4, num_workers=workers, collate_fn=numpy_collate, **parallel)
+    return [[image.numpy().tobytes() for batch in loader for image in batch["image"]] for _ in range(EPOCHS)]
+
+
+def test_a_bare_pipeline_repeats_itself_in_every_worker_and_every_epoch():
+    first, second = epochs(CropCorner, "fork")
+    assert first == second
+    assert len(set(first)) == SAMPLES // WORKERS
+
+
+@pytest.mark.parametrize("persistent", [False, True], ids=["new workers", "persistent workers"])
+@pytest.mark.parametrize("method", METHODS)
+def test_ours_never_repeats_and_gives_the_same_epochs_again_by_any_start_method(method, persistent):
+    first = epochs(Albumentations, "fork", persistent)
+    assert len({sample for epoch in first for sample in epoch}) == SAMPLES * EPOCHS
+    assert epochs(Albumentations, method, persistent) == first
+    assert epochs(Albumentations, "fork", persistent, seed=1) != first
+
+
+def test_ours_never_repeats_without_workers_either():
+    first = epochs(Albumentations, None, workers=0)
+    assert len({sample for epoch in first for sample in epoch}) == SAMPLES * EPOCHS
+    assert epochs(Albumentations, None, workers=0) == first
+
+
+class ReportsThreads:
+    """A dataset that says how many threads OpenCV has after each of ours ran."""
+
+    def __init__(self, via):
+        self.via = via
+
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, index):
+        assert get_worker_info() is not None
+        cv2.setNumThreads(3)
+        image = np.zeros((8, 8, 3), np.uint8)
+        if self.via == "read_image":
+            read_image(cv2.imencode(".png", image)[1].tobytes())
+        elif self.via == "Albumentations":
+            Albumentations(A.NoOp())({"image": image})
+        return cv2.getNumThreads()
+
+
+def report(batch):
+    numpy_collate(batch)
+    return [*batch, cv2.getNumThreads()]
+
+
+@pytest.mark.parametrize("via", ["read_image", "Albumentations", "numpy_collate"])
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_opencv_has_one_thread_in_workers_and_the_main_process_keeps_its_own(method, via):
+    if method == "fork":
+        # Its threads run here before the fork, so the worker inherits a pool that has none.
+        before = cv2.getNumThreads()
+        cv2.GaussianBlur(np.zeros((2000, 2000, 3), np.uint8), (9, 9), 0)
+    loader = DataLoader(
+        ReportsThreads(via), 1, num_workers=1, multiprocessing_context=method, collate_fn=report, timeout=60
+    )
+    (in_sample, in_collate), _ = list(loader)
+    assert in_sample == (3 if via == "numpy_collate" else 1)
+    assert in_collate == 1
+    if method == "fork":
+        assert cv2.getNumThreads() == before
