@@ -24,14 +24,18 @@ if TYPE_CHECKING:
     from loaders.datasets import ImageFolder as ImageFolder
     from loaders.decode import read_image as read_image
     from loaders.device import DevicePrefetcher as DevicePrefetcher
+    from loaders.errors import ArrayKindError as ArrayKindError
     from loaders.errors import ConversionError as ConversionError
+    from loaders.errors import DatasetError as DatasetError
     from loaders.errors import DecodeError as DecodeError
     from loaders.errors import DeviceError as DeviceError
     from loaders.errors import DtypeError as DtypeError
     from loaders.errors import FieldDtypeError as FieldDtypeError
     from loaders.errors import FieldNameError as FieldNameError
     from loaders.errors import FieldShapeError as FieldShapeError
+    from loaders.errors import ImageShapeError as ImageShapeError
     from loaders.errors import LoadersError as LoadersError
+    from loaders.errors import MissingExtraError as MissingExtraError
     from loaders.errors import SampleError as SampleError
     from loaders.errors import ShareError as ShareError
     from loaders.rng import sample_rng as sample_rng
@@ -44,14 +48,18 @@ _NAMES = {
     "loaders.decode": ("read_image",),
     "loaders.device": ("DevicePrefetcher",),
     "loaders.errors": (
+        "ArrayKindError",
         "ConversionError",
+        "DatasetError",
         "DecodeError",
         "DeviceError",
         "DtypeError",
         "FieldDtypeError",
         "FieldNameError",
         "FieldShapeError",
+        "ImageShapeError",
         "LoadersError",
+        "MissingExtraError",
         "SampleError",
         "ShareError",
     ),

@@ -1,0 +1,76 @@
+"""Train a small network on a folder of photographs with torch's own DataLoader.
+
+python examples/train.py                      the demo's photographs
+python examples/train.py FOLDER --epochs 5    FOLDER/train/<class>/*.jpg and FOLDER/val/<class>/*.jpg
+"""
+
+import argparse
+from pathlib import Path
+
+import albumentations as A
+import torch
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+
+from loaders import Albumentations, DevicePrefetcher, ImageFolder, numpy_collate
+from loaders.demo.network import SIZE, SmallNet, normalise, save
+from loaders.demo.photos import demo_photos
+
+AUGMENT = A.Compose(
+    [
+        A.RandomResizedCrop(size=(SIZE, SIZE), scale=(0.5, 1.0)),
+        A.HorizontalFlip(p=0.5),
+        A.ColorJitter(brightness=0.1, contrast=0.1, saturation=0.1, hue=0.01),
+    ]
+)
+RESIZE = A.Compose([A.Resize(SIZE, SIZE)])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, nargs="?", help="default: the demo's photographs")
+    parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--out", type=Path, default=Path("network.pt"), help="where to keep the trained network")
+    options = parser.parse_args()
+
+    torch.manual_seed(0)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    folder = options.folder or demo_photos()
+
+    # Datasets know nothing of torch: a sample is {"image": uint8 (H, W, 3) RGB, "label": int}.
+    train_set = ImageFolder(folder / "train", transform=Albumentations(AUGMENT))
+    val_set = ImageFolder(folder / "val", transform=Albumentations(RESIZE))
+    settings = {"batch_size": 64, "num_workers": options.workers, "collate_fn": numpy_collate}
+    loader = DataLoader(train_set, shuffle=True, **settings)
+    val_loader = DataLoader(val_set, **settings)
+
+    # Bytes cross to the device; `normalise` makes them floats there.
+    batches = DevicePrefetcher(loader, device, transform=normalise)
+    val_batches = DevicePrefetcher(val_loader, device, transform=normalise)
+
+    net = SmallNet(len(train_set.classes)).to(device, memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(net.parameters(), lr=3e-3, weight_decay=0.05)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=options.epochs * len(loader))
+
+    for epoch in range(1, options.epochs + 1):
+        net.train()
+        for batch in batches:
+            loss = F.cross_entropy(net(batch["image"]), batch["label"])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+
+        net.eval()
+        with torch.inference_mode():
+            right = sum((net(batch["image"]).argmax(1) == batch["label"]).sum() for batch in val_batches)
+        print(
+            f"epoch {epoch}: loss {loss.item():.3f}, validation accuracy {right.item() / len(val_set):.1%}", flush=True
+        )
+
+    save(options.out, net, train_set.classes)
+
+
+if __name__ == "__main__":  # workers may be started by importing this file
+    main()

@@ -1,0 +1,47 @@
+"""The command line. Commands import what they need when they run, so that `loaders --help` is quick."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+INTERRUPTED = 130  # how shells report a program that Ctrl-C ended: 128 + SIGINT
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.callback()
+def main() -> None:
+    """Feeds PyTorch from NumPy-native datasets."""
+    # A callback makes `demo` a sub-command even while it is the only one.
+
+
+@app.command()
+def demo(
+    data: Annotated[
+        Path | None, typer.Option(help="Folder with train/CLASS/*.jpg and val/CLASS/*.jpg instead of the demo's own.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Where to write the picture, a PNG file.")] = Path("demo.png"),
+    epochs: Annotated[int, typer.Option(min=1, help="How often to go through the photographs.")] = 12,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that read and augment.")] = 2,
+) -> None:
+    """Train a small network on real photographs for about a minute, and draw a picture of the run."""
+    from rich.console import Console
+
+    from loaders.errors import LoadersError
+
+    failure, status = None, 0
+    try:
+        from loaders.demo.run import run_demo
+
+        run_demo(data, out, epochs, workers, Console(highlight=False, markup=False, soft_wrap=True))
+    except KeyboardInterrupt:
+        failure, status = "Stopped.", INTERRUPTED
+    except LoadersError as error:
+        failure, status = str(error), 1
+    # Out here the run's frames are gone, and its workers with them.
+    if failure is not None:
+        typer.echo(failure, err=True)
+    raise typer.Exit(status)

@@ -1,0 +1,125 @@
+"""Each example runs as a program, on few photographs, and leaves the picture it promises."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import pytest
+import torch
+
+from loaders.demo.network import SmallNet, load, save
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+# Stands for torchvision, with a network small enough to keep in a test and the real names of the real module.
+TORCHVISION = """
+import torch
+
+class ResNet18_Weights:
+    class IMAGENET1K_V1:
+        url = "https://nowhere.invalid/models/resnet18-0123abcd.pth"
+        meta = {"categories": ["tench", "goldfish", "shark"]}
+
+def resnet18():
+    return torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(3, 3))
+"""
+
+
+@pytest.fixture
+def run(demo_cache, tmp_path):
+    """Runs an example in an empty folder. Its cache has the photographs, and a network if `trained` made one."""
+    (tmp_path / "cache").mkdir()
+    demo = next((demo_cache / "loaders").iterdir())
+    ours = tmp_path / "cache" / "loaders" / demo.name
+    ours.mkdir(parents=True)
+    (ours / "photos").symlink_to(demo / "photos")
+    environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path / "cache"), "TORCH_HOME": str(tmp_path / "torch")}
+
+    def run(name: str, *options: object, trained: bool = False, **more: str) -> subprocess.CompletedProcess[str]:
+        if trained:
+            save(ours / "network.pt", SmallNet(10), [f"class {number}" for number in range(10)])
+        command = [sys.executable, str(EXAMPLES / name), *map(str, options)]
+        return subprocess.run(
+            command, cwd=tmp_path, env=environment | more, capture_output=True, text=True, check=False
+        )
+
+    return run
+
+
+def assert_is_picture(path: Path, height: int, width: int) -> None:
+    image = cv2.imread(str(path))
+    assert image.shape == (height, width, 3)
+    assert image.std() > 20
+    # Something is drawn in each half.
+    assert image[:, : width // 2].std() > 10
+    assert image[:, width // 2 :].std() > 10
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.name)
+def test_an_example_is_short(path):
+    assert len(path.read_text().splitlines()) < 80
+
+
+def test_train_learns_and_keeps_the_network(run, few_photos, tmp_path):
+    done = run("train.py", few_photos, "--epochs", 3, "--workers", 1, "--out", "kept.pt")
+    assert done.returncode == 0, done.stderr
+    accuracies = re.findall(r"^epoch \d: loss \d\.\d+, validation accuracy ([\d.]+)%$", done.stdout, re.MULTILINE)
+    assert len(accuracies) == 3
+    assert float(accuracies[-1]) > 60  # chance is 33
+    _, classes = load(tmp_path / "kept.pt")
+    assert classes == ["coffee", "galaxies", "pagoda"]
+
+
+def test_classify_image_plots_a_photograph_with_its_most_probable_classes(run, few_photos, tmp_path):
+    photo = next((few_photos / "val" / "pagoda").iterdir())
+    done = run("classify_image.py", photo, "--out", "out.png", trained=True)
+    assert done.returncode == 0, done.stderr
+    assert re.search(rf"^{photo.name}: class \d, \d+%\. Picture: out\.png$", done.stdout, re.MULTILINE)
+    assert_is_picture(tmp_path / "out.png", 400, 900)
+
+
+def test_classify_image_uses_resnet_18_where_torchvision_and_its_weights_are_at_hand(run, tmp_path):
+    (tmp_path / "modules" / "torchvision").mkdir(parents=True)
+    (tmp_path / "modules" / "torchvision" / "__init__.py").touch()
+    (tmp_path / "modules" / "torchvision" / "models.py").write_text(TORCHVISION)
+    checkpoints = tmp_path / "torch" / "hub" / "checkpoints"
+    checkpoints.mkdir(parents=True)
+    weights = {"2.weight": torch.zeros(3, 3), "2.bias": torch.tensor([0.0, 0.0, 9.0])}
+    torch.save(weights, checkpoints / "resnet18-0123abcd.pth")
+    done = run("classify_image.py", PYTHONPATH=str(tmp_path / "modules"))
+    assert done.returncode == 0, done.stderr
+    assert ": shark, 100%. Picture: classified.png" in done.stdout
+
+
+@pytest.mark.parametrize("error", ["ImportError", "RuntimeError"])
+def test_classify_image_does_without_a_torchvision_that_cannot_be_imported(run, tmp_path, error):
+    (tmp_path / "modules" / "torchvision").mkdir(parents=True)
+    (tmp_path / "modules" / "torchvision" / "__init__.py").write_text(f"raise {error}('built for another torch')")
+    done = run("classify_image.py", trained=True, PYTHONPATH=str(tmp_path / "modules"))
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("name", ["classify_image.py", "feature_maps.py"])
+def test_without_a_trained_network_the_command_that_makes_one_is_named(run, name):
+    done = run(name)
+    assert done.returncode == 1
+    assert "python -m loaders demo" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_classify_image_names_a_file_that_is_no_photograph(run, tmp_path):
+    (tmp_path / "notes.txt").write_text("no photograph")
+    done = run("classify_image.py", "notes.txt", trained=True)
+    assert done.returncode == 1
+    assert 'cannot read "notes.txt"' in done.stderr
+
+
+@pytest.mark.parametrize(("layer", "shape"), [(0, "24 maps of 40 by 40"), (4, "128 maps of 5 by 5")])
+def test_feature_maps_plots_what_a_layer_puts_out(run, tmp_path, layer, shape):
+    done = run("feature_maps.py", "--layer", layer, trained=True)
+    assert done.returncode == 0, done.stderr
+    assert shape in done.stdout
+    assert_is_picture(tmp_path / "feature_maps.png", 400, 1300)

@@ -1,0 +1,82 @@
+"""What the README and the documents say is true: their code runs, their claims hold, their links lead somewhere."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from loaders import DevicePrefetcher, ShareError, as_array, as_tensor, numpy_collate, shares_memory, to_image, to_numpy
+
+if sys.version_info >= (3, 11):
+    import tomllib
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_training_loop_runs_as_it_stands(few_photos, tmp_path):
+    (loop,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    (tmp_path / "train.py").write_text(loop, encoding="utf-8")
+    (tmp_path / "photos").symlink_to(few_photos)
+    done = subprocess.run([sys.executable, "train.py"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert re.fullmatch(r"loss \d+\.\d{3}\n", done.stdout)
+
+
+def test_the_commands_are_targets_of_the_makefile():
+    targets = re.findall(r"^(\w[\w-]*):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    named = set(re.findall(r"\bmake (\w+)", README))
+    assert named == {"demo", "test"}
+    assert named <= set(targets)
+
+
+@pytest.mark.parametrize("document", ["README.md", "CHANGELOG.md", *(f"docs/{p.name}" for p in ROOT.glob("docs/*.md"))])
+def test_every_link_leads_to_a_file(document):
+    path = ROOT / document
+    for target in re.findall(r"\]\(([^)#:]+)\)", path.read_text(encoding="utf-8")):
+        assert (path.parent / target).exists(), target
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="tomllib came with Python 3.11")
+def test_every_dependency_is_explained():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    groups = [project["dependencies"], *project["optional-dependencies"].values()]
+    explained = re.findall(r"^\| (\S+) ≥ (\S+) \|", (ROOT / "docs/dependencies.md").read_text("utf-8"), re.MULTILINE)
+    assert {f"{name}>={version}" for name, version in explained} == {
+        line for group in groups for line in group if not line.startswith("loaders[")
+    }
+
+
+def test_the_table_is_right_about_conversions():
+    array = np.arange(6, dtype=np.float32).reshape(2, 3)
+    tensor = torch.arange(6.0)
+    assert shares_memory(array, as_tensor(array))
+    assert shares_memory(tensor, as_array(tensor))
+    assert not shares_memory(array[::-1], as_tensor(array[::-1]))
+    with pytest.raises(ShareError, match="negative strides"):
+        as_tensor(array[::-1], copy=False)
+    assert not shares_memory(array, as_tensor(array, copy=True))
+    assert not shares_memory(tensor, as_array(tensor, copy=True))
+    weights = torch.zeros(3, requires_grad=True)
+    assert shares_memory(weights, as_array(weights))
+    assert not as_array(weights).flags.writeable
+
+
+def test_the_table_is_right_about_copies_you_own():
+    tensor = torch.zeros(3)
+    assert not shares_memory(tensor, to_numpy({"boxes": [tensor]})["boxes"][0])
+    pixels = torch.zeros((3, 4, 4), dtype=torch.uint8)
+    assert not shares_memory(pixels, to_image(pixels))
+    assert to_image(torch.zeros(3, 4, 5)).shape == (4, 5, 3)
+
+
+def test_the_table_is_right_about_batches():
+    rows = [np.full(3, row, np.float32) for row in range(2)]
+    batch = numpy_collate([{"row": row} for row in rows])
+    assert not any(shares_memory(row, batch["row"]) for row in rows)
+    (same,) = DevicePrefetcher([batch], "cpu")
+    assert same is batch
