@@ -1,0 +1,46 @@
+"""Any Python value as a parcel: its arrays' bytes apart from everything else.
+
+The bytes go where the caller has room for them (a slot), the rest is one pickle (protocol 5, PEP 574). The same format
+carries the results of a custom `collate_fn`, samples that fit no row, and errors. Nothing here imports torch: tensors
+are recognised where torch is loaded already, and become tensors again in the consumer.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from loaders.spec import is_plain, tensor_as_array
+
+
+def pack(value: Any) -> tuple[bytes, list[pickle.PickleBuffer]]:
+    """Split `value` into a pickle and the contiguous buffers of its arrays and CPU tensors, in order."""
+    buffers: list[pickle.PickleBuffer] = []
+    stream = io.BytesIO()
+    _Packer(stream, protocol=5, buffer_callback=buffers.append).dump(value)
+    return stream.getvalue(), buffers
+
+
+def unpack(pickled: bytes, buffers: Sequence[Any]) -> Any:
+    """The value again; its arrays and tensors share the memory of `buffers` where those are writable."""
+    return pickle.loads(pickled, buffers=buffers)
+
+
+class _Packer(pickle.Pickler):
+    def reducer_override(self, obj: Any) -> Any:
+        torch: Any = sys.modules.get("torch")
+        if torch is not None and type(obj) is torch.Tensor and is_plain(obj):
+            array, dtype = tensor_as_array(obj)
+            # A copy only where needed: ascontiguousarray would give a 0-d array a dimension.
+            return rebuild_tensor, (array if array.flags.c_contiguous else array.copy(), dtype)
+        return NotImplemented
+
+
+def rebuild_tensor(array: Any, dtype: str) -> Any:
+    """The tensor over `array` again, sharing its memory. Runs where the parcel is opened."""
+    from loaders.batching.assemble import tensor_over
+
+    return tensor_over(array, dtype)

@@ -1,0 +1,255 @@
+"""Slots: the reused memory of batches, and the leases that say when it may be used again.
+
+A slot is the blocks of one open batch, one block per field, so that keeping the labels of an epoch does not keep its
+images. A block's life is this machine and nothing else:
+
+    FREE ──acquire──► FILLING ──finish──► READY ──lease──► LEASED ──the last view dies──► FREE
+                         │                  └───────────── discard ─────────────────────► FREE
+                         └──abandon──► ABANDONED ──discard: the last writer is done ────► FREE
+"""
+
+from __future__ import annotations
+
+import ctypes
+import enum
+import os
+import threading
+import time
+import traceback
+import weakref
+from collections import deque
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from loaders.batching.arena import Arena, round_up
+from loaders.errors import BufferMemoryError, SlotStateError
+
+# What a released block is filled with under LOADERS_DEBUG=slots: a reader that outlived its lease shows at once.
+DEBUG_PATTERN = 0xDB
+_WINDOW = 64
+
+
+class BlockState(enum.Enum):
+    """Where a block is in its life."""
+
+    FREE = "free"
+    FILLING = "filling"
+    READY = "ready"
+    LEASED = "leased"
+    ABANDONED = "abandoned"
+
+
+_BEFORE = {
+    BlockState.FILLING: (BlockState.FREE,),
+    BlockState.READY: (BlockState.FILLING,),
+    BlockState.LEASED: (BlockState.READY,),
+    BlockState.ABANDONED: (BlockState.FILLING, BlockState.READY),
+    BlockState.FREE: (BlockState.FILLING, BlockState.READY, BlockState.ABANDONED, BlockState.LEASED),
+}
+
+
+class Block:
+    """`nbytes` bytes at `offset` of the pool's arena: the memory of one field of one batch."""
+
+    __slots__ = ("nbytes", "offset", "state")
+
+    def __init__(self, offset: int, nbytes: int) -> None:
+        self.offset = offset
+        self.nbytes = nbytes
+        self.state = BlockState.FREE
+
+    def become(self, state: BlockState) -> None:
+        """Move to `state`, or raise SlotStateError if the machine has no such arrow."""
+        if self.state not in _BEFORE[state]:
+            raise SlotStateError(f"a block that is {self.state.value} cannot become {state.value}.")
+        self.state = state
+
+
+class _Lease(weakref.ref[Any]):
+    """Dies with the exporter of a block's buffer, and then stands in the pool's queue of ended leases."""
+
+    __slots__ = ("block", "label", "since_s")
+    block: Block
+    label: str
+    since_s: float
+
+
+def _caller() -> str:
+    """`, taken at train.py:31`: the innermost line that is not the library's."""
+    package = os.path.dirname(os.path.dirname(__file__))
+    for frame in reversed(traceback.extract_stack()):
+        if not frame.filename.startswith(package):
+            return f", taken at {frame.filename}:{frame.lineno}"
+    return ""
+
+
+class SlotPool:
+    """Blocks of an arena, handed out, leased and taken back. One thread at a time fills it; leases end anywhere.
+
+    Args:
+        arena: where the blocks lie.
+        ceiling_nbytes: the most bytes all blocks together may take.
+    """
+
+    def __init__(self, arena: Arena, *, ceiling_nbytes: int) -> None:
+        self.arena = arena
+        self.ceiling_nbytes = ceiling_nbytes
+        self.leased_nbytes = 0
+        self._free: dict[int, list[Block]] = {}
+        self._leases: dict[Block, _Lease] = {}
+        # Filled by finalizers, which run inside the garbage collector on any thread: append is all they may do.
+        self._ended: deque[_Lease] = deque()
+        self._lock = threading.Lock()
+        self._in_use: dict[int, int] = {}
+        self._peaks: dict[int, tuple[int, int]] = {}  # per size: most in use in the last window, and in this one
+        self._acquired = 0
+        self._debug = "slots" in os.environ.get("LOADERS_DEBUG", "").split(",")
+
+    def acquire(self, sizes: Sequence[int]) -> list[Block]:
+        """A slot: one FILLING block for each of `sizes` (bytes), recently used memory first.
+
+        Raises:
+            BufferMemoryError: the ceiling or the machine's memory is reached. Nothing was taken.
+        """
+        with self._lock:
+            self._reclaim()
+            slot: list[Block] = []
+            try:
+                for size in sizes:
+                    slot.append(self._take(round_up(max(size, 1))))
+            except BufferMemoryError:
+                self._put_back(slot)
+                raise
+            self._acquired += 1
+            if self._acquired % _WINDOW == 0:
+                self._trim()
+            return slot
+
+    def finish(self, slot: Iterable[Block]) -> None:
+        """Every row is written: FILLING → READY."""
+        for block in slot:
+            block.become(BlockState.READY)
+
+    def abandon(self, slot: Iterable[Block]) -> None:
+        """Nobody will read this slot, but somebody may still write into it: → ABANDONED until `discard`."""
+        for block in slot:
+            block.become(BlockState.ABANDONED)
+
+    def discard(self, slot: Iterable[Block]) -> None:
+        """Nobody reads or writes these blocks any more: → FREE."""
+        with self._lock:
+            self._put_back(slot)
+
+    def lease(self, slot: Sequence[Block], labels: Sequence[str]) -> list[Any]:
+        """Hand READY blocks to a reader, each as the object that exports its bytes.
+
+        A block is FREE again when its exporter is gone, which every array, tensor, view, storage, memoryview or
+        capsule made over it keeps alive; there is nothing to call.
+
+        Returns:
+            One ctypes array of `block.nbytes` bytes per block: build arrays with `numpy.ndarray(…, buffer=root)`.
+        """
+        roots = []
+        now = time.monotonic()
+        where = _caller() if self._debug else ""
+        with self._lock:
+            for block, label in zip(slot, labels, strict=True):
+                block.become(BlockState.LEASED)
+                # The root of every alias. An ndarray or tensor as anchor would let go too early: `.base` collapses,
+                # and detach(), numpy() and view(dtype) make new objects over the same bytes.
+                root = (ctypes.c_char * block.nbytes).from_buffer(self.arena.buffer, block.offset)
+                lease = _Lease(root, self._ended.append)
+                lease.block, lease.label, lease.since_s = block, label + where, now
+                self._leases[block] = lease
+                self.leased_nbytes += block.nbytes
+                roots.append(root)
+        return roots
+
+    def reclaim(self) -> None:
+        """Take back the blocks whose leases have ended."""
+        with self._lock:
+            self._reclaim()
+
+    def trim(self) -> None:
+        """Give every FREE block back to the machine."""
+        with self._lock:
+            self._reclaim()
+            for size in list(self._free):
+                self._release_free(size, keep=0)
+
+    @property
+    def leased_count(self) -> int:
+        """Blocks that readers hold, or held when they were last reclaimed."""
+        return len(self._leases)
+
+    def holders(self) -> str:
+        """The blocks that readers hold, one line each: what it is, how large, for how long.
+
+        Under LOADERS_DEBUG=slots a line also says where in the reader's code the batch was taken.
+        """
+        now = time.monotonic()
+        leases = sorted(list(self._leases.values()), key=lambda lease: lease.since_s)
+        return "\n".join(f"{each.label}: {each.block.nbytes:,} bytes for {now - each.since_s:.1f} s" for each in leases)
+
+    def _take(self, size: int) -> Block:
+        free = self._free.get(size)
+        if free:
+            block = free.pop()
+        else:
+            block = self._grow(size)
+        block.become(BlockState.FILLING)
+        in_use = self._in_use[size] = self._in_use.get(size, 0) + 1
+        before, now = self._peaks.get(size, (0, 0))
+        if in_use > now:
+            self._peaks[size] = (before, in_use)
+        return block
+
+    def _grow(self, size: int) -> Block:
+        if self.arena.reserved_nbytes + size > self.ceiling_nbytes:
+            for other in list(self._free):
+                self._release_free(other, keep=0)
+        if self.arena.reserved_nbytes + size > self.ceiling_nbytes:
+            raise BufferMemoryError(
+                f"batch buffers would take {self.arena.reserved_nbytes + size:,} bytes, of which batches still held "
+                f"take {self.leased_nbytes:,}; max_buffer_bytes allows {self.ceiling_nbytes:,}.\n"
+                "  Let go of batches that are kept, copy what you keep (tensor.clone()), or raise max_buffer_bytes."
+            )
+        try:
+            return Block(self.arena.reserve(size), size)
+        except BufferMemoryError:
+            # Idle blocks of other sizes may be all that stands in the way.
+            for other in list(self._free):
+                self._release_free(other, keep=0)
+            return Block(self.arena.reserve(size), size)
+
+    def _put_back(self, slot: Iterable[Block]) -> None:
+        for block in slot:
+            block.become(BlockState.FREE)
+            self._in_use[block.nbytes] -= 1
+            if self._debug:
+                ctypes.memset(
+                    ctypes.addressof(ctypes.c_char.from_buffer(self.arena.buffer, block.offset)),
+                    DEBUG_PATTERN,
+                    block.nbytes,
+                )
+            self._free.setdefault(block.nbytes, []).append(block)
+
+    def _reclaim(self) -> None:
+        while self._ended:
+            lease = self._ended.popleft()
+            del self._leases[lease.block]
+            self.leased_nbytes -= lease.block.nbytes
+            self._put_back([lease.block])
+
+    def _trim(self) -> None:
+        # What was not in use at once during the last two windows is idle. The oldest go: the newest are in the cache.
+        for size, (before, now) in list(self._peaks.items()):
+            self._release_free(size, keep=max(before, now) - self._in_use.get(size, 0))
+            self._peaks[size] = (now, self._in_use.get(size, 0))
+
+    def _release_free(self, size: int, keep: int) -> None:
+        free = self._free.get(size, [])
+        surplus = len(free) - max(keep, 0)
+        for block in free[: max(surplus, 0)]:
+            self.arena.release(block.offset, block.nbytes)
+        del free[: max(surplus, 0)]

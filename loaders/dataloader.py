@@ -1,0 +1,254 @@
+"""The drop-in `DataLoader`: torch's arguments and meaning, slots instead of copies."""
+
+from __future__ import annotations
+
+import os
+import warnings
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from multiprocessing.context import BaseContext
+from typing import Any, Literal
+
+import torch
+import torch.utils.data
+from torch.utils.data import BatchSampler
+
+from loaders.batching.arena import Arena, available_nbytes
+from loaders.batching.slots import SlotPool
+from loaders.dispatch import Dispatch
+from loaders.engines.local import InlineEngine, ThreadEngine
+from loaders.engines.processes import ProcessEngine
+from loaders.engines.protocol import Engine
+from loaders.engines.work import Job
+from loaders.epoch import Epoch
+from loaders.failures import SkippedSample
+from loaders.plan import Plan
+from loaders.policy import Chunks
+from loaders.spec import Field
+from loaders.tree import map_tree
+
+# Of the memory available when the first batch is made, the share that batch buffers may take.
+_DEFAULT_SHARE = 0.5
+# Address space per byte of it, so that blocks of changing sizes always find a free run.
+_VIRTUAL_FACTOR = 4
+# A consumer that holds this many times the open batches is told once.
+_MANY_HELD = 4
+
+
+class DataLoader(torch.utils.data.DataLoader[Any]):
+    """torch's DataLoader, several times faster: workers write samples into the batch itself.
+
+    Takes every argument of `torch.utils.data.DataLoader` with its meaning; batches have the same structure, dtypes,
+    values and order. A batch may be kept for ever: its memory is used again only when the last tensor, array or view
+    over it is gone.
+
+    Args:
+        dataset: NumPy-native (see `loaders.Dataset`) or any other that torch takes. It may offer
+            `read_into(index, out)`, which writes a sample's fields into the arrays of `out`, shaped like the first
+            sample that `dataset[index]` gave, and `describe(index)`, a name for messages, usually a path.
+        worker_method: "process", or "thread" for datasets that release the GIL most of the time.
+        fields: how fields whose samples differ in shape share a batch: `{"boxes": Field(ragged=True)}`.
+        on_error: what a failing sample does: "raise" its exception; "skip" it, as if the sampler had not drawn it
+            (with several ranks use "substitute": ranks of unequal length hang); "substitute" another sample for it.
+        max_errors: how many samples may fail in a row before the error is raised all the same.
+        max_buffer_bytes: the most memory that batches, made and held, may take; half of what is available by default.
+        return_index: deliver `(batch, indices)`, indices as int64 (B,), or as a list if they are no ints.
+
+    Attributes:
+        errors: what a policy left out: `SkippedSample(index, source, error)`.
+        beside_count: values that no slot could hold and that travelled beside it.
+
+    Raises:
+        ValueError, TypeError: as torch does for its arguments.
+    """
+
+    errors: list[SkippedSample]
+
+    def __init__(
+        self,
+        dataset: Any,
+        batch_size: int | None = 1,
+        shuffle: bool | None = None,
+        sampler: Iterable[Any] | None = None,
+        batch_sampler: Iterable[Any] | None = None,
+        num_workers: int = 0,
+        collate_fn: Callable[[list[Any]], Any] | None = None,
+        pin_memory: bool = False,
+        drop_last: bool = False,
+        timeout: float = 0,
+        worker_init_fn: Callable[[int], None] | None = None,
+        multiprocessing_context: BaseContext | str | None = None,
+        generator: torch.Generator | None = None,
+        *,
+        prefetch_factor: int | None = None,
+        persistent_workers: bool = False,
+        pin_memory_device: str = "",
+        in_order: bool = True,
+        worker_method: Literal["process", "thread"] = "process",
+        fields: Mapping[str, Field] | None = None,
+        on_error: Literal["raise", "skip", "substitute"] = "raise",
+        max_errors: int = 10,
+        max_buffer_bytes: int | None = None,
+        return_index: bool = False,
+    ) -> None:
+        if worker_method not in ("process", "thread"):
+            raise ValueError(f'worker_method should be "process" or "thread", but got {worker_method!r}')
+        if on_error not in ("raise", "skip", "substitute"):
+            raise ValueError(f'on_error should be "raise", "skip" or "substitute", but got {on_error!r}')
+        if on_error != "raise" and isinstance(dataset, torch.utils.data.IterableDataset):
+            raise ValueError(f"on_error={on_error!r} needs a map-style dataset: a stream cannot go on behind an error")
+        super().__init__(
+            dataset,
+            batch_size,
+            shuffle,
+            sampler,
+            batch_sampler,
+            num_workers,
+            collate_fn,
+            pin_memory,
+            drop_last,
+            timeout,
+            worker_init_fn,
+            multiprocessing_context,
+            generator,
+            prefetch_factor=prefetch_factor,
+            persistent_workers=persistent_workers,
+            pin_memory_device=pin_memory_device,
+            in_order=in_order,
+        )
+        self.shuffle = shuffle
+        self.worker_method = worker_method
+        self.fields = fields
+        self.on_error = on_error
+        self.max_errors = max_errors
+        self.max_buffer_bytes = max_buffer_bytes
+        self.return_index = return_index
+        self.errors = []
+        self.beside_count = 0
+        depth = prefetch_factor * num_workers if prefetch_factor is not None else 1 if num_workers == 0 else None
+        batched = self.batch_sampler is not None
+        self._plan = Plan(dataset, self.collate_fn, self.batch_size, batched, depth)
+        self._epochs = 0
+        self._pool: SlotPool | None = None
+        self._dispatch: Dispatch | None = None
+        self._dispatch_seed = 0
+        self._pid = os.getpid()
+        self._told_of_held = False
+
+    def __iter__(self) -> Any:
+        """Begin an epoch."""
+        if os.environ.get("LOADERS_DISABLE") == "1" or self._is_datapipe():
+            return super().__iter__()
+        self._check_iteration()
+        keys: Iterator[Any] | None = None
+        if self._plan.fetch != "stream":
+            keys = iter(self.batch_sampler if self._plan.batched else self.sampler)  # type: ignore[arg-type]
+            if self.on_error == "skip" and type(self.batch_sampler) is BatchSampler:
+                keys = Chunks(iter(self.batch_sampler.sampler))
+        persistent = self.persistent_workers and self.num_workers > 0
+        if self._pid != os.getpid():
+            # A forked child has none of the parent's workers, and must not touch its slots.
+            self._pid, self._pool, self._dispatch = os.getpid(), None, None
+        dispatch, seed = self._dispatch if persistent else None, self._dispatch_seed
+        if dispatch is None:
+            # Drawn where torch draws it, so that generators are in the same state afterwards.
+            seed = int(torch.empty((), dtype=torch.int64).random_(generator=self.generator).item())
+            dispatch = Dispatch(self._new_engine(seed))
+            if persistent:
+                self._dispatch, self._dispatch_seed = dispatch, seed
+                weakref.finalize(self, dispatch.close, ())
+        epoch, self._epochs = self._epochs, self._epochs + 1
+        return Epoch(self, dispatch, keys, epoch, seed, owns_engine=not persistent)
+
+    def holders(self) -> str:
+        """Who holds batches: a line per field of each, with size and age; with LOADERS_DEBUG=slots also from where."""
+        if self._pool is None:
+            return ""
+        self._pool.reclaim()
+        return self._pool.holders()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Workers and buffers stay here; a copy makes its own.
+        return {**self.__dict__, "_pool": None, "_dispatch": None, "_iterator": None, "_pid": -1}
+
+    def _is_datapipe(self) -> bool:
+        # torch seeds and shards these by private means: its own iterator serves them.
+        return isinstance(self.dataset, (torch.utils.data.IterDataPipe, torch.utils.data.MapDataPipe))
+
+    def _check_iteration(self) -> None:
+        """What torch checks and warns about when an iteration begins."""
+        if self.num_workers > 0:
+            self.check_worker_number_rationality()
+        elif self.timeout != 0:
+            raise AssertionError("timeout needs worker processes or threads: without them there is nobody to wait for")
+        if self.pin_memory and not torch.accelerator.is_available():
+            warnings.warn(
+                "'pin_memory' argument is set as true but no accelerator is found, then device pinned memory won't be used.",
+                stacklevel=3,
+            )
+
+    def _new_engine(self, seed: int) -> Engine:
+        processes = self.num_workers > 0 and self.worker_method == "process"
+        if self._pool is None:
+            ceiling = self.max_buffer_bytes
+            if ceiling is None:
+                ceiling = int(available_nbytes() * _DEFAULT_SHARE)
+            arena = Arena(ceiling * _VIRTUAL_FACTOR + (1 << 24), shared=processes)
+            self._pool = SlotPool(arena, ceiling_nbytes=ceiling)
+            weakref.finalize(self, _release, self._pool, os.getpid())
+        job = Job(
+            dataset=self.dataset,
+            fetch=self._plan.fetch,
+            collate=self._plan.collate,
+            batched=self._plan.batched,
+            fields=dict(self.fields or {}),
+            keep_going=self.on_error != "raise",
+            batch_rows=self._plan.room,
+            drop_last=self.drop_last,
+            num_workers=self.num_workers,
+            seed=seed,
+            init=self.worker_init_fn,
+        )
+        if self.num_workers == 0:
+            return InlineEngine(job, self._pool)
+        if not processes:
+            return ThreadEngine(job, self._pool)
+        context = self.multiprocessing_context or torch.multiprocessing.get_context()
+        return ProcessEngine(job, self._pool, context)
+
+    def _forget_engine(self) -> None:
+        """The workers could not be kept: the next epoch starts new ones."""
+        if self._dispatch is not None:
+            self._dispatch.close(())
+            self._dispatch = None
+
+    def _pool_is_idle(self) -> None:
+        """An epoch is over: what it needs next time is kept, the rest goes back to the machine."""
+        if self._pool is not None:
+            self._pool.reclaim()
+
+    def _warn_if_many_are_held(self) -> None:
+        assert self._pool is not None
+        pool, depth = self._pool, self._plan.depth(max(1, self.num_workers))
+        held = pool.leased_count // max(1, len(self._plan.sizes()))
+        if not self._told_of_held and held > max(8, _MANY_HELD * depth):
+            pool.reclaim()
+            if pool.leased_count // max(1, len(self._plan.sizes())) > max(8, _MANY_HELD * depth):
+                self._told_of_held = True
+                warnings.warn(
+                    f"{held} batches of this loader are held at once ({pool.leased_nbytes:,} bytes). They are safe to "
+                    "keep, but their memory cannot be used again. loader.holders() lists them.",
+                    stacklevel=4,
+                )
+
+    def _pinned(self, batch: Any) -> Any:
+        if not self.pin_memory or not torch.accelerator.is_available():
+            return batch
+        return map_tree(lambda leaf: leaf.pin_memory() if isinstance(leaf, torch.Tensor) else leaf, batch)
+
+
+def _release(pool: SlotPool, pid: int) -> None:
+    # Batches that outlive the loader keep the mapping alive; everything else of it ends here.
+    if pid == os.getpid():
+        pool.trim()
+        pool.arena.close()

@@ -1,0 +1,141 @@
+"""The two engines without processes: in the consumer's own thread, and in threads beside it."""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import replace
+
+from loaders.batching.slots import SlotPool
+from loaders.engines.protocol import Reading
+from loaders.engines.work import Failure, Job, Order, Outcome, Worker
+from loaders.stateful import with_own_transforms
+from loaders.workers import WorkerInfo, set_worker_info
+
+# How long `close` waits for threads that are in the middle of a sample. They cannot be killed; they end by themselves.
+_GRACE_S = 1.0
+
+
+class InlineEngine:
+    """Does the work inside `collect`, one run a call: `num_workers=0`."""
+
+    num_workers = 1
+
+    def __init__(self, job: Job, pool: SlotPool) -> None:
+        self.pool = pool
+        self._worker = Worker(job, 0, pool.arena.buffer, apart=False)
+        self._queue: deque[tuple[Order, int, int]] = deque()
+
+    def submit(self, order: Order, runs: Sequence[tuple[int, int]], lane: int = 0) -> None:
+        """Queue runs."""
+        self._queue.extend((order, start, stop) for start, stop in runs)
+
+    def collect(self, timeout_s: float | None) -> list[Outcome]:
+        """Execute the next run, unless no time is given."""
+        if not self._queue or timeout_s == 0:
+            return []
+        order, start, stop = self._queue.popleft()
+        return [self._worker.execute(order, start, stop, lambda row: not order.cancelled)]
+
+    def cancel(self, order: Order) -> None:
+        """Skip what is queued of this order."""
+        order.cancelled = True
+
+    def reading(self) -> list[Reading]:
+        """Nothing: the consumer itself is reading."""
+        return []
+
+    def close(self) -> None:
+        """Nothing to stop."""
+
+
+class ThreadEngine:
+    """Worker threads over ordinary memory. Each has its own copy of the dataset's stateful transforms."""
+
+    def __init__(self, job: Job, pool: SlotPool) -> None:
+        self.pool = pool
+        self.num_workers = job.num_workers
+        self._pid = os.getpid()
+        self._lanes: list[queue.SimpleQueue[tuple[Order, int, int] | None]] = [
+            queue.SimpleQueue() for _ in range(job.num_workers if job.fetch == "stream" else 1)
+        ]
+        self._done: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
+        self._reading: list[Reading | None] = [None] * job.num_workers
+        self._orders: set[int] = set()
+        self._threads = [
+            threading.Thread(target=self._work, args=(job, number), name=f"loaders-{number}", daemon=True)
+            for number in range(job.num_workers)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def submit(self, order: Order, runs: Sequence[tuple[int, int]], lane: int = 0) -> None:
+        """Queue runs for whichever thread is free."""
+        for start, stop in runs:
+            self._lanes[lane % len(self._lanes)].put((order, start, stop))
+
+    def collect(self, timeout_s: float | None) -> list[Outcome]:
+        """The outcomes that are there."""
+        outcomes: list[Outcome] = []
+        try:
+            outcomes.append(self._done.get(block=timeout_s != 0, timeout=timeout_s))
+            while True:
+                outcomes.append(self._done.get_nowait())
+        except queue.Empty:
+            return outcomes
+
+    def cancel(self, order: Order) -> None:
+        """Threads look at this before every row."""
+        order.cancelled = True
+
+    def reading(self) -> list[Reading]:
+        """What each thread is reading."""
+        now = time.monotonic()
+        busy = [replace(each, since_s=now - each.since_s) for each in self._reading if each is not None]
+        return sorted(busy, key=lambda reading: -reading.since_s)
+
+    def close(self) -> None:
+        """Ask every thread to end, and wait a moment for those that are reading."""
+        if self._pid != os.getpid():
+            return
+        for _ in self._threads:
+            for lane in self._lanes:
+                lane.put(None)
+        deadline = time.monotonic() + _GRACE_S
+        for thread in self._threads:
+            if thread is not threading.current_thread():
+                thread.join(max(0.0, deadline - time.monotonic()))
+
+    def _work(self, job: Job, number: int) -> None:
+        dataset = job.dataset
+        failure: Failure | None = None
+        worker: Worker | None = None
+        try:
+            job = replace(job, dataset=with_own_transforms(dataset))
+            set_worker_info(WorkerInfo(number, job.num_workers, job.seed + number, job.dataset), process=False)
+            worker = Worker(job, number, self.pool.arena.buffer, apart=False)
+            if job.init is not None:
+                job.init(number)
+        except Exception as error:  # whatever worker_init_fn raises is delivered with the first run
+            failure = Failure.of(error, "starting")
+        lane = self._lanes[number % len(self._lanes)]
+        while (item := lane.get()) is not None:
+            order, start, stop = item
+            if worker is None or failure is not None:
+                self._done.put(Outcome(number, order.ticket, start, stop, failures=[failure] if failure else []))
+                continue
+
+            def reading(row: int, order: Order = order) -> bool:
+                self._reading[number] = Reading(number, order.ticket, row, time.monotonic())
+                return not order.cancelled
+
+            try:
+                outcome = worker.execute(order, start, stop, reading)
+            except BaseException as error:  # a thread that ended in silence would be a hang
+                outcome = Outcome(number, order.ticket, start, stop, failures=[Failure.of(error, "working")])
+            self._reading[number] = None
+            self._done.put(outcome)

@@ -1,0 +1,57 @@
+"""The seam between the loader and whoever does the work."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from loaders.batching.slots import SlotPool
+from loaders.engines.work import Order, Outcome
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A row that a worker is busy with."""
+
+    worker: int
+    ticket: int
+    row: int
+    since_s: float
+
+
+class Engine(Protocol):
+    """Executes runs of orders and reports an outcome for each, in any order.
+
+    Attributes:
+        pool: the slots in the memory this engine's workers can write to.
+        num_workers: how many runs are worked on at once.
+    """
+
+    pool: SlotPool
+    num_workers: int
+
+    def submit(self, order: Order, runs: Sequence[tuple[int, int]], lane: int = 0) -> None:
+        """Queue runs (start row, stop row), first come first served. Streams go to their own worker by `lane`."""
+
+    def collect(self, timeout_s: float | None) -> list[Outcome]:
+        """The outcomes that are there; waits for one, at most `timeout_s` (None: for ever, 0: not at all).
+
+        Raises:
+            WorkerLostError: a worker died again and again on one sample.
+        """
+
+    def cancel(self, order: Order) -> None:
+        """Spend no more time on this order. Its runs are still reported, so that its slot can be taken back."""
+
+    def reading(self) -> list[Reading]:
+        """What is being read now, longest first."""
+
+    def close(self) -> None:
+        """Stop all workers. Safe to call twice, and in a forked child, where it does nothing."""
+
+
+def describe_reading(readings: Sequence[Reading], orders: dict[int, Order], limit: int = 4) -> list[tuple[Any, float]]:
+    """(key, seconds) of the samples being read, longest first."""
+    known = [(reading, orders[reading.ticket]) for reading in readings if reading.ticket in orders]
+    return [(order.keys[reading.row], reading.since_s) for reading, order in known[:limit]]

@@ -1,0 +1,65 @@
+"""What passes between the consumer and its worker processes: fixed records through pipes, everything else in memory.
+
+- Runs go down one pipe that all workers read (streams: one per worker). Every write is a whole number of records and
+  every read asks for one, so each record reaches exactly one worker, whichever is free, without a lock.
+- A worker reads a record straight into its own cell of shared memory. Receiving a run and saying that one has it are
+  the same system call, so a SIGKILL can come at any instruction and the consumer still knows which run is lost.
+- Outcomes come back up one pipe. A record with a small payload is one write below PIPE_BUF, hence atomic; a large
+  payload follows through the worker's own socket.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from multiprocessing.reduction import DupFd
+from typing import Any
+
+import numpy as np
+
+# ticket, start row, stop row, offset and size of the order in the arena, three spare
+RUN = struct.Struct("<8q")
+# worker serial, ticket, start row, stop row, flags, elapsed ns, payload bytes behind the record, … in the socket
+DONE = struct.Struct("<8q")
+# the run as it was received; then the row being read, and since when (monotonic ns)
+CELL = struct.Struct("<8q")
+CELL_NBYTES = 128
+ROW_AT, SINCE_AT = 8, 9  # as int64 indices of a cell
+CANCELLED = 1
+# A record and its payload in one atomic write. PIPE_BUF is at least 4096 on Linux and 512 anywhere.
+INLINE_NBYTES = 2048
+# An order lies in the arena behind one int64 that turns 1 when the order is cancelled.
+ORDER_HEADER = 8
+
+
+class Inherited:
+    """A descriptor that a worker is given, whatever the start method."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+
+    def __getstate__(self) -> Any:
+        return DupFd(self.fd)
+
+    def __setstate__(self, state: Any) -> None:
+        self.fd = state.detach()
+
+
+def as_keys(keys: Sequence[Any]) -> Any:
+    """Keys as they travel: plain ints as the bytes of an int64 array, which is several times faster than a pickle."""
+    if all(type(key) is int for key in keys):
+        try:
+            return np.array(keys, np.int64).tobytes()
+        except OverflowError:
+            pass
+    return list(keys)
+
+
+def widen_pipe(fd: int) -> None:
+    """Room for many outcomes, so that workers go on while the consumer is away; as much as the system allows."""
+    try:
+        import fcntl
+
+        fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, 1 << 20)
+    except (ImportError, AttributeError, OSError):
+        pass

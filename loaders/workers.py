@@ -1,0 +1,88 @@
+"""Which worker is this? `worker_info()`, and the record that `torch.utils.data.get_worker_info()` reads."""
+
+from __future__ import annotations
+
+import importlib.abc
+import importlib.machinery
+import sys
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+# torch keeps the record of its own workers here. It is the one private name of torch that the library touches: there
+# is no public way to make `get_worker_info()` answer.
+_TORCH_WORKER = "torch.utils.data._utils.worker"
+
+
+@dataclass(frozen=True)
+class WorkerInfo:
+    """The worker that asks.
+
+    Attributes:
+        id: from 0 to num_workers - 1.
+        num_workers: of the loader.
+        seed: of this worker, as torch counts it: the base seed of the loader plus `id`.
+        dataset: this worker's copy.
+    """
+
+    id: int
+    num_workers: int
+    seed: int
+    dataset: Any
+
+
+_thread = threading.local()
+_process: WorkerInfo | None = None
+
+
+def worker_info() -> WorkerInfo | None:
+    """The worker that calls, in a process or a thread of a `loaders.DataLoader`; None outside of one."""
+    info: WorkerInfo | None = getattr(_thread, "info", None)
+    return info or _process
+
+
+def set_worker_info(info: WorkerInfo, *, process: bool) -> None:
+    """Make this process, or this thread alone, the worker `info` describes."""
+    global _process
+    if not process:
+        # torch's own record is a global of the module: with threads it could not be right.
+        _thread.info = info
+        return
+    _process = info
+    module = sys.modules.get(_TORCH_WORKER)
+    if module is not None:
+        _tell_torch(module, info)
+    else:
+        sys.meta_path.insert(0, _LateTorch(info))
+
+
+def _tell_torch(module: ModuleType, info: WorkerInfo) -> None:
+    module._worker_info = module.WorkerInfo(  # type: ignore[attr-defined]  # private, see above
+        id=info.id, num_workers=info.num_workers, seed=info.seed, dataset=info.dataset
+    )
+
+
+class _LateTorch(importlib.abc.MetaPathFinder):
+    """Tells torch which worker this is, if and when the user's dataset imports it."""
+
+    def __init__(self, info: WorkerInfo) -> None:
+        self._info = info
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        if fullname != _TORCH_WORKER:
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.machinery.PathFinder.find_spec(fullname, path, target)
+        if spec is not None and spec.loader is not None:
+            execute, info = spec.loader.exec_module, self._info
+
+            def exec_module(module: ModuleType) -> None:
+                execute(module)
+                _tell_torch(module, info)
+
+            spec.loader.exec_module = exec_module  # type: ignore[method-assign]  # this one module's loader alone
+        return spec
