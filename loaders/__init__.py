@@ -12,12 +12,15 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from loaders.augment import Albumentations as Albumentations
+    from loaders.batching.assemble import Padded as Padded
+    from loaders.batching.assemble import Ragged as Ragged
     from loaders.batching.collate import numpy_collate as numpy_collate
     from loaders.bridge import as_array as as_array
     from loaders.bridge import as_tensor as as_tensor
     from loaders.bridge import shares_memory as shares_memory
     from loaders.bridge import to_image as to_image
     from loaders.bridge import to_numpy as to_numpy
+    from loaders.dataloader import DataLoader as DataLoader
     from loaders.datasets import ArrayDataset as ArrayDataset
     from loaders.datasets import Dataset as Dataset
     from loaders.datasets import ImageFiles as ImageFiles
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
     from loaders.decode import read_image as read_image
     from loaders.device import DevicePrefetcher as DevicePrefetcher
     from loaders.errors import ArrayKindError as ArrayKindError
+    from loaders.errors import BufferMemoryError as BufferMemoryError
     from loaders.errors import ConversionError as ConversionError
     from loaders.errors import DatasetError as DatasetError
     from loaders.errors import DecodeError as DecodeError
@@ -38,17 +42,31 @@ if TYPE_CHECKING:
     from loaders.errors import MissingExtraError as MissingExtraError
     from loaders.errors import SampleError as SampleError
     from loaders.errors import ShareError as ShareError
+    from loaders.errors import SlotStateError as SlotStateError
+    from loaders.errors import StateError as StateError
+    from loaders.errors import UserCodeError as UserCodeError
+    from loaders.errors import WorkerLostError as WorkerLostError
+    from loaders.errors import WorkerTimeoutError as WorkerTimeoutError
+    from loaders.failures import SkippedSample as SkippedSample
     from loaders.rng import sample_rng as sample_rng
+    from loaders.sampling import Mixture as Mixture
+    from loaders.sampling import ShardedSampler as ShardedSampler
+    from loaders.sampling import WeightedSampler as WeightedSampler
+    from loaders.spec import Field as Field
+    from loaders.workers import worker_info as worker_info
 
 _NAMES = {
     "loaders.augment": ("Albumentations",),
+    "loaders.batching.assemble": ("Padded", "Ragged"),
     "loaders.batching.collate": ("numpy_collate",),
     "loaders.bridge": ("as_array", "as_tensor", "shares_memory", "to_image", "to_numpy"),
+    "loaders.dataloader": ("DataLoader",),
     "loaders.datasets": ("ArrayDataset", "Dataset", "ImageFiles", "ImageFolder"),
     "loaders.decode": ("read_image",),
     "loaders.device": ("DevicePrefetcher",),
     "loaders.errors": (
         "ArrayKindError",
+        "BufferMemoryError",
         "ConversionError",
         "DatasetError",
         "DecodeError",
@@ -62,8 +80,17 @@ _NAMES = {
         "MissingExtraError",
         "SampleError",
         "ShareError",
+        "SlotStateError",
+        "StateError",
+        "UserCodeError",
+        "WorkerLostError",
+        "WorkerTimeoutError",
     ),
+    "loaders.failures": ("SkippedSample",),
     "loaders.rng": ("sample_rng",),
+    "loaders.sampling": ("Mixture", "ShardedSampler", "WeightedSampler"),
+    "loaders.spec": ("Field",),
+    "loaders.workers": ("worker_info",),
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names}
 __all__ = ["__version__", *sorted(_HOME)]

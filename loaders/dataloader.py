@@ -7,7 +7,7 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from multiprocessing.context import BaseContext
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 import torch.utils.data
@@ -27,15 +27,18 @@ from loaders.policy import Chunks
 from loaders.spec import Field
 from loaders.tree import map_tree
 
+_T_co = TypeVar("_T_co", covariant=True)
+
 # Of the memory available when the first batch is made, the share that batch buffers may take.
 _DEFAULT_SHARE = 0.5
 # Address space per byte of it, so that blocks of changing sizes always find a free run.
 _VIRTUAL_FACTOR = 4
-# A consumer that holds this many times the open batches is told once.
+# A consumer that holds this many times the open batches is told once, if it is also this much memory.
 _MANY_HELD = 4
+_MUCH_HELD_NBYTES = 64 << 20
 
 
-class DataLoader(torch.utils.data.DataLoader[Any]):
+class DataLoader(torch.utils.data.DataLoader[_T_co]):
     """torch's DataLoader, several times faster: workers write samples into the batch itself.
 
     Takes every argument of `torch.utils.data.DataLoader` with its meaning; batches have the same structure, dtypes,
@@ -97,6 +100,8 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
             raise ValueError(f'on_error should be "raise", "skip" or "substitute", but got {on_error!r}')
         if on_error != "raise" and isinstance(dataset, torch.utils.data.IterableDataset):
             raise ValueError(f"on_error={on_error!r} needs a map-style dataset: a stream cannot go on behind an error")
+        if return_index and isinstance(dataset, torch.utils.data.IterableDataset):
+            raise ValueError("return_index=True needs a map-style dataset: the samples of a stream have no index")
         super().__init__(
             dataset,
             batch_size,
@@ -125,9 +130,9 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
         self.return_index = return_index
         self.errors = []
         self.beside_count = 0
-        depth = prefetch_factor * num_workers if prefetch_factor is not None else 1 if num_workers == 0 else None
-        batched = self.batch_sampler is not None
-        self._plan = Plan(dataset, self.collate_fn, self.batch_size, batched, depth)
+        self._depth = prefetch_factor  # torch puts a default of its own into the attribute
+        self._planned: tuple[Any, ...] = ()
+        self._make_plan()
         self._epochs = 0
         self._pool: SlotPool | None = None
         self._dispatch: Dispatch | None = None
@@ -139,17 +144,19 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
         """Begin an epoch."""
         if os.environ.get("LOADERS_DISABLE") == "1" or self._is_datapipe():
             return super().__iter__()
-        self._check_iteration()
+        if self._pid != os.getpid():
+            # A forked child has none of the parent's workers, and must not touch its slots.
+            self._pid, self._pool, self._dispatch = os.getpid(), None, None
+        persistent = self.persistent_workers and self.num_workers > 0
+        dispatch, seed = self._dispatch if persistent else None, self._dispatch_seed
+        if dispatch is None:
+            self._check_iteration()
+            self._make_plan()
         keys: Iterator[Any] | None = None
         if self._plan.fetch != "stream":
             keys = iter(self.batch_sampler if self._plan.batched else self.sampler)  # type: ignore[arg-type]
             if self.on_error == "skip" and type(self.batch_sampler) is BatchSampler:
                 keys = Chunks(iter(self.batch_sampler.sampler))
-        persistent = self.persistent_workers and self.num_workers > 0
-        if self._pid != os.getpid():
-            # A forked child has none of the parent's workers, and must not touch its slots.
-            self._pid, self._pool, self._dispatch = os.getpid(), None, None
-        dispatch, seed = self._dispatch if persistent else None, self._dispatch_seed
         if dispatch is None:
             # Drawn where torch draws it, so that generators are in the same state afterwards.
             seed = int(torch.empty((), dtype=torch.int64).random_(generator=self.generator).item())
@@ -162,7 +169,7 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
 
     def holders(self) -> str:
         """Who holds batches: a line per field of each, with size and age; with LOADERS_DEBUG=slots also from where."""
-        if self._pool is None:
+        if self._pool is None or self._pid != os.getpid():
             return ""
         self._pool.reclaim()
         return self._pool.holders()
@@ -175,12 +182,23 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
         # torch seeds and shards these by private means: its own iterator serves them.
         return isinstance(self.dataset, (torch.utils.data.IterDataPipe, torch.utils.data.MapDataPipe))
 
+    def _make_plan(self) -> None:
+        """Plan anew if what a plan is made of has changed: torch lets these attributes be set at any time."""
+        made_of = (self.collate_fn, self.num_workers, self._depth)
+        if made_of != self._planned:
+            self._planned = made_of
+            depth = 1 if self.num_workers == 0 else self._depth and self._depth * self.num_workers
+            batched = self.batch_sampler is not None
+            self._plan = Plan(self.dataset, self.collate_fn, self.batch_size, batched, depth)
+
     def _check_iteration(self) -> None:
         """What torch checks and warns about when an iteration begins."""
         if self.num_workers > 0:
             self.check_worker_number_rationality()
         elif self.timeout != 0:
             raise AssertionError("timeout needs worker processes or threads: without them there is nobody to wait for")
+        if self.pin_memory and self.pin_memory_device:
+            warnings.warn(f"pin_memory_device={self.pin_memory_device!r} is deprecated and ignored.", stacklevel=3)
         if self.pin_memory and not torch.accelerator.is_available():
             warnings.warn(
                 "'pin_memory' argument is set as true but no accelerator is found, then device pinned memory won't be used.",
@@ -189,7 +207,7 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
 
     def _new_engine(self, seed: int) -> Engine:
         processes = self.num_workers > 0 and self.worker_method == "process"
-        if self._pool is None:
+        if self._pool is None or self._pool.arena.shared != processes:
             ceiling = self.max_buffer_bytes
             if ceiling is None:
                 ceiling = int(available_nbytes() * _DEFAULT_SHARE)
@@ -222,18 +240,14 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
             self._dispatch.close(())
             self._dispatch = None
 
-    def _pool_is_idle(self) -> None:
-        """An epoch is over: what it needs next time is kept, the rest goes back to the machine."""
-        if self._pool is not None:
-            self._pool.reclaim()
-
     def _warn_if_many_are_held(self) -> None:
         assert self._pool is not None
         pool, depth = self._pool, self._plan.depth(max(1, self.num_workers))
-        held = pool.leased_count // max(1, len(self._plan.sizes()))
-        if not self._told_of_held and held > max(8, _MANY_HELD * depth):
+        fields, many = max(1, len(self._plan.sizes())), max(8, _MANY_HELD * depth)
+        if not self._told_of_held and pool.leased_count // fields > many:
             pool.reclaim()
-            if pool.leased_count // max(1, len(self._plan.sizes())) > max(8, _MANY_HELD * depth):
+            held = pool.leased_count // fields
+            if held > many and pool.leased_nbytes > _MUCH_HELD_NBYTES:
                 self._told_of_held = True
                 warnings.warn(
                     f"{held} batches of this loader are held at once ({pool.leased_nbytes:,} bytes). They are safe to "
@@ -250,5 +264,4 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
 def _release(pool: SlotPool, pid: int) -> None:
     # Batches that outlive the loader keep the mapping alive; everything else of it ends here.
     if pid == os.getpid():
-        pool.trim()
-        pool.arena.close()
+        pool.close()

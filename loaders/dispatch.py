@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from loaders.batching.rows import Beside
 from loaders.batching.slots import Block
 from loaders.engines.protocol import Engine
 from loaders.engines.work import Failure, Order, Outcome, Parcel
+from loaders.errors import BufferMemoryError, WorkerLostError
+
+# A run is sized to take about this long: long enough that its round trip costs nothing, short enough to share.
+_RUN_S = 0.0015
+# How many runs the first batches are cut into, per worker, while the cost of a sample is not known.
+_FIRST_RUNS = 4
 
 # Tickets are unique in this process, so that iterators can share an engine.
 _tickets = itertools.count()
@@ -25,7 +33,8 @@ class OpenBatch:
         slot: its blocks; fields without memory of their own have none.
         rows: of the batch. For a stream known only once it is done; 0 then says that the stream has ended.
         asked: rows that were asked for while the spec was unknown.
-        runs_left: runs that are not reported yet; None before the first was submitted.
+        replaced: rows that hold substitutes.
+        unreported: rows of runs that are not reported yet; None before the first run was submitted.
     """
 
     order: Order
@@ -33,20 +42,20 @@ class OpenBatch:
     rows: int
     lane: int = 0
     asked: int = 0
-    runs_left: int | None = None
+    unreported: int | None = None
     beside: Beside = field(default_factory=Beside)
     failures: dict[int, Failure] = field(default_factory=dict)
     broken: Failure | None = None
     parcel: Parcel | None = None
     result: Any = None
     outcome_spec: Any = None
-    worker: int = 0
+    replaced: list[int] = field(default_factory=list)
     abandoned: bool = False
 
     @property
     def complete(self) -> bool:
         """True once every run is reported."""
-        return self.runs_left == 0
+        return self.unreported == 0
 
 
 def new_order(
@@ -63,16 +72,34 @@ class Dispatch:
         self.engine = engine
         self.cost_s = 0.0  # of one row, moving average; 0 while unknown
         self._open: dict[int, OpenBatch] = {}
+        self._closed = False
+
+    def runs(self, start: int, rows: int) -> list[tuple[int, int]]:
+        """Rows `start` to `rows`, cut so that every worker has a share and a run takes one to two milliseconds."""
+        share = math.ceil((rows - start) / self.engine.num_workers)
+        length = math.ceil(share / _FIRST_RUNS) if self.cost_s == 0.0 else min(share, int(_RUN_S / self.cost_s) + 1)
+        return [(row, min(row + length, rows)) for row in range(start, rows, max(1, length))]
 
     def submit(self, batch: OpenBatch, runs: Sequence[tuple[int, int]]) -> None:
-        """Queue runs of the batch."""
+        """Queue runs of the batch. If the engine refuses them, nothing has changed."""
+        try:
+            if runs:
+                self.engine.submit(batch.order, runs, batch.lane)
+        except BufferMemoryError as error:  # no room even for the order: told when it is this batch's turn
+            batch.broken, runs = Failure.of(error, "ordering"), ()
         self._open[batch.order.ticket] = batch
-        batch.runs_left = (batch.runs_left or 0) + len(runs)
-        if runs:
-            self.engine.submit(batch.order, runs, batch.lane)
+        batch.unreported = (batch.unreported or 0) + sum(_weight(start, stop) for start, stop in runs)
 
     def collect(self, timeout_s: float | None) -> bool:
-        """Take in the outcomes that are there. Returns whether there was one."""
+        """Take in the outcomes that are there. Returns whether there was one.
+
+        Raises:
+            WorkerLostError: the workers cannot be kept alive, or an iterator that shared them has stopped them.
+        """
+        if self._closed:
+            raise WorkerLostError(
+                "the workers were stopped by an error in another iterator of this loader.\n  Iterate the loader anew."
+            )
         outcomes = self.engine.collect(timeout_s)
         for outcome in outcomes:
             self._accept(outcome)
@@ -80,9 +107,12 @@ class Dispatch:
 
     def abandon(self, batches: Sequence[OpenBatch]) -> None:
         """Nobody wants these batches any more. Their slots are taken back when the last worker is done with them."""
+        if self._closed:
+            self.close(batches)
+            return
         pool = self.engine.pool
         for batch in batches:
-            if batch.complete or batch.runs_left is None:
+            if batch.complete or batch.unreported is None:
                 pool.discard(batch.slot)
             else:
                 batch.abandoned = True
@@ -96,12 +126,16 @@ class Dispatch:
 
     def close(self, batches: Sequence[OpenBatch]) -> None:
         """Stop the engine; after that nobody writes into the slots of `batches`."""
+        self._closed = True
         self.engine.close()
         for batch in (*batches, *(each for each in self._open.values() if each.abandoned)):
-            if batch.slot:
-                self.engine.pool.discard(batch.slot)
-                batch.slot = []
+            # A thread cannot be killed: the slot that it may still write into is not used again before it is done.
+            self.engine.pool.discard_after(partial(self._is_read, batch.order.ticket), batch.slot)
+            batch.slot = []
         self._open.clear()
+
+    def _is_read(self, ticket: int) -> bool:
+        return any(reading.ticket == ticket for reading in self.engine.reading())
 
     def forget(self, batch: OpenBatch) -> None:
         """The batch is delivered."""
@@ -109,10 +143,10 @@ class Dispatch:
 
     def _accept(self, outcome: Outcome) -> None:
         batch = self._open.get(outcome.ticket)
-        if batch is None or batch.runs_left is None:
+        if batch is None or batch.unreported is None:
             return
-        batch.runs_left -= 1
-        batch.worker = outcome.worker
+        # Rows are counted, not runs: the run of a worker that was lost may come back in pieces.
+        batch.unreported -= _weight(outcome.start, outcome.stop)
         done = outcome.stop - outcome.start
         if not (outcome.cancelled or outcome.failures) and done > 0:
             cost_s = outcome.elapsed_s / done
@@ -124,6 +158,7 @@ class Dispatch:
             return
         batch.beside.merge(outcome.beside)
         for failure in outcome.failures:
+            failure.worker = outcome.worker
             if failure.row is None:
                 batch.broken = failure
             else:
@@ -136,3 +171,8 @@ class Dispatch:
             batch.parcel = outcome.parcel
         if outcome.result is not None:
             batch.result = outcome.result
+
+
+def _weight(start: int, stop: int) -> int:
+    """Rows of a run; the order for an empty batch is something to wait for, too."""
+    return max(1, stop - start)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import os
 import time
 import warnings
 import weakref
@@ -12,24 +12,18 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from torch.utils.data import default_convert
 
-from loaders.batching.assemble import assemble
+from loaders.batching.assemble import assemble, convert
 from loaders.batching.rows import RowWriter
 from loaders.dispatch import Dispatch, OpenBatch, new_order
-from loaders.engines.protocol import describe_reading
-from loaders.engines.work import Order
-from loaders.errors import WorkerTimeoutError, describe_sample
+from loaders.engines.protocol import describe_work
+from loaders.errors import BufferMemoryError, WorkerLostError, WorkerTimeoutError
 from loaders.failures import exception_of
-from loaders.policy import Chunks, Skipping, substitute
+from loaders.plan import Plan
+from loaders.policy import Chunks, Skipping, Substituting
 from loaders.stateful import describe
 
 if TYPE_CHECKING:
     from loaders.dataloader import DataLoader
-
-# A run is sized to take about this long: long enough that its round trip costs nothing, short enough to share.
-_RUN_S = 0.0015
-# How many runs the first batches are cut into, per worker, while the cost of a sample is not known.
-_FIRST_RUNS = 4
-_POLL_S = 5.0
 
 
 class Epoch(Iterator[Any]):
@@ -46,7 +40,7 @@ class Epoch(Iterator[Any]):
 
     def __init__(
         self,
-        loader: DataLoader,
+        loader: DataLoader[Any],
         dispatch: Dispatch,
         keys: Iterator[Any] | None,
         number: int,
@@ -68,17 +62,32 @@ class Epoch(Iterator[Any]):
         self._error: Exception | None = None  # of the sampler: raised behind the batches that came before it
         self._exhausted = False
         self._skipping = Skipping(loader) if loader.on_error == "skip" else None
-        self._failed_in_a_row = 0
-        self._stop = weakref.finalize(self, _stop, dispatch, self._open, owns_engine)
+        self._substituting = Substituting(loader) if loader.on_error == "substitute" else None
+        # As it was told before this epoch; of map-style datasets it is None.
+        self._length: int | None = getattr(loader, "_IterableDataset_len_called", None)
+        self._drawn: list[list[Any]] = []  # the keys of a batch that there was no memory for yet
+        self._pid = os.getpid()
+        self._stop = weakref.finalize(self, _stop, self._pid, dispatch, self._open, self._plan, owns_engine)
         if loader.num_workers > 0:
-            self._top_up()
+            try:
+                self._top_up()
+            except BaseException:  # a worker that cannot be started, usually: the others have nothing to do here
+                self._stop()
+                loader._forget_engine()
+                raise
 
     def __next__(self) -> Any:
         if not self._stop.alive:
             raise StopIteration
+        if self._loader.num_workers > 0 and self._pid != os.getpid():
+            raise WorkerLostError(
+                f"the workers of this iterator belong to process {self._pid}, from which this one was forked.\n"
+                "  Iterate the loader itself: it starts workers of its own here."
+            )
         batch = self.next_complete()
-        if self._skipping is not None and (self._skipping.carried if batch is None else self._skipping.concerns(batch)):
-            delivered = self._skipping.deliver(self, batch)
+        skipping = self._skipping
+        if skipping is not None and (skipping.has_more if batch is None else skipping.concerns(self, batch)):
+            delivered = skipping.deliver(self, batch)
             if delivered is None:
                 self._end()
             made, keys = delivered
@@ -94,58 +103,87 @@ class Epoch(Iterator[Any]):
     def __len__(self) -> int:
         return len(self._loader)
 
+    def __getstate__(self) -> NoReturn:
+        raise NotImplementedError("an iterator of a DataLoader cannot be pickled; pickle the loader.")
+
+    @property
+    def is_last(self) -> bool:
+        """Whether nothing comes behind the batch that was complete last."""
+        self._top_up()
+        return self._exhausted and not self._open
+
     def _end(self) -> NoReturn:
-        self._stop()
-        self._loader._pool_is_idle()
         if self._error is not None:
-            raise self._error
+            # A sampler that goes on behind its error is followed.
+            error, self._error, self._exhausted = self._error, None, False
+            raise error
+        self._stop()
         raise StopIteration
 
     # -- opening batches
 
-    def _top_up(self) -> None:
-        """Keep as many batches open as the plan says, as long as there are keys."""
+    def _top_up(self, *, needed: bool = False) -> None:
+        """Keep as many batches open as the plan says, as long as there are keys.
+
+        Raises:
+            BufferMemoryError: there is no memory for a single one, and one is `needed` now.
+        """
         while not self._exhausted and len(self._open) < self._plan.depth(self._dispatch.engine.num_workers):
             # The first sample tells what a batch looks like; only then can more of them be opened.
             if self._plan.by_rows and self._plan.spec is None and self._open:
                 return
+            if self._keys is not None and not self._drawn:
+                try:
+                    drawn = self._next_keys(self._keys)
+                    self._drawn.append(list(drawn) if self._plan.batched else [drawn])
+                except StopIteration:
+                    self._exhausted = True
+                    return
+                except Exception as error:
+                    self._error, self._exhausted = error, True
+                    return
             try:
                 if self._keys is None:
-                    self._open_stream()
+                    self._exhausted = not self._open_stream()
                 else:
-                    self._open_keys(self._next_keys(self._keys))
-            except StopIteration:
-                self._exhausted = True
-            except Exception as error:
+                    self._open_keys()
+            except BufferMemoryError:
+                if needed and not self._open:
+                    raise
+                return  # fewer will do until the consumer lets go of some
+            except Exception as error:  # keys that cannot be sent
                 self._error, self._exhausted = error, True
 
     def _next_keys(self, keys: Iterator[Any]) -> Any:
-        if isinstance(keys, Chunks) and self._skipping is not None and self._loader.batch_size:
+        if isinstance(keys, Chunks) and self._skipping is not None and (size := self._skipping.batch_size):
             # A shorter batch makes up for samples that were moved up into those before it.
             taken = len(self._skipping.carried) + sum(batch.rows for batch in self._open)
-            keys.size = self._loader.batch_size - taken % self._loader.batch_size
+            keys.size = size - taken % size
         return next(keys)
 
-    def _open_keys(self, drawn: Any) -> None:
-        keys = list(drawn) if self._plan.batched else [drawn]
+    def _open_keys(self) -> None:
+        keys = self._drawn[0]
         self._plan.room = max(self._plan.room, len(keys))
         batch = self._new_batch(keys, self._position, len(keys))
+        self._drawn.clear()
         self._position += len(keys)
         self._start(batch)
 
-    def _open_stream(self) -> None:
+    def _open_stream(self) -> bool:
+        """Open the next batch of the next worker whose stream has not ended; False if all have."""
         if all(serial < 0 for serial in self._lanes):
-            raise StopIteration
+            return False
         while self._lanes[self._lane] < 0:
             self._lane = (self._lane + 1) % len(self._lanes)
         serial, lane = self._lanes[self._lane], self._lane
-        self._lanes[lane] += 1
-        self._lane = (lane + 1) % len(self._lanes)
         rows = self._plan.room
         # Each worker has a stream of its own: so has the randomness of its samples.
         batch = self._new_batch([serial], (lane << 40) + serial * rows, rows)
         batch.lane = lane
+        self._lanes[lane] += 1
+        self._lane = (lane + 1) % len(self._lanes)
         self._start(batch)
+        return True
 
     def _new_batch(self, keys: Sequence[Any], position: int, rows: int) -> OpenBatch:
         sizes = self._plan.sizes()
@@ -156,47 +194,51 @@ class Epoch(Iterator[Any]):
         return OpenBatch(order, slot, rows)
 
     def _start(self, batch: OpenBatch) -> None:
-        self._open.append(batch)
+        batch.asked = batch.rows
         if not self._plan.by_runs:
-            self._dispatch.submit(batch, [(0, len(batch.order.keys))])
+            runs = [(0, len(batch.order.keys))]
         elif batch.order.spec is None:
             batch.asked = min(1, batch.rows)
-            self._dispatch.submit(batch, [(0, batch.asked)] if batch.rows else [])
+            runs = [(0, 1)] if batch.rows else []
         else:
-            self._dispatch.submit(batch, self._runs(0, batch.rows))
-
-    def _runs(self, start: int, rows: int) -> list[tuple[int, int]]:
-        """Rows `start` to `rows`, cut so that every worker has a share and a run takes one to two milliseconds."""
-        workers = self._dispatch.engine.num_workers
-        share = math.ceil((rows - start) / workers)
-        if self._loader.num_workers == 0:
-            length = share
-        elif self._dispatch.cost_s == 0.0:
-            length = math.ceil(share / _FIRST_RUNS)
-        else:
-            length = min(share, int(_RUN_S / self._dispatch.cost_s) + 1)
-        return [(row, min(row + length, rows)) for row in range(start, rows, max(1, length))]
+            runs = self._dispatch.runs(0, batch.rows)
+        try:
+            self._dispatch.submit(batch, runs)
+        except BaseException:
+            self.discard(batch)
+            raise
+        self._open.append(batch)
 
     # -- waiting
 
     def next_complete(self) -> OpenBatch | None:
         """The batch to deliver next, once it is complete; None at the end."""
-        self._dispatch.collect(0)
+        self._collect(0)
         deadline = time.monotonic() + self._loader.timeout if self._loader.timeout > 0 else None
         while True:
-            self._top_up()
+            self._top_up(needed=True)
             batch = self._choose()
             if batch is None and not self._open:
                 return None
             if batch is not None and self._is_whole(batch):
                 self._open.remove(batch)
                 self._dispatch.forget(batch)
-                self._top_up()
+                self._plan.learn(batch.beside.needs, batch.parcel)
+                if self._loader.num_workers > 0:
+                    self._top_up()
                 return batch
-            if batch is None and not self._dispatch.collect(
+            if batch is None and not self._collect(
                 None if deadline is None else max(0.0, deadline - time.monotonic())
             ) and deadline is not None and time.monotonic() >= deadline:
                 self._time_out()
+
+    def _collect(self, timeout_s: float | None) -> bool:
+        try:
+            return self._dispatch.collect(timeout_s)
+        except Exception:  # workers cannot be kept alive: there is nobody left to wait for
+            self._stop()
+            self._loader._forget_engine()
+            raise
 
     def _choose(self) -> OpenBatch | None:
         """The first open batch if it is complete; without `in_order` the first that is."""
@@ -215,15 +257,19 @@ class Epoch(Iterator[Any]):
             return False
         if batch.outcome_spec is not None and batch.order.spec is None:
             self._begin_rows(batch)
-            return batch.complete
-        if self._plan.by_runs and batch.order.spec is None and self._loader.on_error != "raise" and batch.asked < batch.rows:
+            if not batch.complete:
+                return False
+        if batch.asked < batch.rows and batch.broken is None and self._loader.on_error != "raise":
             # The sample that was to show the spec failed: ask the next one.
+            self._dispatch.submit(batch, [(batch.asked, batch.asked + 1)])
             batch.asked += 1
-            self._dispatch.submit(batch, [(batch.asked - 1, batch.asked)])
             return False
-        if self._loader.on_error == "substitute" and batch.failures:
-            self._failed_in_a_row = substitute(self._loader, self._dispatch, batch, self._failed_in_a_row)
-            return batch.complete
+        if self._substituting is not None:
+            try:
+                return self._substituting.is_whole(self._dispatch, batch)
+            except Exception:
+                self._drop(batch)
+                raise
         return True
 
     def _begin_rows(self, batch: OpenBatch) -> None:
@@ -231,6 +277,7 @@ class Epoch(Iterator[Any]):
         if self._plan.spec is None:
             self._plan.spec = batch.outcome_spec
         full = self._new_batch(batch.order.keys, batch.order.position, batch.rows)
+        full.order.attempt = batch.order.attempt
         self._dispatch.forget(batch)
         offsets = [offset for offset, _ in full.order.blocks]
         batch.order, batch.slot, seen = full.order, full.slot, batch.beside.samples
@@ -238,9 +285,9 @@ class Epoch(Iterator[Any]):
         writer = RowWriter(self._plan.spec, self._dispatch.engine.pool.arena.buffer, offsets, batch.rows)
         for row, sample in seen:
             writer.write(row, sample, batch.beside)
-        if self._plan.by_runs and batch.asked < batch.rows:
-            self._dispatch.submit(batch, self._runs(batch.asked, batch.rows))
-            batch.asked = batch.rows
+        if batch.asked < batch.rows:
+            start, batch.asked = batch.asked, batch.rows
+            self._dispatch.submit(batch, self._dispatch.runs(start, batch.rows))
         self._top_up()
 
     def _drop(self, batch: OpenBatch) -> None:
@@ -250,15 +297,15 @@ class Epoch(Iterator[Any]):
 
     def _time_out(self) -> None:
         orders = {batch.order.ticket: batch.order for batch in self._open}
-        dataset = self._loader.dataset
         busy = [
-            f"{describe_sample(key, describe(dataset, key))} for {since_s:.1f} s"
-            for key, since_s in describe_reading(self._dispatch.engine.reading(), orders)
+            f"{describe_work(self._loader.dataset, self._plan.fetch, order, reading.row)[-1]} for {reading.since_s:.1f} s"
+            for reading in self._dispatch.engine.reading()
+            if (order := orders.get(reading.ticket)) is not None
         ]
         self._stop()
         self._loader._forget_engine()
         raise WorkerTimeoutError(
-            f"DataLoader timed out after {self._loader.timeout} seconds; being read: {'; '.join(busy) or 'nothing'}.\n"
+            f"DataLoader timed out after {self._loader.timeout} seconds; being read: {'; '.join(busy[:4]) or 'nothing'}.\n"
             "  Read that sample by itself, or raise timeout=."
         )
 
@@ -269,26 +316,23 @@ class Epoch(Iterator[Any]):
         self._dispatch.engine.pool.discard(batch.slot)
 
     def lease(self, batch: OpenBatch) -> list[Any]:
-        """The memory of a complete batch, one exporter per field (None for fields without) or per block."""
+        """The memory of a complete batch, one exporter per field or piece; None for those without."""
         pool, spec = self._dispatch.engine.pool, batch.order.spec
         pool.finish(batch.slot)
-        name = f"batch {self._delivered}"
-        if spec is None:
-            return pool.lease(batch.slot, [name] * len(batch.slot))
-        roots = iter(pool.lease(batch.slot, [f"{name}, {f.path!r}" for f in spec.fields if f.kind != "object"]))
-        return [None if field.kind == "object" else next(roots) for field in spec.fields]
+        sizes = [nbytes for _, nbytes in batch.order.blocks]
+        names = [field.path for field in spec.fields] if spec is not None else map(str, range(len(sizes)))
+        labels = [f"batch {self._delivered}, {name!r}" for name, nbytes in zip(names, sizes, strict=True) if nbytes]
+        roots = iter(pool.lease(batch.slot, labels))
+        return [next(roots) if nbytes else None for nbytes in sizes]
 
-    def again(self, batch: OpenBatch, order: Order) -> OpenBatch:
-        """Do a complete batch once more, under another order, and wait for it."""
+    def reopen(self, batch: OpenBatch) -> None:
+        """Ask for the samples of a complete batch themselves, but those that failed; it is the next to be complete."""
         self.discard(batch)
-        batch = OpenBatch(order, [], batch.rows, batch.lane)
-        self._open.appendleft(batch)
-        self._dispatch.submit(batch, [(0, batch.rows)])
-        while not batch.complete:
-            self._dispatch.collect(None)
-        self._open.popleft()
-        self._dispatch.forget(batch)
-        return batch
+        old = batch.order
+        again = OpenBatch(new_order(old.keys, old.position, old.epoch, old.seed, None, ()), [], batch.rows)
+        again.order.raw, again.asked, again.failures = True, batch.rows, batch.failures
+        self._dispatch.submit(again, [(row, row + 1) for row in range(batch.rows) if row not in batch.failures])
+        self._open.appendleft(again)
 
     def _make(self, batch: OpenBatch) -> Any:
         """The batch's tensors over its slot.
@@ -300,23 +344,21 @@ class Epoch(Iterator[Any]):
         if batch.broken is not None or batch.failures:
             self.discard(batch)
             failure = batch.broken or batch.failures[min(batch.failures)]
-            raise exception_of(failure, batch.worker if loader.num_workers else None)
-        if plan.by_rows and spec is None:
-            return loader.collate_fn([])  # an empty batch, which torch does not allow: its own error
+            raise exception_of(failure, apart=loader.num_workers > 0)
+        if plan.by_rows and batch.rows == 0:
+            self.discard(batch)
+            return loader.collate_fn([])  # which torch does not allow: its own error
         memories = self.lease(batch)
         if spec is not None:
-            if batch.beside.needs:
-                plan.grow(batch.beside.needs)
             loader.beside_count += len(batch.beside.samples) + sum(map(len, batch.beside.fields.values()))
             made = assemble(spec, memories, batch.rows, batch.beside, self._namer(batch))
         elif batch.parcel is not None:
-            loader.beside_count += sum(not isinstance(piece, int) for piece in batch.parcel.pieces)
-            plan.learn(batch.parcel)
+            loader.beside_count += sum(isinstance(piece, bytearray) and len(piece) > 0 for piece in batch.parcel.pieces)
             made = batch.parcel.open(memories)
         else:
             made = batch.result
         if not plan.batched and loader.collate_fn is default_convert:
-            made = default_convert(made)
+            made = convert(made, self._namer(batch))
         loader._warn_if_many_are_held()
         return made
 
@@ -330,20 +372,24 @@ class Epoch(Iterator[Any]):
 
     def _warn_about_length(self) -> None:
         """torch's own warning about an IterableDataset that yields more than its length."""
-        length = getattr(self._loader, "_IterableDataset_len_called", None)
-        if self._keys is None and length is not None and self._delivered > length:
+        if self._length is not None and self._delivered > self._length:
             warnings.warn(
-                f"Length of IterableDataset {self._loader.dataset} was reported to be {length} (when accessing "
-                f"len(dataloader)), but {self._delivered} samples have been fetched. "
+                f"Length of IterableDataset {self._loader.dataset} was told to be {self._length}, but there are at least "
+                f"{self._delivered} batches of it. "
                 + ("Each worker iterates its own copy: split it by get_worker_info()." if self._lanes[1:] else ""),
                 stacklevel=3,
             )
 
 
-def _stop(dispatch: Dispatch, open_batches: deque[OpenBatch], owns_engine: bool) -> None:
+def _stop(pid: int, dispatch: Dispatch, open_batches: deque[OpenBatch], plan: Plan, owns_engine: bool) -> None:
     # Runs when an epoch is exhausted, dropped or garbage: it must not know the epoch itself.
+    if pid != os.getpid():
+        return  # in a forked child: workers and slots are the parent's
     if owns_engine:
         dispatch.close(list(open_batches))
     else:
         dispatch.abandon(list(open_batches))
     open_batches.clear()
+    # What the next epoch needs is kept: the open batches, the one being delivered, and the one before it.
+    engine = dispatch.engine
+    engine.pool.trim(plan.sizes() * (plan.depth(engine.num_workers) + 2))

@@ -8,19 +8,31 @@
     │   └── ImageShapeError (ValueError)    the shape is not that of an image or a batch of images
     ├── SampleError                         one sample of a dataset is at fault, and is named
     │   ├── DecodeError (OSError)           a file could not be read as an image
-    │   ├── FieldShapeError (ValueError)    the samples of a batch disagree about a shape
-    │   ├── FieldDtypeError (TypeError)     … about a dtype
-    │   └── FieldNameError (ValueError)     … about their fields
+    │   ├── FieldShapeError (ValueError, RuntimeError)
+    │   │                                   the samples of a batch disagree about a shape
+    │   ├── FieldDtypeError (TypeError, ValueError, RuntimeError)
+    │   │                                   … about a dtype, or have one that torch lacks
+    │   ├── FieldNameError (ValueError, KeyError, TypeError, RuntimeError)
+    │   │                                   … about their fields
+    │   ├── UserCodeError (RuntimeError)    an exception of the dataset's that cannot be raised as what it was
+    │   ├── WorkerLostError (RuntimeError)  workers died on it again and again, or could not be started
+    │   └── WorkerTimeoutError (RuntimeError, TimeoutError)
+    │                                       it was not read within `timeout`
+    ├── BufferMemoryError (MemoryError)     batch buffers need more memory than there is, or than is allowed
+    ├── SlotStateError (RuntimeError)       a slot was used out of turn
     ├── DatasetError (ValueError)           a dataset cannot be built from what it was given
+    ├── StateError (ValueError)             a saved state does not fit what it is loaded into
     ├── DeviceError (RuntimeError)          an accelerator is missing or refused
     └── MissingExtraError (ImportError)     an optional dependency is not installed
 
-Each also derives from the built-in that torch or NumPy raises in the same place, so `except TypeError` keeps working.
+Each also derives from the built-ins that torch or NumPy raise in the same place, so `except TypeError` keeps working.
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
+from typing import Any
 
 
 class LoadersError(Exception):
@@ -82,16 +94,24 @@ class DecodeError(SampleError, OSError):
     __str__ = Exception.__str__
 
 
-class FieldShapeError(SampleError, ValueError):
+class FieldShapeError(SampleError, ValueError, RuntimeError):
     """The samples of a batch disagree about the shape of a field."""
 
 
-class FieldDtypeError(SampleError, TypeError):
-    """The samples of a batch disagree about the dtype of a field."""
+class FieldDtypeError(SampleError, TypeError, ValueError, RuntimeError):
+    """The samples of a batch disagree about the dtype of a field, or have one that torch does not know."""
 
 
-class FieldNameError(SampleError, ValueError):
+class FieldNameError(SampleError, ValueError, KeyError, TypeError, RuntimeError):
     """The samples of a batch disagree about which fields they have."""
+
+    __str__ = Exception.__str__  # KeyError's would quote the message
+
+
+class UserCodeError(SampleError, RuntimeError):
+    """The dataset, its collate_fn or worker_init_fn raised what cannot be raised here: a StopIteration, or an exception
+    that cannot be pickled. The message has its last line, the cause its traceback.
+    """
 
 
 class SlotStateError(LoadersError, RuntimeError):
@@ -116,6 +136,10 @@ class DatasetError(LoadersError, ValueError):
     """A dataset cannot be built from what it was given: no images, or fields of different length."""
 
 
+class StateError(LoadersError, ValueError):
+    """A saved state was taken of something else than it is loaded into; the message names every difference."""
+
+
 class DeviceError(LoadersError, RuntimeError):
     """An accelerator is missing, unknown to torch, or refused what was asked."""
 
@@ -128,6 +152,11 @@ def describe_sample(index: int | None, source: str | None, position: int | None 
     """How every message names a sample: `sample 90211 ("train/cat/90211.jpg")` or `sample at row 3 of the batch`."""
     name = f"sample {index}" if index is not None else f"sample at row {position} of the batch"
     return f'{name} ("{source}")' if source else name
+
+
+def describe_samples(keys: Sequence[Any], limit: int = 8) -> str:
+    """How every message names a whole batch: `samples 0, 1, 2 …`."""
+    return f"samples {', '.join(map(str, keys[:limit]))}{' …' if len(keys) > limit else ''}"
 
 
 def add_note(error: BaseException, note: str) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from loaders.engines.work import Failure
-from loaders.errors import SampleError, describe_sample
+from loaders.errors import SampleError, UserCodeError, add_note, describe_sample, describe_samples
 
 
 @dataclass(frozen=True)
@@ -26,39 +26,37 @@ class SkippedSample:
 
 def skipped(failure: Failure) -> SkippedSample:
     """The entry for the loader's list of errors."""
-    lines = failure.text.strip().splitlines() or [str(failure.error)]
-    return SkippedSample(failure.key, failure.source, lines[-1])
+    return SkippedSample(failure.key, failure.source, failure.summary)
 
 
-def exception_of(failure: Failure, worker: int | None) -> BaseException:
+def exception_of(failure: Failure, *, apart: bool) -> BaseException:
     """What to raise: the user's exception, of its own type where it could be rebuilt, naming the sample.
 
-    Its `__cause__` is a SampleError with the worker's traceback; `worker` is None where there is none apart.
+    Its `__cause__` is a SampleError with the worker's traceback, where the work was done `apart` from the consumer.
     """
     error = failure.error
-    name = describe_sample(failure.key, failure.source) if failure.row is not None else ""
-    where = f"while {failure.doing}{f' {name}' if name else ''}{f' in worker {worker}' if worker is not None else ''}"
+    where = f"while {failure.doing}"
+    if failure.row is not None:
+        where += f" {describe_sample(failure.key, failure.source)}"
+    elif isinstance(failure.key, list):
+        where += f" {describe_samples(failure.key)}"
+    if apart:
+        where += f" in worker {failure.worker}"
     index = failure.key if isinstance(failure.key, int) else None
     cause = SampleError(f"{where}:\n{failure.text}".rstrip(), index=index, source=failure.source)
     if error is None or isinstance(error, StopIteration):
         # A StopIteration that went on from here would end the epoch in silence.
-        error = SampleError(f"{_last_line(failure)}\n  {where}", index=index, source=failure.source)
+        error = UserCodeError(f"{failure.summary}\n  {where}", index=index, source=failure.source)
     elif not isinstance(error, SampleError):
-        _say_where(error, where)
-    if worker is not None or error is not failure.error:
+        say_more(error, where)
+    if apart or error is not failure.error:
         error.__cause__ = cause
     return error
 
 
-def _last_line(failure: Failure) -> str:
-    lines = failure.text.strip().splitlines()
-    return lines[-1] if lines else failure.kind
-
-
-def _say_where(error: BaseException, where: str) -> None:
-    """Add to the message what was being read, where the exception's message is one plain string; else as a note."""
-    if type(error).__str__ in (Exception.__str__, BaseException.__str__) and len(error.args) <= 1:
-        message = str(error.args[0]) if error.args else type(error).__name__
-        error.args = (f"{message}\n  {where}",)
-    elif hasattr(error, "add_note"):
-        error.add_note(where)
+def say_more(error: BaseException, line: str) -> None:
+    """Add a line to the message, where the exception has just that, a text; else as a note."""
+    if type(error).__str__ is Exception.__str__ and len(error.args) == 1 and type(error.args[0]) is str:
+        error.args = (f"{error.args[0]}\n  {line}",)
+    else:
+        add_note(error, line)

@@ -16,7 +16,7 @@ from loaders.stateful import reads_batches
 
 # Open batches by default: one being finished, one behind it, and one that is begun when the first is handed out.
 # More would only leave the cache; fewer would let workers wait while the consumer looks away.
-_DEPTH = 3
+_DEPTH = 2
 
 
 class Plan:
@@ -61,14 +61,16 @@ class Plan:
             return self._parcel_sizes
         return self.spec.sizes(self.room) if self.spec is not None else []
 
-    def grow(self, needs: Mapping[int, tuple[int, ...]]) -> None:
-        """Give rows more room from the next batch on."""
+    def learn(self, needs: Mapping[int, tuple[int, ...]], parcel: Parcel | None) -> None:
+        """Make room in the slots to come for what did not fit into this one.
+
+        Args:
+            needs: field number → the largest shape that did not fit into its row.
+            parcel: the result of a collate_fn. Results of another size get a quarter more than they took.
+        """
         if self.spec is not None:
             self.spec = self.spec.grown(needs)
-
-    def learn(self, parcel: Parcel) -> None:
-        """Make room for results as large as this one, and a quarter more for those that did not fit."""
-        for number, piece in enumerate(parcel.pieces):
+        for number, piece in enumerate(parcel.pieces if parcel is not None else ()):
             if number == len(self._parcel_sizes):
                 self._parcel_sizes.append(0)
             if not isinstance(piece, int) and len(piece) > 0:
@@ -78,4 +80,4 @@ class Plan:
     @staticmethod
     def as_indices(keys: Sequence[Any]) -> Any:
         """What `return_index=True` delivers: int64 (B,), or a list where the keys are no ints."""
-        return torch.tensor(keys) if all(type(key) is int for key in keys) else list(keys)
+        return torch.tensor(keys, dtype=torch.int64) if all(type(key) is int for key in keys) else list(keys)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from torch.utils.data import BatchSampler
+
 from loaders.batching.assemble import collate_privately, samples_of
+from loaders.batching.rows import Beside
 from loaders.dispatch import Dispatch, OpenBatch, new_order
 from loaders.engines.work import Failure
-from loaders.failures import exception_of, skipped
+from loaders.failures import exception_of, say_more, skipped
 from loaders.rng import Domain, KeyedGenerator
 from loaders.stateful import describe
 
@@ -32,77 +36,118 @@ class Chunks(Iterator[list[Any]]):
         return chunk
 
 
-def give_up(loader: DataLoader, failure: Failure, in_a_row: int) -> None:
+def give_up(loader: DataLoader[Any], failure: Failure, in_a_row: int) -> None:
     """Note a failed sample; raise its error if there were too many in a row."""
     loader.errors.append(skipped(failure))
     if in_a_row > loader.max_errors:
-        error = exception_of(failure, None)
-        limit = f"more than max_errors={loader.max_errors} samples failed in a row; loader.errors lists them"
-        error.args = (f"{error.args[0] if error.args else error}\n  {limit}.",)
+        error = exception_of(failure, apart=loader.num_workers > 0)
+        say_more(error, f"more than max_errors={loader.max_errors} samples failed in a row; loader.errors lists them.")
         raise error
 
 
-def substitute(loader: DataLoader, dispatch: Dispatch, batch: OpenBatch, in_a_row: int) -> int:
-    """Read another sample for every failed row, chosen by the position of the failed one alone.
+class Substituting:
+    """Reads another sample for every failed row, chosen by the position of the failed one alone."""
 
-    Returns:
-        How many samples have failed in a row.
-    """
-    order = batch.order
-    keys = list(order.keys)
-    generator = KeyedGenerator()
-    rows = sorted(batch.failures)
-    for row in rows:
-        in_a_row += 1
-        give_up(loader, batch.failures.pop(row), in_a_row)
+    def __init__(self, loader: DataLoader[Any]) -> None:
+        self._loader = loader
+        self._in_a_row = 0
+
+    def is_whole(self, dispatch: Dispatch, batch: OpenBatch) -> bool:
+        """Whether a complete batch has all its samples; else substitutes are asked for.
+
+        Raises:
+            The error of the last sample, if too many have failed in a row.
+        """
+        keys, generator = list(batch.order.keys), KeyedGenerator()
+        # In the order in which one reader would have met them: the batch first, then what was read instead.
+        for row in batch.replaced or range(batch.rows):
+            if row not in batch.failures:
+                self._in_a_row = 0
+                continue
+            self._in_a_row += 1
+            give_up(self._loader, batch.failures[row], self._in_a_row)
+            keys[row] = self._other_key(batch, row, generator)
+        if batch.broken is not None or not batch.failures:
+            return True
+        old, by_runs = batch.order, self._loader._plan.by_runs
+        batch.replaced = sorted(batch.failures)
+        batch.failures = {}
+        if not by_runs:
+            batch.beside = Beside()
+        dispatch.forget(batch)
+        batch.order = replace(
+            new_order(keys, old.position, old.epoch, old.seed, old.spec, old.blocks), attempt=old.attempt + 1
+        )
+        dispatch.submit(batch, [(row, row + 1) for row in batch.replaced] if by_runs else [(0, len(keys))])
+        return False
+
+    def _other_key(self, batch: OpenBatch, row: int, generator: KeyedGenerator) -> Any:
+        order = batch.order
         draw = generator.rekey(Domain.SUBSTITUTE, order.seed, order.epoch, order.position + row, order.attempt)
-        if type(keys[row]) is int:
-            keys[row] = int(draw.integers(len(loader.dataset)))
-        else:
-            keys[row] = order.keys[int(draw.integers(len(keys)))]
-    again = replace(
-        new_order(keys, order.position, order.epoch, order.seed, order.spec, order.blocks), attempt=order.attempt + 1
-    )
-    dispatch.forget(batch)
-    batch.order = again
-    batch.beside.samples = [] if not loader._plan.by_rows else batch.beside.samples
-    dispatch.submit(batch, [(row, row + 1) for row in rows] if loader._plan.by_runs else [(0, len(keys))])
-    return in_a_row
+        if type(order.keys[row]) is int and hasattr(self._loader.dataset, "__len__"):
+            return int(draw.integers(len(self._loader.dataset)))
+        return order.keys[int(draw.integers(len(order.keys)))]
 
 
 class Skipping:
     """Delivers the epoch as if the failed samples were not in the sampler: the batches stay full, in order.
 
-    Batches without a failure before them are delivered from their slot, without a copy. Behind a failure samples move up into
-    the batch before, in private memory, until a shorter batch has made up for what is missing.
+    Batches without a failure before them are delivered from their slot, without a copy. Behind a failure samples move
+    up into the batch before, in private memory, until a shorter batch has made up for what is missing. The batches of
+    a `batch_sampler` of the user's keep their sizes.
 
     Attributes:
         carried: (key, sample) that were moved up but not delivered yet.
+        batch_size: of every batch but the last; None where a batch sampler of the user's decides.
     """
 
-    def __init__(self, loader: DataLoader) -> None:
+    def __init__(self, loader: DataLoader[Any]) -> None:
         self.carried: list[tuple[Any, Any]] = []
+        self._unsettled: deque[tuple[Any, Any]] = deque()  # (key, sample or Failure), in the sampler's order
+        self._sizes: deque[int] = deque()  # of the batches that were taken apart and not delivered yet
         self._loader = loader
         self._in_a_row = 0
+        batches = loader.batch_sampler
+        torchs = type(batches) is BatchSampler
+        self.batch_size: int | None = batches.batch_size if torchs else None
+        self._drop_last = torchs and batches.drop_last
 
-    def concerns(self, batch: OpenBatch) -> bool:
+    @property
+    def has_more(self) -> bool:
+        """Whether anything is left to deliver when there are no more batches."""
+        return bool(self.carried or self._unsettled)
+
+    def concerns(self, epoch: Epoch, batch: OpenBatch) -> bool:
         """Whether this batch cannot be delivered as it is."""
-        if not batch.failures and not self.carried:
+        if self.has_more or batch.failures or batch.order.raw:
+            return True
+        if batch.rows and batch.broken is None:
             self._in_a_row = 0
-        size = self._loader.batch_size
-        return bool(batch.failures or self.carried or (size is not None and batch.rows < size))
+        if self._sizes:
+            if self._sizes[0] == batch.rows:
+                self._sizes.rotate(-1)  # takes the place of the batch that was used up
+                return False
+            return True
+        short = self.batch_size is not None and batch.rows < self.batch_size
+        return short and (self._drop_last or not epoch.is_last)
 
     def deliver(self, epoch: Epoch, batch: OpenBatch | None) -> tuple[Any, list[Any]] | None:
         """(batch, keys) from what is carried, this batch and those behind it; None if nothing is left."""
-        size = self._loader.batch_size or (batch.rows if batch is not None else len(self.carried))
+        self._settle()
         while batch is not None:
             self._take(epoch, batch)
-            batch = epoch.next_complete() if len(self.carried) < size else None
+            self._settle()
+            batch = epoch.next_complete() if len(self.carried) < self._size else None
+        size = self._size
         taken, self.carried = self.carried[:size], self.carried[size:]
-        if not taken or (self._loader.drop_last and len(taken) < size):
+        if self._sizes:
+            self._sizes.popleft()
+        if not taken or (self._drop_last and len(taken) < size):
             return None
         keys = [key for key, _ in taken]
         samples = [sample for _, sample in taken]
+        if not self._loader._plan.batched:
+            return self._loader.collate_fn(samples[0]), keys
         if not self._loader._plan.by_rows:
             return self._loader.collate_fn(samples), keys
 
@@ -111,23 +156,39 @@ class Skipping:
 
         return collate_privately(self._loader._plan.spec, samples, who), keys
 
+    @property
+    def _size(self) -> int:
+        if self.batch_size is not None:
+            return self.batch_size
+        return self._sizes[0] if self._sizes else 1
+
     def _take(self, epoch: Epoch, batch: OpenBatch) -> None:
-        """Append the good samples of a batch."""
+        """Take a batch apart."""
         if batch.broken is not None:
             epoch.discard(batch)
-            raise exception_of(batch.broken, batch.worker)
-        if not self._loader._plan.by_rows and not batch.failures and not batch.order.raw:
-            # It is collated already: ask for its samples instead.
-            batch = epoch.again(batch, replace(batch.order, ticket=new_order([], 0, 0, 0, None, ()).ticket, raw=True))
-        memories = epoch.lease(batch)
-        spec = batch.order.spec
-        samples = dict(batch.beside.samples)
+            raise exception_of(batch.broken, apart=self._loader.num_workers > 0)
+        if not self._loader._plan.by_rows and len(batch.beside.samples) + len(batch.failures) < batch.rows:
+            # It is collated already, or was lost with a worker: ask for the samples themselves.
+            epoch.reopen(batch)
+            return
+        memories, spec = epoch.lease(batch), batch.order.spec
+        # Whatever lies in the row of a failed sample is nobody's.
+        batch.beside.samples.extend((row, failure) for row, failure in batch.failures.items())
         if spec is not None:
-            samples = dict(enumerate(samples_of(spec, memories, batch.rows, batch.beside)))
-        for row, key in enumerate(batch.order.keys):
-            if row in batch.failures:
+            samples = samples_of(spec, memories, batch.rows, batch.beside)
+        else:
+            samples = [sample for _, sample in sorted(batch.beside.samples, key=lambda pair: pair[0])]
+        self._unsettled.extend(zip(batch.order.keys, samples, strict=True))
+        if self.batch_size is None and self._loader._plan.batched:
+            self._sizes.append(batch.rows)
+
+    def _settle(self) -> None:
+        """Carry the good samples and give up the failed ones, in order. An error leaves those behind it for later."""
+        while self._unsettled:
+            key, sample = self._unsettled.popleft()
+            if isinstance(sample, Failure):
                 self._in_a_row += 1
-                give_up(self._loader, batch.failures[row], self._in_a_row)
+                give_up(self._loader, sample, self._in_a_row)
             else:
                 self._in_a_row = 0
-                self.carried.append((key, samples[row]))
+                self.carried.append((key, sample))

@@ -25,6 +25,9 @@ class Domain(enum.IntEnum):
     TRANSFORM = 1
     COLLATE = 2
     SUBSTITUTE = 3
+    ORDER = 4
+    WEIGHTED = 5
+    MIXTURE = 6
 
 
 class KeyedGenerator:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import sys
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from typing import Any, Literal
 
 import numpy as np
@@ -125,8 +127,19 @@ class BatchSpec:
         """Bytes of each field's block; 0 for fields that travel beside the slot."""
         return [0 if field.kind == "object" else field.nbytes(rows) for field in self.fields]
 
+    @functools.cached_property
+    def _names(self) -> tuple[Any, ...] | None:
+        """The keys of a sample that is one flat dict, the usual case; None for all others."""
+        skeleton = self.skeleton
+        flat = type(skeleton) is dict and all(type(below) is int for below in skeleton.values())
+        return tuple(skeleton) if flat else None
+
     def flatten(self, sample: Any) -> list[Any] | None:
         """The leaves of a sample in the order of `fields`, or None if its container differs from the first one's."""
+        names = self._names
+        if names is not None:
+            # Also the order of the keys: a batch has that of its own first sample.
+            return list(sample.values()) if type(sample) is dict and tuple(sample) == names else None
         out: list[Any] = []
         return out if _flatten(self.skeleton, sample, out) else None
 
@@ -144,7 +157,8 @@ class BatchSpec:
             else:
                 room = (field.shape[0], max(field.shape[1], _half_more(int(np.prod(shape, dtype=np.int64)))))
             fields[number] = dataclasses.replace(field, shape=room)
-        return dataclasses.replace(self, fields=tuple(fields))
+        # The same object if nothing has grown: workers are sent every spec once.
+        return self if tuple(fields) == self.fields else dataclasses.replace(self, fields=tuple(fields))
 
 
 def is_plain(tensor: Any) -> bool:
@@ -192,9 +206,23 @@ def _field_of(path: str, value: Any, declared: Field | None) -> FieldSpec:
         )
     if declared.kind == "pad":
         room = (max(8, _half_more(shape[0])), *shape[1:])
-        return FieldSpec(path, "pad", leaf, dtype, torch_dtype, room, declared.pad or 0)
+        pad = _as_stored(path, declared.pad or 0, dtype, torch_dtype)
+        return FieldSpec(path, "pad", leaf, dtype, torch_dtype, room, pad)
     room = (len(shape), max(64, _half_more(int(np.prod(shape, dtype=np.int64)))))
     return FieldSpec(path, "ragged", leaf, dtype, torch_dtype, room)
+
+
+def _as_stored(path: str, pad: float, dtype: np.dtype[Any], torch_dtype: str) -> float:
+    """The pad value as rows hold it: of dtypes that NumPy lacks, its bits as an integer."""
+    if torch_dtype != dtype.name:
+        torch: Any = sys.modules["torch"]
+        stored: float = tensor_as_array(torch.tensor(pad, dtype=getattr(torch, torch_dtype)))[0].item()
+        return stored
+    if dtype.kind in "biu":
+        lowest, highest = (0, 1) if dtype.kind == "b" else (np.iinfo(dtype).min, np.iinfo(dtype).max)
+        if not (float(pad).is_integer() and lowest <= pad <= highest):
+            raise ValueError(f"field {path!r} holds {dtype}, which cannot hold pad={pad}.")
+    return pad
 
 
 def _leaf_of(value: Any) -> tuple[Leaf, np.dtype[Any], str, tuple[int, ...]]:
@@ -206,7 +234,8 @@ def _leaf_of(value: Any) -> tuple[Leaf, np.dtype[Any], str, tuple[int, ...]]:
         return "int", np.dtype(np.int64), "int64", ()
     if kind is float:
         return "float", np.dtype(np.float64), "float64", ()
-    if isinstance(value, (np.ndarray, np.generic)) and not isinstance(value, (str, bytes)):
+    # What a mask hides is for the collate function to decide.
+    if isinstance(value, (np.ndarray, np.generic)) and not isinstance(value, (str, bytes, np.ma.MaskedArray)):
         dtype = value.dtype
         if dtype.name in TORCH_DTYPES and dtype.isnative:
             return ("array" if isinstance(value, np.ndarray) else "scalar"), dtype, dtype.name, value.shape
@@ -226,14 +255,9 @@ def _flatten(skeleton: Any, sample: Any, out: list[Any]) -> bool:
     if type(sample) is not kind:
         return False
     if kind is dict or kind is OrderedDict:
-        if len(sample) != len(skeleton):
-            return False
-        for name, below in skeleton.items():
-            if name not in sample or not _flatten(below, sample[name], out):
-                return False
-        return True
+        return list(sample) == list(skeleton) and all(map(_flatten, skeleton.values(), sample.values(), repeat(out)))
     if isinstance(skeleton, (tuple, list)):
-        return len(sample) == len(skeleton) and all(map(_flatten, skeleton, sample, [out] * len(sample)))
+        return len(sample) == len(skeleton) and all(map(_flatten, skeleton, sample, repeat(out)))
     return all(_flatten(getattr(skeleton, f.name), getattr(sample, f.name), out) for f in dataclasses.fields(skeleton))
 
 

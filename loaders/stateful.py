@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import bisect
 import copy
 from collections.abc import Iterator
+from types import FunctionType, ModuleType
 from typing import Any
 
+import numpy as np
+
+from loaders.augment import Albumentations
 from loaders.rng import Domain, KeyedGenerator
+from loaders.tree import rebuild
 
 _SUBSETS = {("torch.utils.data.dataset", "Subset")}
 _CONCATS = {("torch.utils.data.dataset", "ConcatDataset")}
@@ -24,12 +30,26 @@ def resolve(dataset: Any, key: Any) -> tuple[Any, Any]:
             dataset, key = dataset.dataset, dataset.indices[key]
         elif kind in _CONCATS:
             if key < 0:
+                if -key > len(dataset):
+                    raise ValueError("absolute value of index should not exceed dataset length")
                 key += len(dataset)
-            number = next(i for i, end in enumerate(dataset.cumulative_sizes) if key < end)
+            number = bisect.bisect_right(dataset.cumulative_sizes, key)
             key -= dataset.cumulative_sizes[number - 1] if number else 0
             dataset = dataset.datasets[number]
         else:
             return dataset, key
+
+
+def bases(dataset: Any) -> Iterator[Any]:
+    """The datasets that samples of `dataset` may come from, as `resolve` finds them."""
+    kind = _kind(dataset)
+    if kind in _SUBSETS:
+        yield from bases(dataset.dataset)
+    elif kind in _CONCATS:
+        for inner in dataset.datasets:
+            yield from bases(inner)
+    else:
+        yield dataset
 
 
 def reads_batches(dataset: Any) -> bool:
@@ -48,27 +68,37 @@ def describe(dataset: Any, key: Any) -> str | None:
         return None
 
 
+# Longer lists and dicts are data; transforms come in short ones, near the dataset.
+_MANY = 1000
+_LEVELS = 8
+_ATOMS = (str, bytes, int, float, bool, type(None), np.ndarray)
+
+
 def _is_stateful(value: Any) -> bool:
-    return not isinstance(value, type) and (hasattr(value, "set_random_state") or hasattr(value, "set_random_seed"))
+    # Asked of the type: objects that answer to any name, such as proxies, are no transforms.
+    return hasattr(type(value), "set_random_state") or hasattr(type(value), "set_random_seed")
 
 
-def _below(dataset: Any) -> Iterator[tuple[str, Any]]:
-    yield from getattr(dataset, "__dict__", {}).items()
+def _parts(holder: Any) -> list[tuple[Any, Any]]:
+    """(name, part) of what may hold a transform: the attributes of an object, the items of a short container."""
+    if isinstance(holder, (list, tuple, dict)):
+        named = () if len(holder) > _MANY else holder.items() if isinstance(holder, dict) else enumerate(holder)
+    else:
+        named = () if isinstance(holder, (type, ModuleType, FunctionType)) else getattr(holder, "__dict__", {}).items()
+    return [(name, part) for name, part in named if type(part) not in _ATOMS]
 
 
-def _find(dataset: Any, seen: set[int]) -> Iterator[Any]:
-    """Stateful transforms among the attributes of a dataset and of the datasets it wraps."""
-    if id(dataset) in seen:
+def _find(holder: Any, seen: set[int], levels: int = _LEVELS) -> Iterator[Any]:
+    """Stateful transforms in a dataset, in the datasets it wraps and in the objects it holds; each once."""
+    if id(holder) in seen:
         return
-    seen.add(id(dataset))
-    for name, value in _below(dataset):
-        if _is_stateful(value):
-            if id(value) not in seen:
-                seen.add(id(value))
-                yield value
-        elif name in ("dataset", "datasets"):
-            for inner in value if isinstance(value, (list, tuple)) else [value]:
-                yield from _find(inner, seen)
+    seen.add(id(holder))
+    if _is_stateful(holder):
+        yield holder
+    # Our adaptor keys its pipeline itself, from `sample_rng`.
+    elif levels and not isinstance(holder, Albumentations):
+        for _, part in _parts(holder):
+            yield from _find(part, seen, levels - 1)
 
 
 class KeyedTransforms:
@@ -80,6 +110,9 @@ class KeyedTransforms:
 
     def __init__(self, dataset: Any) -> None:
         self._found = [(transform, KeyedGenerator()) for transform in _find(dataset, set())]
+
+    def __bool__(self) -> bool:
+        return bool(self._found)
 
     def rekey(self, seed: int, epoch: int, position: int) -> None:
         """Send every transform to the stream of this sample."""
@@ -97,18 +130,27 @@ def with_own_transforms(dataset: Any) -> Any:
 
     One Compose that two threads share mixes up their random states and gives wrong results silently.
     """
-    clone = dataset
-    for name, value in _below(dataset):
-        if _is_stateful(value) or hasattr(value, "__own_state__"):
-            own = copy.deepcopy(value)
-        elif name == "dataset":
-            own = with_own_transforms(value)
-        elif name == "datasets" and isinstance(value, (list, tuple)):
-            own = type(value)(with_own_transforms(inner) for inner in value)
-        else:
-            continue
-        if own is not value:
-            if clone is dataset:
-                clone = copy.copy(dataset)
-            object.__setattr__(clone, name, own)
+    return _own(dataset, set(), {})
+
+
+def _own(holder: Any, seen: set[int], copies: dict[int, Any], levels: int = _LEVELS) -> Any:
+    """`holder`, or a copy of it if there are transforms below it."""
+    if _is_stateful(holder) or isinstance(holder, KeyedGenerator):
+        return copy.deepcopy(holder, copies)  # the same copy wherever it is met again
+    if id(holder) in seen or not levels:
+        return copies.get(id(holder), holder)
+    seen.add(id(holder))
+    own = {name: mine for name, part in _parts(holder) if (mine := _own(part, seen, copies, levels - 1)) is not part}
+    if not own:
+        return holder
+    if isinstance(holder, tuple):
+        clone = rebuild(holder, [own.get(number, part) for number, part in enumerate(holder)])
+    else:
+        clone = copy.copy(holder)
+        for name, mine in own.items():
+            if isinstance(holder, (list, dict)):
+                clone[name] = mine
+            else:
+                object.__setattr__(clone, name, mine)
+    copies[id(holder)] = clone
     return clone

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import importlib.abc
 import importlib.machinery
+import random
 import sys
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
+
+import numpy as np
 
 # torch keeps the record of its own workers here. It is the one private name of torch that the library touches: there
 # is no public way to make `get_worker_info()` answer.
@@ -44,13 +47,20 @@ def worker_info() -> WorkerInfo | None:
 
 
 def set_worker_info(info: WorkerInfo, *, process: bool) -> None:
-    """Make this process, or this thread alone, the worker `info` describes."""
+    """Make this process, or this thread alone, the worker `info` describes.
+
+    A process also gets the random states that a worker of torch's has: recipes for `worker_init_fn` build on them.
+    """
     global _process
     if not process:
         # torch's own record is a global of the module: with threads it could not be right.
         _thread.info = info
         return
-    _process = info
+    _process, _thread.info = info, None  # a fork inherits what the thread was that forked
+    random.seed(info.seed)
+    base = info.seed - info.id
+    entropy = np.random.SeedSequence([info.id, base & 0xFFFFFFFF, base >> 32, 0])
+    np.random.seed(entropy.generate_state(4))
     module = sys.modules.get(_TORCH_WORKER)
     if module is not None:
         _tell_torch(module, info)
@@ -62,6 +72,8 @@ def _tell_torch(module: ModuleType, info: WorkerInfo) -> None:
     module._worker_info = module.WorkerInfo(  # type: ignore[attr-defined]  # private, see above
         id=info.id, num_workers=info.num_workers, seed=info.seed, dataset=info.dataset
     )
+    # The CPU's generator alone: workers know nothing of devices.
+    module.torch.default_generator.manual_seed(info.seed)
 
 
 class _LateTorch(importlib.abc.MetaPathFinder):

@@ -18,6 +18,8 @@ from loaders.errors import BufferMemoryError
 PAGE = mmap.PAGESIZE
 # Left to the rest of the machine: the last free bytes are needed by whoever writes next, also outside this process.
 _HEADROOM = 64 << 20
+# A smaller range than this is of no use.
+_LEAST = 1 << 24
 
 # Address space above the memory of the machine must not be refused. Python names the flag from 3.13 on.
 _NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)
@@ -48,31 +50,32 @@ def _meminfo_available() -> int:
         return 1 << 34  # unknown platform: let the reservation itself say no
 
 
-def _cgroup_headrooms() -> list[int]:
+def _cgroup_headrooms(root: Path = Path("/")) -> list[int]:
     """`limit - usage` of each cgroup above this process; page cache that can be dropped is not counted as usage."""
     headrooms = []
     try:
-        groups = Path("/proc/self/cgroup").read_text(encoding="ascii").splitlines()
+        groups = (root / "proc/self/cgroup").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return []
     for line in groups:
         _, controllers, path = line.split(":", 2)
         if controllers == "":  # version 2
-            root, limit, usage = Path("/sys/fs/cgroup"), "memory.max", "memory.current"
+            top, limit, usage, cache = root / "sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"
         elif "memory" in controllers.split(","):
-            root, limit, usage = Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes", "memory.usage_in_bytes"
+            top, limit, usage = root / "sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"
+            cache = "total_inactive_file"  # without "total" it is that of the group alone, unlike the usage
         else:
             continue
-        folder = root / path.lstrip("/")
+        folder = top / path.lstrip("/")
         for level in (folder, *folder.parents):
             try:
                 ceiling = int((level / limit).read_text())
                 used = int((level / usage).read_text())
                 stat = dict(entry.split() for entry in (level / "memory.stat").read_text().splitlines())
-                headrooms.append(ceiling - used + int(stat.get("inactive_file", 0)))
+                headrooms.append(ceiling - used + int(stat.get(cache, 0)))
             except (OSError, ValueError):
                 pass  # "max", or a level without the controller
-            if level == root:
+            if level == top:
                 break
     return headrooms
 
@@ -90,8 +93,17 @@ class Arena:
         self.shared = shared
         self.reserved_nbytes = 0
         self._fd = _anonymous_descriptor(self.capacity) if shared else -1
-        self.buffer = _map(self._fd, self.capacity)
+        self.buffer = self._mapped()
         self._free: list[tuple[int, int]] = [(0, self.capacity)]  # (offset, nbytes), sorted, never adjacent
+
+    def _mapped(self) -> mmap.mmap:
+        while True:
+            try:
+                return _map(self._fd, self.capacity)
+            except OSError as error:  # `ulimit -v`, or a machine that never promises more memory than it has
+                if self.capacity <= _LEAST:
+                    raise BufferMemoryError(f"not even {self.capacity:,} bytes can be mapped: {error}.") from error
+                self.capacity = round_up(self.capacity // 2)
 
     def reserve(self, nbytes: int) -> int:
         """Take `nbytes` (a multiple of PAGE) and make sure they are there. Returns their offset.
@@ -100,12 +112,13 @@ class Arena:
             BufferMemoryError: the machine or its cgroup has not that much left. Nothing was taken.
         """
         left = available_nbytes()
+        asked = (
+            f"a batch buffer of {nbytes:,} bytes was asked for, {left:,} bytes of memory are available "
+            f"and {self.reserved_nbytes:,} bytes are in use by this loader.\n"
+            "  Use a smaller batch_size or prefetch_factor, or let go of batches that are kept."
+        )
         if nbytes > left - _HEADROOM:
-            raise BufferMemoryError(
-                f"a batch buffer of {nbytes:,} bytes was asked for, {left:,} bytes of memory are available "
-                f"and {self.reserved_nbytes:,} bytes are in use by this loader.\n"
-                "  Use a smaller batch_size or prefetch_factor, or let go of batches that are kept."
-            )
+            raise BufferMemoryError(asked)
         for position, (offset, room) in enumerate(self._free):
             if room >= nbytes:
                 break
@@ -116,7 +129,7 @@ class Arena:
                 # Pages that exist cannot fail later: writing to a sparse page on a full machine is a bus error.
                 os.posix_fallocate(self._fd, offset, nbytes)
             except OSError as error:
-                raise BufferMemoryError(f"{nbytes:,} bytes of shared memory could not be reserved: {error}.") from error
+                raise BufferMemoryError(f"{error.strerror}: {asked}") from error
         self._free[position : position + 1] = [(offset + nbytes, room - nbytes)] if room > nbytes else []
         self.reserved_nbytes += nbytes
         return offset

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch.utils.data import default_collate
+from torch.utils.data import default_collate, default_convert
 
 from loaders.batching.rows import Beside, as_row_array
 from loaders.errors import FieldDtypeError, FieldNameError, FieldShapeError, describe_sample
@@ -34,8 +34,11 @@ class Padded(NamedTuple):
 
     @property
     def mask(self) -> torch.Tensor:
-        """bool (B, longest): True where `values` holds a sample's own values."""
-        return torch.arange(self.values.shape[1], device=self.counts.device) < self.counts[:, None]
+        """bool (B, longest): True where `values` holds a sample's own values. An array after `to_numpy`."""
+        longest, counts = self.values.shape[1], self.counts
+        if isinstance(counts, torch.Tensor):
+            return torch.arange(longest, device=counts.device) < counts[:, None]
+        return np.arange(longest) < counts[:, None]
 
 
 class Ragged(list[torch.Tensor]):
@@ -46,8 +49,8 @@ class Ragged(list[torch.Tensor]):
 
         Sample i is `values[offsets[i] : offsets[i + 1]]`. The samples must agree in all other dimensions.
         """
-        counts = torch.tensor([0, *(len(each) for each in self)])
-        return torch.cat(list(self)) if self else torch.empty(0), counts.cumsum(0)
+        values = torch.cat(list(self)) if self else torch.empty(0)
+        return values, torch.tensor([0, *map(len, self)], device=values.device).cumsum(0)
 
 
 def tensor_over(array: np.ndarray[Any, Any], dtype: str) -> torch.Tensor:
@@ -70,35 +73,44 @@ def assemble(spec: BatchSpec, memories: Sequence[Any], rows: int, beside: Beside
         FieldShapeError, FieldDtypeError, FieldNameError: the samples do not go together, as torch would say too.
     """
     if beside.samples:
-        return _collate_samples(samples_of(spec, memories, rows, beside), name)
-    columns = []
-    for number, (field, memory) in enumerate(zip(spec.fields, memories, strict=True)):
-        odd = beside.fields.get(number)
+        return _collate(samples_of(spec, memories, rows, beside), "", name)
+
+    def column(number: int, container: type[Any]) -> Any:
+        field, memory, odd = spec.fields[number], memories[number], beside.fields.get(number)
         if odd:
-            columns.append(_private_column(field, _values_of(field, memory, rows, dict(odd)), name))
-        elif field.kind == "stack":
-            columns.append(tensor_over(field.values(memory, 0, rows), field.torch_dtype))
-        elif field.kind == "pad":
+            values = container(_values_of(field, memory, rows, dict(odd)))
+            return _collate(values, field.path, name) if field.kind in ("stack", "object") else _mixed(field, values, odd, name)
+        if field.kind == "stack":
+            return tensor_over(field.values(memory, 0, rows), field.torch_dtype)
+        if field.kind == "pad":
             counts = field.extents(memory, 0, rows)[:, 0]
             values = field.values(memory, 0, rows)[:, : counts.max(initial=0)]
-            columns.append(Padded(tensor_over(values, field.torch_dtype), torch.from_numpy(counts)))
-        else:
-            columns.append(Ragged(_values_as_tensors(field, memory, rows)))
-    return _collated(spec.skeleton, columns)
+            return Padded(tensor_over(values, field.torch_dtype), torch.from_numpy(counts))
+        return Ragged(_values_as_tensors(field, memory, rows))
+
+    return _collated(spec.skeleton, column)
 
 
 def collate_privately(spec: BatchSpec | None, samples: Sequence[Any], name: Name) -> Any:
     """The batch of samples that lie in no slot, or in different ones, in memory of its own."""
     if spec is None:
-        return _collate_samples(list(samples), name)
+        return _collate(list(samples), "", name)
     beside = Beside()
     for row, sample in enumerate(samples):
         values = spec.flatten(sample)
         if values is None:
-            return _collate_samples(list(samples), name)
+            return _collate(list(samples), "", name)
         for number, value in enumerate(values):
             beside.fields.setdefault(number, []).append((row, value))
     return assemble(spec, [None] * len(spec.fields), len(samples), beside, name)
+
+
+def convert(sample: Any, name: Name) -> Any:
+    """One sample as a loader without batching gives it."""
+    try:
+        return default_convert(sample)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise _error(FieldDtypeError, 0, "", f"torch cannot convert it: {error}", name) from error
 
 
 def samples_of(spec: BatchSpec, memories: Sequence[Any], rows: int, beside: Beside) -> list[Any]:
@@ -140,51 +152,66 @@ def _values_as_tensors(field: FieldSpec, memory: Any, rows: int) -> list[torch.T
     return values if field.leaf == "tensor" else [tensor_over(value, field.torch_dtype) for value in values]
 
 
-def _private_column(field: FieldSpec, values: list[Any], name: Name) -> Any:
-    if field.kind in ("stack", "object"):
-        return _collate(values, field.path, name)
-    arrays = [as_row_array(field, value) for value in values]
-    for row, array in enumerate(arrays):
-        if array is None or array.ndim != field.ndim or (field.kind == "pad" and array.shape[1:] != field.shape[1:]):
-            want = f"{field.ndim} dimensions" if field.kind == "ragged" else f"shape (…, {field.shape[1:]})"
-            raise _error(FieldShapeError, row, field.path, f"{_looks(values[row])}, expected {field.dtype} of {want}", name)
+def _mixed(field: FieldSpec, values: Sequence[Any], odd: Sequence[tuple[int, Any]], name: Name) -> Padded | Ragged:
+    """A pad or ragged field of which some rows lie in the slot and the odd ones do not."""
+    arrays = []
+    for row, value in enumerate(values):
+        array = as_row_array(field, value)
+        if array is None:
+            detail = f"{_looks(value)}, expected {field.torch_dtype} {'tensor' if field.leaf == 'tensor' else 'ndarray'}"
+            raise _error(FieldDtypeError, row, field.path, detail, name)
+        if array.ndim != field.ndim or (field.kind == "pad" and array.shape[1:] != field.shape[1:]):
+            rest = "".join(f", {n}" for n in field.shape[1:])
+            want = f"(…{rest})" if field.kind == "pad" else f"{field.ndim} dimensions"
+            raise _error(FieldShapeError, row, field.path, f"{_looks(value)}, expected {want}", name)
+        arrays.append(array)
     if field.kind == "ragged":
-        return Ragged(tensor_over(np.ascontiguousarray(array), field.torch_dtype) for array in arrays if array is not None)
-    counts = np.array([len(array) for array in arrays if array is not None], np.int64)
+        for row, _ in odd:
+            arrays[row] = arrays[row].copy()  # it may be the dataset's own
+        return Ragged(tensor_over(array, field.torch_dtype) for array in arrays)
+    counts = np.array([len(array) for array in arrays], np.int64)
     padded = np.full((len(values), int(counts.max()), *field.shape[1:]), field.pad, field.dtype)
     for row, array in enumerate(arrays):
         padded[row, : counts[row]] = array
     return Padded(tensor_over(padded, field.torch_dtype), torch.from_numpy(counts))
 
 
-def _collate(values: list[Any], path: str, name: Name) -> Any:
+def _collate(values: Sequence[Any], path: str, name: Name) -> Any:
+    """What torch makes of the values of one field, or of whole samples; where it refuses, one sample is named."""
     try:
         return default_collate(values)
-    except (RuntimeError, TypeError, ValueError, KeyError, OverflowError) as error:
+    except (RuntimeError, TypeError, ValueError, KeyError) as error:
         first = values[0]
-        for row, value in enumerate(values):
-            if getattr(value, "shape", None) != getattr(first, "shape", None):
-                detail = (
-                    f"shape {tuple(np.shape(value))}, expected {tuple(np.shape(first))}.\n  All samples of a batch share "
-                    "one shape: resize in the dataset, or declare the field with Field(pad=…) or Field(ragged=True)"
-                )
-                raise _error(FieldShapeError, row, path, detail, name) from error
-            if type(value) is not type(first):
-                raise _error(FieldDtypeError, row, path, f"{_looks(value)}, expected {_looks(first)}", name) from error
-        raise _error(FieldDtypeError, 0, path, f"{_looks(first)} cannot be collated: {error}", name) from error
+        row = next((row for row, value in enumerate(values) if not _go_together(first, value)), 0)
+        path, want, have = _disagreement(path, first, values[row])
+        if hasattr(want, "shape") and hasattr(have, "shape") and want.shape != have.shape:
+            detail = (
+                f"shape {tuple(have.shape)}, expected {tuple(want.shape)}.\n  All samples of a batch share one shape: "
+                "resize in the dataset, or declare the field with Field(pad=…) or Field(ragged=True)"
+            )
+            raise _error(FieldShapeError, row, path, detail, name) from error
+        if _outline(want) != _outline(have) and (children(want) is not None or children(have) is not None):
+            detail = f"has {_outline(have)}, expected {_outline(want)} as in the first sample of the batch"
+            raise _error(FieldNameError, row, path, detail, name) from error
+        against = "cannot be collated" if want is have else f"does not go with {_looks(want)}"
+        raise _error(FieldDtypeError, row, path, f"{_looks(have)} {against}: {error}", name) from error
 
 
-def _collate_samples(samples: list[Any], name: Name) -> Any:
-    """Samples whose containers differ: torch decides what that gives."""
+def _go_together(first: Any, value: Any) -> bool:
     try:
-        return default_collate(samples)
-    except (RuntimeError, TypeError, ValueError, KeyError, AttributeError) as error:
-        shape = _outline(samples[0])
-        for row, sample in enumerate(samples):
-            if _outline(sample) != shape:
-                detail = f"has {_outline(sample)}, expected {shape} as in the first sample of the batch"
-                raise _error(FieldNameError, row, None, detail, name) from error
-        raise
+        default_collate([first, value])
+        return True
+    except (RuntimeError, TypeError, ValueError, KeyError):
+        return False
+
+
+def _disagreement(path: str, first: Any, value: Any) -> tuple[str, Any, Any]:
+    """Where in two samples torch finds them not to go together: the path, and what each has there."""
+    have = dict(children(value) or [])
+    for name, below in children(first) or []:
+        if name in have and not _go_together(below, have[name]):
+            return _disagreement(f"{path}.{name}" if path else name, below, have[name])
+    return path, first, value
 
 
 def _outline(sample: Any) -> str:
@@ -194,7 +221,8 @@ def _outline(sample: Any) -> str:
 
 def _looks(value: Any) -> str:
     if isinstance(value, (np.ndarray, np.generic, torch.Tensor)):
-        return f"{value.dtype} array of shape {tuple(value.shape)}"
+        kind = "tensor" if isinstance(value, torch.Tensor) else "array"
+        return f"{value.dtype} {kind} of shape {tuple(value.shape)}"
     return f"{type(value).__name__} {value!r:.40}"
 
 
@@ -208,11 +236,13 @@ def _error(kind: Any, row: int, path: str | None, detail: str, name: Name) -> Ex
     return error
 
 
-def _collated(skeleton: Any, columns: Sequence[Any]) -> Any:
-    """The container of the batch as `default_collate` makes it: tuples come out as lists, everything else as it was."""
+def _collated(skeleton: Any, column: Callable[[int, type[Any]], Any], container: type[Any] = list) -> Any:
+    """The container of the batch as `default_collate` makes it: tuples come out as lists, everything else as it was.
+
+    `container` is what torch has the values of a field in: a tuple below sequences. Text comes out as just that.
+    """
     if type(skeleton) is int:
-        return columns[skeleton]
-    below = [_collated(child, columns) for _, child in children(skeleton) or []]
+        return column(skeleton, container)
+    container = tuple if isinstance(skeleton, (tuple, list)) else list
+    below = [_collated(child, column, container) for _, child in children(skeleton) or []]
     return below if type(skeleton) in (tuple, list) else rebuild(skeleton, below)
-
-

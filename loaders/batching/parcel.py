@@ -13,6 +13,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from loaders.spec import is_plain, tensor_as_array
 
 
@@ -34,13 +36,29 @@ class _Packer(pickle.Pickler):
         torch: Any = sys.modules.get("torch")
         if torch is not None and type(obj) is torch.Tensor and is_plain(obj):
             array, dtype = tensor_as_array(obj)
-            # A copy only where needed: ascontiguousarray would give a 0-d array a dimension.
-            return rebuild_tensor, (array if array.flags.c_contiguous else array.copy(), dtype)
+            return rebuild_tensor, (*_dense(array), dtype)
+        if type(obj) is np.ndarray and not obj.flags.c_contiguous and not obj.dtype.hasobject:
+            return rebuild_array, _dense(obj)
         return NotImplemented
 
 
-def rebuild_tensor(array: Any, dtype: str) -> Any:
-    """The tensor over `array` again, sharing its memory. Runs where the parcel is opened."""
+def _dense(array: np.ndarray[Any, Any]) -> tuple[np.ndarray[Any, Any], list[int]]:
+    """The same bytes as a C-contiguous array, and the axes that turn it back; a copy only where there are gaps.
+
+    So channels-last images stay channels-last. Only C-contiguous arrays leave a pickle without a copy in every NumPy.
+    """
+    axes = sorted(range(array.ndim), key=lambda axis: -abs(array.strides[axis]))
+    dense = array.transpose(axes)
+    return dense if dense.flags.c_contiguous else dense.copy(), [axes.index(axis) for axis in range(array.ndim)]
+
+
+def rebuild_array(dense: np.ndarray[Any, Any], axes: list[int]) -> np.ndarray[Any, Any]:
+    """The array with its axes in their order again, sharing memory. Runs where the parcel is opened."""
+    return dense.transpose(axes)
+
+
+def rebuild_tensor(dense: np.ndarray[Any, Any], axes: list[int], dtype: str) -> Any:
+    """The tensor over `dense` again, sharing its memory. Runs where the parcel is opened."""
     from loaders.batching.assemble import tensor_over
 
-    return tensor_over(array, dtype)
+    return tensor_over(dense.transpose(axes), dtype)

@@ -38,6 +38,11 @@ class Beside:
         for number, shape in other.needs.items():
             self.need(number, shape)
 
+    def drop(self, row: int) -> None:
+        """Leave out what belongs to this row."""
+        self.samples = [pair for pair in self.samples if pair[0] != row]
+        self.fields = {number: [pair for pair in pairs if pair[0] != row] for number, pairs in self.fields.items()}
+
     def need(self, number: int, shape: tuple[int, ...]) -> None:
         """Note that a row of `shape` did not fit."""
         if np.prod(shape) > np.prod(self.needs.get(number, (0,))):
@@ -103,17 +108,20 @@ def as_row_array(spec: FieldSpec, value: Any) -> np.ndarray[Any, Any] | None:
             return None
         array, name = tensor_as_array(value)
         return array if name == spec.torch_dtype else None
-    if isinstance(value, np.ndarray) and value.dtype == spec.dtype:
-        return value
-    return None
+    return value if _is_array(value) and value.dtype == spec.dtype else None
+
+
+def _is_array(value: Any) -> bool:
+    # What a mask hides is for the collate function to decide.
+    return isinstance(value, np.ndarray) and not isinstance(value, np.ma.MaskedArray)
 
 
 def _stack_array(spec: FieldSpec, values: np.ndarray[Any, Any]) -> Put:
     shape, dtype = spec.shape, spec.dtype
-    kind: type = np.generic if spec.leaf == "scalar" else np.ndarray
+    scalar = spec.leaf == "scalar"
 
     def put(row: int, value: Any) -> bool:
-        if isinstance(value, kind) and value.dtype == dtype and value.shape == shape:
+        if (isinstance(value, np.generic) if scalar else _is_array(value)) and value.dtype == dtype and value.shape == shape:
             values[row] = value
             return True
         return False

@@ -17,11 +17,12 @@ import threading
 import time
 import traceback
 import weakref
-from collections import deque
-from collections.abc import Iterable, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from loaders.batching.arena import Arena, round_up
+from loaders.batching.heirs import Heirs
 from loaders.errors import BufferMemoryError, SlotStateError
 
 # What a released block is filled with under LOADERS_DEBUG=slots: a reader that outlived its lease shows at once.
@@ -97,28 +98,40 @@ class SlotPool:
         self.leased_nbytes = 0
         self._free: dict[int, list[Block]] = {}
         self._leases: dict[Block, _Lease] = {}
-        # Filled by finalizers, which run inside the garbage collector on any thread: append is all they may do.
-        self._ended: deque[_Lease] = deque()
+        # Blocks on their way to FREE. Finalizers fill it, which run inside the garbage collector, on any thread and in
+        # the middle of anything: they append, and never wait for the lock.
+        self._ended: deque[Block] = deque()
+        self._late: list[tuple[Callable[[], bool], list[Block]]] = []
+        self._keep: Counter[int] | None = None  # how many FREE blocks of each size to keep while nothing is acquired
         self._lock = threading.Lock()
+        self._heirs = Heirs()
+        self._pid = os.getpid()
+        self._closed = False
+        if arena.shared:
+            _shared_pools.add(self)
         self._in_use: dict[int, int] = {}
         self._peaks: dict[int, tuple[int, int]] = {}  # per size: most in use in the last window, and in this one
         self._acquired = 0
         self._debug = "slots" in os.environ.get("LOADERS_DEBUG", "").split(",")
 
-    def acquire(self, sizes: Sequence[int]) -> list[Block]:
+    def acquire(self, sizes: Sequence[int], *, bounded: bool = True) -> list[Block]:
         """A slot: one FILLING block for each of `sizes` (bytes), recently used memory first.
+
+        Args:
+            bounded: False for an engine's own few pages, which the ceiling must not refuse.
 
         Raises:
             BufferMemoryError: the ceiling or the machine's memory is reached. Nothing was taken.
         """
         with self._lock:
+            self._keep = None
             self._reclaim()
             slot: list[Block] = []
             try:
                 for size in sizes:
-                    slot.append(self._take(round_up(max(size, 1))))
+                    slot.append(self._take(round_up(max(size, 1)), bounded))
             except BufferMemoryError:
-                self._put_back(slot)
+                self.discard(slot)
                 raise
             self._acquired += 1
             if self._acquired % _WINDOW == 0:
@@ -136,9 +149,23 @@ class SlotPool:
             block.become(BlockState.ABANDONED)
 
     def discard(self, slot: Iterable[Block]) -> None:
-        """Nobody reads or writes these blocks any more: → FREE."""
-        with self._lock:
-            self._put_back(slot)
+        """Nobody reads or writes these blocks any more: → FREE. Never waits, so finalizers may call it."""
+        for block in slot:
+            if block.state is BlockState.LEASED:
+                raise SlotStateError("a block that is leased is free when its last view dies, and cannot be discarded.")
+            block.become(BlockState.FREE)
+            self._ended.append(block)
+        self._settle()
+
+    def discard_after(self, is_written: Callable[[], bool], slot: Iterable[Block]) -> None:
+        """Discard blocks once `is_written` says False, maybe now; until then they are ABANDONED to late writers."""
+        if not is_written():
+            return self.discard(slot)
+        late = list(slot)
+        for block in late:
+            if block.state is not BlockState.ABANDONED:
+                block.become(BlockState.ABANDONED)
+        self._late.append((is_written, late))
 
     def lease(self, slot: Sequence[Block], labels: Sequence[str]) -> list[Any]:
         """Hand READY blocks to a reader, each as the object that exports its bytes.
@@ -157,8 +184,9 @@ class SlotPool:
                 block.become(BlockState.LEASED)
                 # The root of every alias. An ndarray or tensor as anchor would let go too early: `.base` collapses,
                 # and detach(), numpy() and view(dtype) make new objects over the same bytes.
-                root = (ctypes.c_char * block.nbytes).from_buffer(self.arena.buffer, block.offset)
-                lease = _Lease(root, self._ended.append)
+                root: Any = (ctypes.c_char * block.nbytes).from_buffer(self.arena.buffer, block.offset)
+                root.pool = self  # batches may outlive the loader; their memory still goes back to the machine
+                lease = _Lease(root, self._end)
                 lease.block, lease.label, lease.since_s = block, label + where, now
                 self._leases[block] = lease
                 self.leased_nbytes += block.nbytes
@@ -170,12 +198,19 @@ class SlotPool:
         with self._lock:
             self._reclaim()
 
-    def trim(self) -> None:
-        """Give every FREE block back to the machine."""
-        with self._lock:
-            self._reclaim()
-            for size in list(self._free):
-                self._release_free(size, keep=0)
+    def trim(self, keep: Iterable[int] = ()) -> None:
+        """Give FREE blocks back to the machine, but one for each size (bytes) in `keep`.
+
+        Until the next `acquire` blocks that become free later are given back in the same way. Never waits.
+        """
+        self._keep = Counter(round_up(max(size, 1)) for size in keep if not self._closed)
+        self._settle()
+
+    def close(self) -> None:
+        """Nothing is acquired any more: every block goes back to the machine when its last view dies."""
+        self._closed = True
+        self.trim()
+        self.arena.close()
 
     @property
     def leased_count(self) -> int:
@@ -191,12 +226,12 @@ class SlotPool:
         leases = sorted(list(self._leases.values()), key=lambda lease: lease.since_s)
         return "\n".join(f"{each.label}: {each.block.nbytes:,} bytes for {now - each.since_s:.1f} s" for each in leases)
 
-    def _take(self, size: int) -> Block:
+    def _take(self, size: int, bounded: bool) -> Block:
         free = self._free.get(size)
         if free:
             block = free.pop()
         else:
-            block = self._grow(size)
+            block = self._grow(size, bounded)
         block.become(BlockState.FILLING)
         in_use = self._in_use[size] = self._in_use.get(size, 0) + 1
         before, now = self._peaks.get(size, (0, 0))
@@ -204,11 +239,11 @@ class SlotPool:
             self._peaks[size] = (before, in_use)
         return block
 
-    def _grow(self, size: int) -> Block:
-        if self.arena.reserved_nbytes + size > self.ceiling_nbytes:
+    def _grow(self, size: int, bounded: bool) -> Block:
+        if bounded and self.arena.reserved_nbytes + size > self.ceiling_nbytes:
             for other in list(self._free):
                 self._release_free(other, keep=0)
-        if self.arena.reserved_nbytes + size > self.ceiling_nbytes:
+        if bounded and self.arena.reserved_nbytes + size > self.ceiling_nbytes:
             raise BufferMemoryError(
                 f"batch buffers would take {self.arena.reserved_nbytes + size:,} bytes, of which batches still held "
                 f"take {self.leased_nbytes:,}; max_buffer_bytes allows {self.ceiling_nbytes:,}.\n"
@@ -222,24 +257,55 @@ class SlotPool:
                 self._release_free(other, keep=0)
             return Block(self.arena.reserve(size), size)
 
-    def _put_back(self, slot: Iterable[Block]) -> None:
-        for block in slot:
-            block.become(BlockState.FREE)
-            self._in_use[block.nbytes] -= 1
-            if self._debug:
-                ctypes.memset(
-                    ctypes.addressof(ctypes.c_char.from_buffer(self.arena.buffer, block.offset)),
-                    DEBUG_PATTERN,
-                    block.nbytes,
-                )
-            self._free.setdefault(block.nbytes, []).append(block)
+    def _end(self, lease: _Lease) -> None:
+        self._ended.append(lease.block)
+        self._settle()
+
+    def _settle(self) -> None:
+        """Between `trim` and `acquire`: take back and trim, unless somebody else is at it; again if more has ended."""
+        while self._keep is not None and self._pid == os.getpid() and self._lock.acquire(blocking=False):
+            try:
+                self._reclaim()
+            finally:
+                self._lock.release()
+            if not self._ended:
+                return
+
+    def _before_fork(self) -> None:
+        # Held across the fork: the child must not find it locked, nor a batch be handed out unseen.
+        self._lock.acquire()
+        self._reclaim()
+        self._heirs.before_fork(self._leases)
+
+    def _after_fork(self, *, in_child: bool) -> None:
+        if in_child:
+            _shared_pools.discard(self)  # it is the parent's: here nothing is taken back, nor given to the machine
+            self._heirs.after_fork_in_child()
+        else:
+            self._heirs.after_fork_in_parent()
+        self._lock.release()
 
     def _reclaim(self) -> None:
+        for entry in [entry for entry in self._late if not entry[0]()]:
+            self._late.remove(entry)
+            self.discard(entry[1])
+        self._ended.extend(self._heirs.ended())
         while self._ended:
-            lease = self._ended.popleft()
-            del self._leases[lease.block]
-            self.leased_nbytes -= lease.block.nbytes
-            self._put_back([lease.block])
+            block = self._ended.popleft()
+            if self._heirs.claim(block):
+                continue
+            lease = self._leases.pop(block, None)
+            if lease is not None:
+                self.leased_nbytes -= block.nbytes
+                block.become(BlockState.FREE)
+            self._in_use[block.nbytes] -= 1
+            if self._debug:
+                at = ctypes.c_char.from_buffer(self.arena.buffer, block.offset)
+                ctypes.memset(ctypes.addressof(at), DEBUG_PATTERN, block.nbytes)
+            self._free.setdefault(block.nbytes, []).append(block)
+        if (keep := self._keep) is not None:
+            for size in list(self._free):
+                self._release_free(size, keep[size])
 
     def _trim(self) -> None:
         # What was not in use at once during the last two windows is idle. The oldest go: the newest are in the cache.
@@ -253,3 +319,26 @@ class SlotPool:
         for block in free[: max(surplus, 0)]:
             self.arena.release(block.offset, block.nbytes)
         del free[: max(surplus, 0)]
+
+
+_shared_pools: weakref.WeakSet[SlotPool] = weakref.WeakSet()
+_forking = threading.local()
+
+
+def _before_fork() -> None:
+    _forking.pools = list(_shared_pools)
+    for pool in _forking.pools:
+        pool._before_fork()
+
+
+def _after_fork(*, in_child: bool) -> None:
+    for pool in _forking.__dict__.pop("pools", ()):
+        pool._after_fork(in_child=in_child)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=_before_fork,
+        after_in_parent=lambda: _after_fork(in_child=False),
+        after_in_child=lambda: _after_fork(in_child=True),
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import queue
 import threading
 import time
@@ -38,8 +39,10 @@ class InlineEngine:
         """Execute the next run, unless no time is given."""
         if not self._queue or timeout_s == 0:
             return []
-        order, start, stop = self._queue.popleft()
-        return [self._worker.execute(order, start, stop, lambda row: not order.cancelled)]
+        order, start, stop = self._queue[0]
+        outcome = self._worker.execute(order, start, stop, lambda row: not order.cancelled)
+        self._queue.popleft()  # only now: what Ctrl-C has interrupted is done when it is asked for again
+        return [outcome]
 
     def cancel(self, order: Order) -> None:
         """Skip what is queued of this order."""
@@ -65,7 +68,7 @@ class ThreadEngine:
         ]
         self._done: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
         self._reading: list[Reading | None] = [None] * job.num_workers
-        self._orders: set[int] = set()
+        self._closed = False
         self._threads = [
             threading.Thread(target=self._work, args=(job, number), name=f"loaders-{number}", daemon=True)
             for number in range(job.num_workers)
@@ -100,8 +103,9 @@ class ThreadEngine:
 
     def close(self) -> None:
         """Ask every thread to end, and wait a moment for those that are reading."""
-        if self._pid != os.getpid():
+        if self._pid != os.getpid() or self._closed:
             return
+        self._closed = True
         for _ in self._threads:
             for lane in self._lanes:
                 lane.put(None)
@@ -112,26 +116,27 @@ class ThreadEngine:
 
     def _work(self, job: Job, number: int) -> None:
         dataset = job.dataset
-        failure: Failure | None = None
+        failure = b""
         worker: Worker | None = None
         try:
             job = replace(job, dataset=with_own_transforms(dataset))
             set_worker_info(WorkerInfo(number, job.num_workers, job.seed + number, job.dataset), process=False)
-            worker = Worker(job, number, self.pool.arena.buffer, apart=False)
             if job.init is not None:
                 job.init(number)
-        except Exception as error:  # whatever worker_init_fn raises is delivered with the first run
-            failure = Failure.of(error, "starting")
+            worker = Worker(job, number, self.pool.arena.buffer, apart=False)  # after init, which may change the dataset
+        except Exception as error:  # whatever worker_init_fn raises is delivered with every run
+            # Each time anew: the traceback of an error that was raised knows the iterator, which ends this thread.
+            failure = pickle.dumps(Failure.of(error, "starting"))
         lane = self._lanes[number % len(self._lanes)]
         while (item := lane.get()) is not None:
             order, start, stop = item
-            if worker is None or failure is not None:
-                self._done.put(Outcome(number, order.ticket, start, stop, failures=[failure] if failure else []))
+            if worker is None:
+                self._done.put(Outcome(number, order.ticket, start, stop, failures=[pickle.loads(failure)]))
                 continue
 
             def reading(row: int, order: Order = order) -> bool:
                 self._reading[number] = Reading(number, order.ticket, row, time.monotonic())
-                return not order.cancelled
+                return not (order.cancelled or self._closed)
 
             try:
                 outcome = worker.execute(order, start, stop, reading)
@@ -139,3 +144,5 @@ class ThreadEngine:
                 outcome = Outcome(number, order.ticket, start, stop, failures=[Failure.of(error, "working")])
             self._reading[number] = None
             self._done.put(outcome)
+            # An error in it, once raised, knows the iterator: kept here it would keep this very thread from ending.
+            del outcome

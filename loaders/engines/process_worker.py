@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import os
 import pickle
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from loaders.batching.arena import Arena
+from loaders.batching.heirs import renounce
 from loaders.engines.wire import (
     CANCELLED,
     CELL_NBYTES,
@@ -30,6 +32,7 @@ from loaders.engines.wire import (
 )
 from loaders.engines.work import Failure, Job, Order, Outcome, Worker
 from loaders.spec import BatchSpec
+from loaders.stateful import describe
 from loaders.workers import WorkerInfo, set_worker_info
 
 
@@ -58,16 +61,17 @@ def main(setup: Setup) -> None:
     """Serve runs until the consumer closes the pipe or dies."""
     # Ctrl-C reaches the whole process group: the consumer alone decides what becomes of it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     for fd in setup.not_mine:
         os.close(fd)
+    renounce()  # the batches its dataset may hold are held by the consumer's dataset, too
     _one_opencv_thread()
     threading.Thread(target=_end_with, args=(setup.consumer,), daemon=True).start()
-    gate = socket.socket(fileno=setup.gate.fd)
-    first = gate.recv(8)  # warm from here on, and idle until there is a number to take over
-    if len(first) < 8:
-        return
-    serve(setup, int.from_bytes(first, "little"), gate)
+    with socket.socket(fileno=setup.gate.fd) as gate:
+        first = gate.recv(8)  # warm from here on, and idle until there is a number to take over
+        if len(first) == 8:
+            serve(setup, int.from_bytes(first, "little"), gate)
 
 
 def serve(setup: Setup, number: int, gate: socket.socket) -> None:
@@ -75,16 +79,17 @@ def serve(setup: Setup, number: int, gate: socket.socket) -> None:
     job, arena = setup.job, setup.arena
     view = memoryview(arena.buffer)
     record = view[setup.cell : setup.cell + RUN.size]
-    cell = np.ndarray(CELL_NBYTES // 8, np.int64, arena.buffer, setup.cell)
+    cell = view[setup.cell : setup.cell + CELL_NBYTES].cast("q")
     worker: Worker | None = None
     failure: Failure | None = None
     orders = _Orders(arena)
+    order: Order | None = None
     try:
         _one_torch_thread()
         set_worker_info(WorkerInfo(number, job.num_workers, job.seed + number, job.dataset), process=True)
-        worker = Worker(job, number, arena.buffer, apart=True)
         if job.init is not None:
             job.init(number)
+        worker = Worker(job, number, arena.buffer, apart=True)  # after init, which may change the dataset
     except Exception as error:  # whatever worker_init_fn raises is delivered with the first run
         failure = Failure.of(error, "starting")
     while True:
@@ -92,6 +97,8 @@ def serve(setup: Setup, number: int, gate: socket.socket) -> None:
         if os.readv(setup.runs.fd, [record]) != RUN.size:
             return
         ticket, start, stop, offset, nbytes, *_ = RUN.unpack(record)
+        if ticket < 0:  # sent home
+            return
         try:
             order, cancelled = orders.get(ticket, offset, nbytes)
             if worker is None or failure is not None:
@@ -102,10 +109,13 @@ def serve(setup: Setup, number: int, gate: socket.socket) -> None:
                 outcome = worker.execute(order, start, stop, _marker(cell, cancelled))
         except Exception as error:  # a worker that ended in silence would be a hang
             outcome = Outcome(number, ticket, start, stop, failures=[Failure.of(error, "working")])
-        _tell(setup, gate, outcome)
+        try:
+            _tell(setup, gate, outcome, order)
+        except (BrokenPipeError, ConnectionResetError):
+            return  # the consumer does not want to hear it any more
 
 
-def _marker(cell: np.ndarray[Any, Any], cancelled: np.ndarray[Any, Any]) -> Callable[[int], bool]:
+def _marker(cell: memoryview, cancelled: memoryview) -> Callable[[int], bool]:
     def reading(row: int) -> bool:
         cell[ROW_AT] = row
         cell[SINCE_AT] = time.monotonic_ns()
@@ -114,16 +124,8 @@ def _marker(cell: np.ndarray[Any, Any], cancelled: np.ndarray[Any, Any]) -> Call
     return reading
 
 
-def _tell(setup: Setup, gate: socket.socket, outcome: Outcome) -> None:
-    payload = b""
-    if not (outcome.is_plain or outcome.cancelled):
-        try:
-            payload = pickle.dumps(outcome, protocol=5)
-        except Exception as error:  # a sample or result of the user's that cannot be pickled
-            failed = Failure.of(error, "sending back the result of", None, None)
-            payload = pickle.dumps(
-                Outcome(outcome.worker, outcome.ticket, outcome.start, outcome.stop, failures=[failed]), protocol=5
-            )
+def _tell(setup: Setup, gate: socket.socket, outcome: Outcome, order: Order | None) -> None:
+    payload = b"" if outcome.is_plain or outcome.cancelled else _pickled(setup.job, outcome, order)
     inline = len(payload) <= INLINE_NBYTES
     header = DONE.pack(
         setup.serial,
@@ -140,22 +142,44 @@ def _tell(setup: Setup, gate: socket.socket, outcome: Outcome) -> None:
         gate.sendall(payload)
 
 
+def _pickled(job: Job, outcome: Outcome, order: Order | None) -> bytes:
+    """The outcome as it travels. A sample that cannot is a failed one."""
+    try:
+        return pickle.dumps(outcome, protocol=5)
+    except Exception as error:  # something of the user's that cannot be pickled: whose is it?
+        unknown = Failure.of(error, "sending back", None, list(order.keys) if order and job.fetch != "stream" else None)
+    beside = outcome.beside
+    for row, value in [*beside.samples, *itertools.chain.from_iterable(beside.fields.values())]:
+        try:
+            pickle.dumps(value, protocol=5)
+        except Exception as error:
+            if order is not None and row < len(order.keys) and job.fetch != "stream":
+                key = order.keys[row]
+                outcome.failures.append(Failure.of(error, "sending back", row, key, describe(job.dataset, key)))
+                beside.drop(row)
+    try:
+        return pickle.dumps(outcome, protocol=5)
+    except Exception:  # it is not one of the samples
+        failed = Outcome(outcome.worker, outcome.ticket, outcome.start, outcome.stop, failures=[unknown])
+        return pickle.dumps(failed, protocol=5)
+
+
 class _Orders:
     """Orders as this worker has read them from the arena: the last one, and every spec."""
 
     def __init__(self, arena: Arena) -> None:
         self._arena = arena
         self._specs: dict[int, BatchSpec] = {}
-        self._last: tuple[int, Order, np.ndarray[Any, Any]] | None = None
+        self._last: tuple[int, Order, memoryview] | None = None
 
-    def get(self, ticket: int, offset: int, nbytes: int) -> tuple[Order, np.ndarray[Any, Any]]:
-        """The order, and the int64 array of length 1 that tells whether it is cancelled."""
+    def get(self, ticket: int, offset: int, nbytes: int) -> tuple[Order, memoryview]:
+        """The order, and the one int64 that tells whether it is cancelled."""
         if self._last is None or self._last[0] != ticket:
             keys, position, epoch, seed, spec_ref, blocks, raw = pickle.loads(self._at(offset + ORDER_HEADER, nbytes))
             if isinstance(keys, bytes):
                 keys = np.frombuffer(keys, np.int64).tolist()
             order = Order(ticket, keys, position, epoch, seed, self._spec(spec_ref), blocks, raw=raw)
-            self._last = ticket, order, np.ndarray(1, np.int64, self._arena.buffer, offset)
+            self._last = ticket, order, self._at(offset, ORDER_HEADER).cast("q")
         return self._last[1], self._last[2]
 
     def _spec(self, reference: tuple[int, int, int] | None) -> BatchSpec | None:

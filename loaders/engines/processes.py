@@ -6,6 +6,7 @@ had is known from their cells, and is done again.
 
 from __future__ import annotations
 
+import itertools
 import os
 import pickle
 import select
@@ -14,16 +15,12 @@ import socket
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from multiprocessing.context import BaseContext
-from typing import Any
 
-import numpy as np
-
-from loaders.batching.arena import round_up
 from loaders.batching.slots import Block, SlotPool
-from loaders.engines.process_worker import Setup, main
-from loaders.engines.protocol import Reading
+from loaders.engines.crew import Crew, Member, ended
+from loaders.engines.protocol import Reading, describe_work
 from loaders.engines.wire import (
     CANCELLED,
     CELL_NBYTES,
@@ -32,36 +29,17 @@ from loaders.engines.wire import (
     ROW_AT,
     RUN,
     SINCE_AT,
-    Inherited,
+    STOP,
     as_keys,
     widen_pipe,
 )
-from loaders.engines.work import Failure, Job, Order, Outcome
-from loaders.errors import WorkerLostError, describe_sample
+from loaders.engines.work import COLLATING, Failure, Job, Order, Outcome
+from loaders.errors import WorkerLostError
 from loaders.spec import BatchSpec
-from loaders.stateful import describe
 
 # A sample that was being read by this many dying workers is at fault.
 STRIKES = 3
-# Processes that end by themselves while starting, or that are killed without any run between.
-_FAILED_STARTS, _FRUITLESS_KILLS = 3, 200
-# How long `close` waits for workers that are in the middle of a sample before it kills them.
-_GRACE_S = 2.0
 _RECORDS_PER_WRITE = select.PIPE_BUF // RUN.size
-
-
-@dataclass
-class _Process:
-    """One worker process as the consumer knows it."""
-
-    serial: int
-    process: Any
-    gate: socket.socket
-    cell: np.ndarray[Any, Any]
-    cell_at: int
-    number: int | None = None  # None for a spare: started and warm, but not yet a worker
-    ready: bool = False  # has reported a run
-    payloads: deque[tuple[tuple[int, ...], bytearray]] = field(default_factory=deque)
 
 
 @dataclass
@@ -88,8 +66,9 @@ class ProcessEngine:
         self.pool = pool
         self.num_workers = job.num_workers
         self._job = job
-        self._context = context
         self._pid = os.getpid()
+        # Blocks that are no batch: the workers' cells, then every spec.
+        self._own = pool.acquire([CELL_NBYTES * (2 * job.num_workers + 4)], bounded=False)
         self._lanes = [os.pipe() for _ in range(job.num_workers if job.fetch == "stream" else 1)]
         self._done = os.pipe()
         for fd in (*(write for _, write in self._lanes), self._done[0]):
@@ -98,29 +77,25 @@ class ProcessEngine:
         self._unsent: list[deque[bytes]] = [deque() for _ in self._lanes]
         self._poll = select.poll()
         self._poll.register(self._done[0], select.POLLIN)
-        self._by_sentinel: dict[int, _Process] = {}
-        self._by_gate: dict[int, _Process] = {}
-        self._processes: dict[int, _Process] = {}
+        self._crew = Crew(
+            job,
+            pool.arena,
+            context,
+            cells=self._own[0],
+            lanes=[read for read, _ in self._lanes],
+            done=self._done[1],
+            not_theirs=[self._done[0], *(write for _, write in self._lanes)],
+            poll=self._poll,
+        )
+        self._by_gate: dict[int, Member] = {}
         self._placed: dict[int, _Placed] = {}
         self._spec_refs: dict[int, tuple[int, int, int]] = {}
         self._specs: list[BatchSpec] = []  # held, so that their ids stay theirs
-        self._specs_at: list[tuple[int, int]] = []
         self._strikes: dict[tuple[int, int], int] = {}
-        self._serial = 0
-        self._failed_starts = 0
-        self._kills = 0
         self._ready: list[Outcome] = []
         self._tail = b""
         self._closed = False
-        self._cells_nbytes = round_up(CELL_NBYTES * (2 * job.num_workers + 4))
-        self._cells_at = pool.arena.reserve(self._cells_nbytes)
-        self._free_cells = list(range(0, self._cells_nbytes, CELL_NBYTES))
-        try:
-            for number in range(job.num_workers):
-                self._promote(self._start(number), number)
-        except BaseException:
-            self.close()
-            raise
+        self._workers = 0  # started so far, not counting replacements
 
     # -- the engine protocol
 
@@ -131,6 +106,10 @@ class ProcessEngine:
             placed = self._placed[order.ticket] = self._place(order, lane % len(self._lanes))
         placed.runs.update(runs)
         self._send(placed, runs)
+        # Only now, so that the first worker has something to do while the next ones are started.
+        while self._workers < self.num_workers:
+            self._crew.start(self._workers)
+            self._workers += 1
 
     def collect(self, timeout_s: float | None) -> list[Outcome]:
         """The outcomes that are there, after looking after the workers."""
@@ -146,10 +125,10 @@ class ProcessEngine:
                     self._read_done()
                 elif fd in self._by_gate:
                     self._read_gate(self._by_gate[fd])
-                elif fd in self._by_sentinel:
-                    dead.append(self._by_sentinel[fd])
-            for process in dead:
-                self._bury(process)
+                elif fd in self._crew.by_sentinel:
+                    dead.append(self._crew.by_sentinel[fd])
+            for member in dead:
+                self._bury(member)
             if self._ready or (deadline is not None and time.monotonic() >= deadline):
                 ready, self._ready = self._ready, []
                 return ready
@@ -165,11 +144,11 @@ class ProcessEngine:
         """What each worker's cell says."""
         now = time.monotonic_ns()
         found = []
-        for process in self._processes.values():
-            placed, _, row = self._held_by(process)
-            if placed is not None and row >= 0:
-                since_s = (now - int(process.cell[SINCE_AT])) / 1e9
-                found.append(Reading(process.number or 0, placed.order.ticket, row, since_s))
+        for member in self._crew.members.values():
+            placed, _, row = self._held_by(member)
+            if placed is not None and row != -1:
+                since_s = (now - int(member.cell[SINCE_AT])) / 1e9
+                found.append(Reading(member.number or 0, placed.order.ticket, row, since_s))
         return sorted(found, key=lambda reading: -reading.since_s)
 
     def close(self) -> None:
@@ -179,23 +158,14 @@ class ProcessEngine:
         self._closed = True
         for placed in self._placed.values():
             self.pool.arena.buffer[placed.block.offset] = 1
-        for _, write in self._lanes:
-            os.close(write)
-        for process in self._processes.values():
-            process.gate.close()
-        deadline = time.monotonic() + _GRACE_S
-        for process in self._processes.values():
-            process.process.join(max(0.0, deadline - time.monotonic()))
-            if process.process.is_alive():
-                process.process.kill()
-                process.process.join()
-            process.process.close()
-        for fd in (*(read for read, _ in self._lanes), *self._done):
+        for unsent in self._unsent:
+            # Said, not only hung up: a process that was forked from this one may hold the pipes open.
+            unsent.clear()
+            unsent.extend([STOP] * len(self._crew.members))
+        self._crew.close(self._flush)
+        for fd in itertools.chain(self._done, *self._lanes):
             os.close(fd)
-        self.pool.discard([placed.block for placed in self._placed.values()])
-        for offset, nbytes in (*self._specs_at, (self._cells_at, self._cells_nbytes)):
-            self.pool.arena.release(offset, nbytes)
-        self._processes.clear()
+        self.pool.discard([*(placed.block for placed in self._placed.values()), *self._own])
         self._placed.clear()
 
     # -- orders and runs
@@ -205,7 +175,7 @@ class ProcessEngine:
             (as_keys(order.keys), order.position, order.epoch, order.seed, self._spec_ref(order.spec), order.blocks, order.raw),
             protocol=5,
         )
-        [block] = self.pool.acquire([ORDER_HEADER + len(content)])
+        [block] = self.pool.acquire([ORDER_HEADER + len(content)], bounded=False)
         buffer, at = self.pool.arena.buffer, block.offset
         buffer[at : at + ORDER_HEADER] = bytes(ORDER_HEADER)
         buffer[at + ORDER_HEADER : at + ORDER_HEADER + len(content)] = content
@@ -216,12 +186,11 @@ class ProcessEngine:
             return None
         if id(spec) not in self._spec_refs:
             content = pickle.dumps(spec, protocol=5)
-            room = round_up(len(content))
-            at = self.pool.arena.reserve(room)
-            self.pool.arena.buffer[at : at + len(content)] = content
+            [block] = self.pool.acquire([len(content)], bounded=False)
+            self.pool.arena.buffer[block.offset : block.offset + len(content)] = content
+            self._own.append(block)
             self._specs.append(spec)
-            self._specs_at.append((at, room))
-            self._spec_refs[id(spec)] = len(self._specs), at, len(content)
+            self._spec_refs[id(spec)] = len(self._specs), block.offset, len(content)
         return self._spec_refs[id(spec)]
 
     def _send(self, placed: _Placed, runs: Sequence[tuple[int, int]], *, first: bool = False) -> None:
@@ -272,149 +241,79 @@ class ProcessEngine:
             if len(tail) - at < DONE.size + inline:
                 break
             at += DONE.size + inline
-            process = self._processes.get(serial)
-            if process is not None:
-                process.ready = True
-                self._failed_starts = self._kills = 0
+            member = self._crew.members.get(serial)
+            self._crew.is_working()
             if inline:
-                self._finish(_opened(header, tail[at - inline : at]))
+                self._finish(self._opened(header, tail[at - inline : at]))
             elif apart:
-                if process is not None:
-                    process.payloads.append((header, bytearray()))
-                    self._by_gate[process.gate.fileno()] = process
-                    self._poll.register(process.gate.fileno(), select.POLLIN)
-                    self._read_gate(process)
+                if member is not None:
+                    member.payloads.append((header, bytearray()))
+                    self._by_gate[member.gate.fileno()] = member
+                    self._poll.register(member.gate.fileno(), select.POLLIN)
+                    self._read_gate(member)
             else:
-                number = process.number if process is not None and process.number is not None else 0
+                number = member.number if member is not None and member.number is not None else 0
                 outcome = Outcome(number, ticket, start, stop, elapsed_ns / 1e9, bool(flags & CANCELLED))
                 self._finish(outcome)
         self._tail = tail[at:]
 
-    def _read_gate(self, process: _Process) -> None:
+    def _read_gate(self, member: Member) -> None:
         """Take what is there of the payloads this worker has announced."""
-        while process.payloads:
-            header, payload = process.payloads[0]
+        while member.payloads:
+            header, payload = member.payloads[0]
             try:
-                data = process.gate.recv(min(header[-1] - len(payload), 1 << 20), socket.MSG_DONTWAIT)
+                data = member.gate.recv(min(header[-1] - len(payload), 1 << 20), socket.MSG_DONTWAIT)
             except BlockingIOError:
                 return
             if not data:
                 break  # dead: its sentinel says so too
             payload += data
             if len(payload) == header[-1]:
-                process.payloads.popleft()
-                self._finish(_opened(header, payload))
-        if self._by_gate.pop(process.gate.fileno(), None) is not None:
-            self._poll.unregister(process.gate.fileno())
+                member.payloads.popleft()
+                self._finish(self._opened(header, payload))
+        if self._by_gate.pop(member.gate.fileno(), None) is not None:
+            self._poll.unregister(member.gate.fileno())
 
-    # -- supervision
+    # -- what becomes of the runs of workers that were lost
 
-    def _start(self, number: int | None) -> _Process:
-        ours, theirs = socket.socketpair()
-        serial, self._serial = self._serial, self._serial + 1
-        offset = self._cells_at + self._free_cells.pop()
-        cell = np.ndarray(CELL_NBYTES // 8, np.int64, self.pool.arena.buffer, offset)
-        cell[:] = -1
-        forked = self._context.get_start_method() == "fork"
-        others = [process.gate.fileno() for process in self._processes.values()]
-        setup = Setup(
-            job=self._job,
-            arena=self.pool.arena,
-            cell=offset,
-            serial=serial,
-            runs=Inherited(self._lanes[(number or 0) % len(self._lanes)][0]),
-            done=Inherited(self._done[1]),
-            gate=Inherited(theirs.fileno()),
-            # A fork has these too; held there, they would keep the others from seeing that this process has died.
-            not_mine=[ours.fileno(), self._done[0], *(write for _, write in self._lanes), *others] if forked else [],
-            consumer=None if self._context.get_start_method() == "forkserver" else os.getpid(),
-        )
-        name = f"loaders-{'spare' if number is None else number}"
-        process = self._context.Process(target=main, args=(setup,), name=name, daemon=True)  # type: ignore[attr-defined]
-        try:
-            process.start()
-        except BaseException:
-            ours.close()
-            self._free_cells.append(offset - self._cells_at)
-            raise
-        finally:
-            # A socket object would close its descriptor in a forked child when it is collected there.
-            theirs.close()
-        started = _Process(serial, process, ours, cell, offset - self._cells_at)
-        self._processes[serial] = started
-        self._by_sentinel[process.sentinel] = started
-        self._poll.register(process.sentinel, select.POLLIN)
-        return started
-
-    def _promote(self, process: _Process, number: int) -> None:
-        process.number = number
-        try:
-            process.gate.send(number.to_bytes(8, "little"))
-        except (BrokenPipeError, ConnectionResetError):
-            pass  # dead already: its sentinel will say so
-
-    def _held_by(self, process: _Process) -> tuple[_Placed | None, int, int]:
+    def _held_by(self, member: Member) -> tuple[_Placed | None, int, int]:
         """(order, start row, row being read) of the run in a worker's cell; None if that run has been reported."""
-        ticket, start, row = int(process.cell[0]), int(process.cell[1]), int(process.cell[ROW_AT])
+        ticket, start, row = int(member.cell[0]), int(member.cell[1]), int(member.cell[ROW_AT])
         placed = self._placed.get(ticket)
         if placed is None or start not in placed.runs:
             return None, -1, -1
         return placed, start, row
 
-    def _bury(self, process: _Process) -> None:
+    def _bury(self, member: Member) -> None:
         """A worker has died: hear its last words, do its run again, and put another in its place."""
         self._read_done()
-        self._read_gate(process)
-        process.process.join()
-        exitcode: int = process.process.exitcode
-        placed, start, row = self._held_by(process)
-        self._forget(process)
-        if exitcode < 0:
-            self._kills += 1
-        elif not process.ready and placed is None:
-            self._failed_starts += 1
-        if self._failed_starts >= _FAILED_STARTS or self._kills >= _FRUITLESS_KILLS:
-            raise WorkerLostError(
-                f"worker processes cannot be kept alive: the last one was lost {_ended(exitcode)}.\n"
-                "  Its own output says more. Under spawn and forkserver the dataset and the main module are imported "
-                "anew: guard the main program with `if __name__ == '__main__':`."
-            )
-        if process.number is not None:
-            spare = next((each for each in self._processes.values() if each.number is None), None)
-            self._promote(spare or self._start(process.number), process.number)
-        # With lanes a worker's stream is its own: a spare could not know in time which one to follow.
-        if len(self._lanes) == 1 and not any(each.number is None for each in self._processes.values()):
-            self._start(None)
+        self._read_gate(member)
+        if self._by_gate.pop(member.gate.fileno(), None) is not None:
+            self._poll.unregister(member.gate.fileno())
+        placed, start, row = self._held_by(member)
+        exitcode = self._crew.bury(member)
         if placed is not None:
-            self._redo(placed, start, row, process, exitcode)
+            self._redo(placed, start, row, member, exitcode)
+        # Only now: a stream's runs are in order again before somebody else follows them.
+        self._crew.replace(member, exitcode, over_a_sample=row != -1)
 
-    def _forget(self, process: _Process) -> None:
-        self._poll.unregister(process.process.sentinel)
-        del self._by_sentinel[process.process.sentinel]
-        if self._by_gate.pop(process.gate.fileno(), None) is not None:
-            self._poll.unregister(process.gate.fileno())
-        process.gate.close()
-        process.process.close()
-        self._free_cells.append(process.cell_at)
-        del self._processes[process.serial]
-
-    def _redo(self, placed: _Placed, start: int, row: int, process: _Process, exitcode: int) -> None:
-        stop, ticket = placed.runs[start], placed.order.ticket
+    def _redo(self, placed: _Placed, start: int, row: int, member: Member, exitcode: int) -> None:
+        stop, ticket, number = placed.runs[start], placed.order.ticket, member.number or 0
         pieces: list[tuple[int, int]] = [(start, stop)]
-        if row >= 0:
+        if row != -1:
             strikes = self._strikes[ticket, row] = self._strikes.get((ticket, row), 0) + 1
             if strikes >= STRIKES:
-                failure = self._lost(placed.order, row, process, exitcode)
+                failure = self._lost(placed.order, row, number, exitcode)
                 if self._job.fetch == "each" and self._job.collate is None and self._job.batched:
                     # This row is given up; its neighbours in the run are not.
                     del placed.runs[start]
                     pieces = [piece for piece in ((start, row), (row + 1, stop)) if piece[0] < piece[1]]
                     placed.runs.update({**dict(pieces), row: row + 1})
-                    self._finish(Outcome(process.number or 0, ticket, row, row + 1, failures=[failure]))
+                    self._finish(Outcome(number, ticket, row, row + 1, failures=[failure]))
                 else:
-                    self._finish(Outcome(process.number or 0, ticket, start, stop, failures=[failure]))
+                    self._finish(Outcome(number, ticket, start, stop, failures=[failure]))
                     return
-        if len(self._lanes) > 1:
+        if self._job.fetch == "stream":
             self._unsent[placed.lane].extendleft(reversed(list(self._drain(placed.lane))))
         self._send(placed, pieces, first=True)
 
@@ -424,33 +323,25 @@ class ProcessEngine:
         while select.select([read], [], [], 0)[0]:
             yield os.read(read, RUN.size)
 
-    def _lost(self, order: Order, row: int, process: _Process, exitcode: int) -> Failure:
-        key = order.keys[row] if self._job.fetch != "stream" else None
-        source = describe(self._job.dataset, key) if key is not None else None
-        name = describe_sample(key, source, row) if key is not None else f"batch {order.keys[0]} of its stream"
-        error = WorkerLostError(
-            f"worker {process.number} was lost {STRIKES} times on {name}, the last time {_ended(exitcode)}.\n"
-            + ("  Likely out of memory." if exitcode == -signal.SIGKILL else "  Likely a crash in native code: ")
-            + ("" if exitcode == -signal.SIGKILL else "read this sample in the main process, with num_workers=0."),
-            index=key if isinstance(key, int) else None,
-            source=source,
-        )
-        return Failure(row, key, source, "reading", type(error).__name__, "", error)
+    def _lost(self, order: Order, row: int, number: int, exitcode: int) -> Failure:
+        key, source, name = describe_work(self._job.dataset, self._job.fetch, order, row)
+        if exitcode == -signal.SIGKILL:
+            remedy = "Likely out of memory."
+        else:
+            what = "a crash in native code" if exitcode < 0 else "something in the dataset ends the process"
+            remedy = f"Likely {what}: read this in the main process, with num_workers=0."
+        told = f"worker {number} was lost {STRIKES} times on {name}, the last time {ended(exitcode)}."
+        is_sample = self._job.fetch == "each" and row >= 0
+        error = WorkerLostError(f"{told}\n  {remedy}", index=key if isinstance(key, int) else None, source=source)
+        doing = "collating" if row == COLLATING else "reading"
+        return Failure(row if is_sample else None, key, source, doing, f"WorkerLostError: {told}", "", error)
 
-
-def _opened(header: tuple[int, ...], payload: bytes | bytearray) -> Outcome:
-    try:
-        outcome: Outcome = pickle.loads(payload)
-    except Exception as error:  # a class of the user's that cannot be rebuilt here
-        _, ticket, start, stop, *_ = header
-        outcome = Outcome(0, ticket, start, stop, failures=[Failure.of(error, "receiving the result of")])
-    return outcome
-
-
-def _ended(exitcode: int) -> str:
-    if exitcode >= 0:
-        return f"by exit with status {exitcode}"
-    try:
-        return f"by {signal.Signals(-exitcode).name}"
-    except ValueError:
-        return f"by signal {-exitcode}"
+    def _opened(self, header: tuple[int, ...], payload: bytes | bytearray) -> Outcome:
+        try:
+            outcome: Outcome = pickle.loads(payload)
+        except Exception as error:  # a class of the user's that cannot be rebuilt here
+            _, ticket, start, stop, *_ = header
+            placed = self._placed.get(ticket)
+            keys = list(placed.order.keys[start:stop]) if placed is not None and self._job.fetch != "stream" else None
+            outcome = Outcome(0, ticket, start, stop, failures=[Failure.of(error, "receiving", None, keys)])
+        return outcome

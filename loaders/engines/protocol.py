@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from loaders.batching.slots import SlotPool
-from loaders.engines.work import Order, Outcome
+from loaders.engines.work import COLLATING, Fetch, Order, Outcome
+from loaders.errors import describe_sample, describe_samples
+from loaders.stateful import describe
 
 
 @dataclass(frozen=True)
 class Reading:
-    """A row that a worker is busy with."""
+    """A row that a worker is busy with, or COLLATING."""
 
     worker: int
     ticket: int
@@ -51,7 +53,13 @@ class Engine(Protocol):
         """Stop all workers. Safe to call twice, and in a forked child, where it does nothing."""
 
 
-def describe_reading(readings: Sequence[Reading], orders: dict[int, Order], limit: int = 4) -> list[tuple[Any, float]]:
-    """(key, seconds) of the samples being read, longest first."""
-    known = [(reading, orders[reading.ticket]) for reading in readings if reading.ticket in orders]
-    return [(order.keys[reading.row], reading.since_s) for reading, order in known[:limit]]
+def describe_work(dataset: Any, fetch: Fetch, order: Order, row: int) -> tuple[Any, str | None, str]:
+    """(key, source, name for messages) of what a worker is busy with: a sample, where that can be told."""
+    if fetch == "stream":
+        return None, None, f"batch {order.keys[0]} of its stream"
+    if fetch == "all" or row == COLLATING:
+        doing = "collate_fn of " if row == COLLATING else ""
+        return list(order.keys), None, doing + describe_samples(order.keys)
+    key = order.keys[row]
+    source = describe(dataset, key)
+    return key, source, describe_sample(key, source)

@@ -19,6 +19,8 @@ import numpy as np
 
 # ticket, start row, stop row, offset and size of the order in the arena, three spare
 RUN = struct.Struct("<8q")
+# The record that sends the worker home that reads it.
+STOP = RUN.pack(-1, 0, 0, 0, 0, 0, 0, 0)
 # worker serial, ticket, start row, stop row, flags, elapsed ns, payload bytes behind the record, … in the socket
 DONE = struct.Struct("<8q")
 # the run as it was received; then the row being read, and since when (monotonic ns)

@@ -17,9 +17,11 @@ from loaders.batching.parcel import pack, unpack
 from loaders.batching.rows import Beside, RowWriter
 from loaders.rng import enter_sample, leave_sample
 from loaders.spec import BatchSpec, Field
-from loaders.stateful import KeyedTransforms, describe, resolve
+from loaders.stateful import KeyedTransforms, bases, describe, resolve
 
 Fetch = Literal["each", "all", "stream"]
+# Stands for a row while the worker is in the user's collate_fn: no single sample is at fault then.
+COLLATING = -2
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ class Order:
         spec: of the rows; None while unknown, and where `collate` makes the batch.
         blocks: (offset, nbytes) of the slot's blocks in the engine's memory.
         attempt: how often rows of this batch were replaced by substitutes.
-        raw: the samples themselves are wanted, not what `collate` makes of them.
+        raw: the samples themselves are wanted, one by one, not what `collate` makes of them.
     """
 
     ticket: int
@@ -83,36 +85,63 @@ class Failure:
 
     Attributes:
         row: of the batch, None where no single sample is at fault.
-        key: what the dataset was asked for.
+        key: what the dataset was asked for; a list of all keys where that was a batch.
         source: what the dataset says the sample is.
         doing: "reading", "collating", "starting" ….
+        summary: one line: the exception's type and message.
         text: the formatted traceback.
         error: the exception, None where it cannot be pickled and rebuilt.
+        worker: that reported it.
     """
 
     row: int | None
     key: Any
     source: str | None
     doing: str
-    kind: str
+    summary: str
     text: str
     error: BaseException | None
+    worker: int = 0
 
     @classmethod
     def of(
         cls, error: BaseException, doing: str, row: int | None = None, key: Any = None, source: str | None = None
     ) -> Failure:
         """The failure that is being handled."""
-        return cls(row, key, source, doing, type(error).__name__, traceback.format_exc(), error)
+        summary = traceback.format_exception_only(type(error), error)[0].splitlines()[0]
+        return cls(row, key, source, doing, summary, traceback.format_exc(), error)
 
     def __getstate__(self) -> dict[str, Any]:
-        state = dict(self.__dict__)
+        return {**self.__dict__, "error": _portable(self.error)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
         try:
-            # Rebuilding can fail where dumping did not: an exception with its own __init__ is the usual case.
-            pickle.loads(pickle.dumps(self.error))
+            self.error = pickle.loads(state["error"])
+        except Exception:  # a module that only the worker has; its type and text have arrived
+            self.error = None
+
+
+class _Remade:
+    """Unpickles as an exception of the same type that was given the same message."""
+
+    def __init__(self, error: BaseException | None) -> None:
+        self.error = error
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self.error), (str(self.error),)
+
+
+def _portable(error: BaseException | None) -> bytes:
+    """A pickle of the error, or of one of its type with its message alone, or of None."""
+    for each in (error, _Remade(error)):
+        try:
+            pickled = pickle.dumps(each)
+            pickle.loads(pickled)  # can fail where dumping did not: an exception with its own __init__, usually
+            return pickled
         except Exception:  # whatever the user's exception does, its type and text still arrive
-            state["error"] = None
-        return state
+            continue
+    return pickle.dumps(None)
 
 
 @dataclass
@@ -125,7 +154,7 @@ class Parcel:
     def open(self, memories: Sequence[Any]) -> Any:
         """The result; `memories` are the leased blocks."""
         buffers = [
-            memoryview(memories[number])[:piece] if isinstance(piece, int) else piece
+            piece if isinstance(piece, bytearray) else memoryview(memories[number])[:piece] if piece else bytearray()
             for number, piece in enumerate(self.pieces)
         ]
         return unpack(self.pickled, buffers)
@@ -175,8 +204,9 @@ class Worker:
         self._memory = memory
         self._apart = apart
         self._transforms = KeyedTransforms(job.dataset)
+        self._reads_into = any(hasattr(base, "read_into") for base in bases(job.dataset))
         self._writer: tuple[int, RowWriter] | None = None
-        self._stream: tuple[Iterator[Any], int] | None = None  # the iterator, and the serial of its next batch
+        self._stream: tuple[int, Iterator[Any], int] | None = None  # epoch, iterator, serial of its next batch
 
     def execute(self, order: Order, start: int, stop: int, reading: Callable[[int], bool]) -> Outcome:
         """Do rows `start` to `stop` of `order`. `reading(row)` is called before each; False ends the run."""
@@ -189,6 +219,8 @@ class Worker:
                 self._do_rows(order, outcome, reading)
             else:
                 self._do_batch(order, outcome, reading)
+        except Exception as error:  # what the user's code gave cannot be a row: a declared field that is no array …
+            outcome.failures.append(Failure.of(error, "writing samples into their rows"))
         finally:
             leave_sample()
         outcome.elapsed_s = time.perf_counter() - began
@@ -196,7 +228,7 @@ class Worker:
 
     def _do_rows(self, order: Order, outcome: Outcome, reading: Callable[[int], bool]) -> None:
         writer = self._writer_of(order)
-        dataset, beside = self.job.dataset, outcome.beside
+        dataset = self.job.dataset
         for row in range(outcome.start, outcome.stop):
             if not reading(row):
                 outcome.cancelled = True
@@ -204,7 +236,7 @@ class Worker:
             key = order.keys[row]
             try:
                 self._enter(order, row)
-                if writer is not None and writer.takes_rows:
+                if writer is not None and self._reads_into and writer.takes_rows:
                     base, index = resolve(dataset, key)
                     if hasattr(base, "read_into"):
                         base.read_into(index, writer.row(row))
@@ -218,68 +250,87 @@ class Worker:
             self._place(writer, row, sample, outcome)
 
     def _do_batch(self, order: Order, outcome: Outcome, reading: Callable[[int], bool]) -> None:
-        samples: list[Any] = []
-        if self.job.fetch == "all":
-            if not reading(outcome.start):
+        together: Failure | None = None
+        if self.job.fetch == "all" and not order.raw:
+            if not reading(0):
                 outcome.cancelled = True
                 return
             try:
                 self._enter(order, 0)
                 samples = list(self.job.dataset.__getitems__(list(order.keys)))
             except Exception as error:
-                outcome.failures.append(self._failure(error, None, list(order.keys), "reading"))
-                return
-        else:
-            for row, key in enumerate(order.keys):
-                if not reading(row):
-                    outcome.cancelled = True
+                together = self._failure(error, None, list(order.keys), "reading")
+                if not self.job.keep_going:
+                    outcome.failures.append(together)
                     return
-                try:
-                    self._enter(order, row)
-                    samples.append(self.job.dataset[key])
-                except Exception as error:
-                    outcome.failures.append(self._failure(error, row, key, "reading"))
-                    if not self.job.keep_going:
-                        return
-            if outcome.failures or order.raw:
-                # The batch may be short: the consumer fills it up and collates.
-                failed = {failure.row for failure in outcome.failures}
-                rows = [row for row in range(len(order.keys)) if row not in failed]
-                outcome.beside.samples.extend(zip(rows, samples, strict=True))
+            else:
+                self._finish(order, samples, outcome, reading)
                 return
-        self._finish(order, samples, outcome)
+        good: list[tuple[int, Any]] = []
+        for row in range(outcome.start, outcome.stop):
+            if not reading(row):
+                outcome.cancelled = True
+                return
+            key = order.keys[row]
+            try:
+                self._enter(order, row)
+                dataset = self.job.dataset
+                good.append((row, dataset.__getitems__([key])[0] if self.job.fetch == "all" else dataset[key]))
+            except Exception as error:
+                outcome.failures.append(self._failure(error, row, key, "reading"))
+                if not self.job.keep_going:
+                    return
+        if together is not None and not outcome.failures:
+            outcome.failures.append(together)
+        elif not (outcome.failures or order.raw):
+            self._finish(order, [sample for _, sample in good], outcome, reading)
+        elif self.job.collate is None and self.job.batched:
+            for row, sample in good:
+                self._place(None, row, sample, outcome)
+        else:
+            outcome.beside.samples.extend(good)  # the batch may be short: the consumer fills it up and collates
 
     def _do_stream(self, order: Order, outcome: Outcome, reading: Callable[[int], bool]) -> None:
         serial = order.keys[0]
-        reading(0)
+        if not reading(0):
+            outcome.cancelled = True
+            return
         rows = self.job.batch_rows if self.job.batched else 1
-        samples: list[Any] = []
         try:
-            if self._stream is None or self._stream[1] > serial:
-                self._stream = iter(self.job.dataset), 0
-            stream, at = self._stream
-            # A stream that was lost with its worker is replayed up to where it was.
-            for _ in range((serial - at) * rows):
-                if next(stream, _END) is _END:
-                    break
-            while len(samples) < rows:
-                self._enter(order, len(samples))
-                sample = next(stream, _END)
-                if sample is _END:
-                    break
-                samples.append(sample)
-            self._stream = stream, serial + 1
+            if self._stream is None or self._stream[0] != order.epoch or self._stream[2] > serial:
+                self._stream = None
+                self._enter(order, -serial * rows)
+                self._stream = order.epoch, iter(self.job.dataset), 0
+            _, stream, at = self._stream
+            self._stream = order.epoch, stream, serial + 1
+            # A stream that was lost with its worker is replayed up to where it was: same batches, errors and draws.
+            for missed in range(at - serial, 0):
+                try:
+                    self._draw(order, stream, missed * rows, rows)
+                except Exception:  # was raised in the consumer the first time
+                    continue
+            samples = self._draw(order, stream, 0, rows)
         except Exception as error:
-            self._stream = (self._stream[0], serial + 1) if self._stream else None
             outcome.failures.append(self._failure(error, None, None, "reading"))
             return
         if not samples or (self.job.drop_last and self.job.batched and len(samples) < rows):
             outcome.rows = 0
             return
         outcome.rows = len(samples)
-        self._finish(order, samples, outcome)
+        self._finish(order, samples, outcome, reading)
 
-    def _finish(self, order: Order, samples: list[Any], outcome: Outcome) -> None:
+    def _draw(self, order: Order, stream: Iterator[Any], first: int, rows: int) -> list[Any]:
+        """The next `rows` samples of a stream, fewer at its end; `first` counts from the first row of the order."""
+        samples: list[Any] = []
+        while len(samples) < rows:
+            self._enter(order, first + len(samples))
+            sample = next(stream, _END)
+            if sample is _END:
+                break
+            samples.append(sample)
+        return samples
+
+    def _finish(self, order: Order, samples: list[Any], outcome: Outcome, reading: Callable[[int], bool]) -> None:
         """A whole batch of samples: into rows, or through the user's collate_fn into a parcel."""
         if self.job.collate is None and self.job.batched:
             writer = self._writer_of(order, len(samples))
@@ -287,16 +338,19 @@ class Worker:
                 self._place(writer, row, sample, outcome)
             return
         result = samples if self.job.batched else samples[0]
-        if self.job.collate is not None:
-            try:
+        doing = "collating"
+        try:
+            if self.job.collate is not None:
+                reading(COLLATING)
                 result = self.job.collate(result)
-            except Exception as error:
-                outcome.failures.append(self._failure(error, None, list(order.keys), "collating"))
-                return
-        if self._apart:
-            outcome.parcel = self._pack(order, result)
-        else:
-            outcome.result = result
+            doing = "sending back"
+            if self._apart:
+                outcome.parcel = self._pack(order, result)
+            else:
+                outcome.result = result
+        except Exception as error:
+            keys = None if self.job.fetch == "stream" else list(order.keys)
+            outcome.failures.append(self._failure(error, None, keys, doing))
 
     def _place(self, writer: RowWriter | None, row: int, sample: Any, outcome: Outcome) -> None:
         if writer is not None:
@@ -330,7 +384,8 @@ class Worker:
 
     def _enter(self, order: Order, row: int) -> None:
         enter_sample(order.seed, order.epoch, order.position + row)
-        self._transforms.rekey(order.seed, order.epoch, order.position + row)
+        if self._transforms:
+            self._transforms.rekey(order.seed, order.epoch, order.position + row)
 
     def _failure(self, error: Exception, row: int | None, key: Any, doing: str) -> Failure:
         source = describe(self.job.dataset, key) if row is not None else None

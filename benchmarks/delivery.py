@@ -1,0 +1,96 @@
+"""How batches get from workers to the consumer: ours against torch's loader. `python -m benchmarks.delivery`.
+
+Throughput of ready samples, first batch, system calls (where strace is installed), memory.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from benchmarks.harness import HERE, keep, ratios, rounds, run_fresh, spread, table, write_section
+
+PEERS = ["ours", "torch_loader"]
+TRANSPORT = {
+    "224×224×3 uint8, batch 256": {"shape": [224, 224, 3], "dtype": "uint8", "batch_size": 256, "batches": 120},
+    "512×512×3 float32, batch 32": {"shape": [512, 512, 3], "dtype": "float32", "batch_size": 32, "batches": 80},
+}
+GOALS = {
+    "224×224×3 uint8, batch 256": "≥ 8",
+    "512×512×3 float32, batch 32": "≥ 6",
+    "first": "≤ 0.5",
+    64: "≤ 0.33",
+    256: "≤ 0.5",
+    "memory": "≤ 0.4",
+}
+
+
+def main(count: int = 5) -> None:
+    rows: list[list[str]] = []
+    kept: dict[str, Any] = {}
+    for name, arguments in TRANSPORT.items():
+        figures = rounds(
+            PEERS, lambda peer, a=arguments: run_fresh("benchmarks.scenarios", "transport", peer=peer, workers=2, **a), count
+        )
+        kept[name] = figures
+        rows.append(_row(f"{name}: GB/s", figures, "gb_per_s", GOALS[name], 2))
+    figures = rounds(
+        PEERS, lambda peer: run_fresh("benchmarks.scenarios", "first_batch", peer=peer, batch_size=64, workers=2), count
+    )
+    kept["first batch"] = figures
+    rows.append(_row("first batch of 64 after construction, fork: s", figures, "first_s", GOALS["first"], 4))
+    if shutil.which("strace"):
+        for batch_size in (64, 256):
+            figures = rounds(PEERS, lambda peer, size=batch_size: {"calls": _system_calls(peer, size)}, 1)
+            kept[f"system calls, batch {batch_size}"] = figures
+            rows.append(_row(f"system calls per batch of {batch_size}, two fields", figures, "calls", GOALS[batch_size], 1))
+    figures = rounds(PEERS, lambda peer: {"nbytes": _memory(peer)}, min(count, 3))
+    kept["memory"] = figures
+    rows.append(_row("memory of batches, 8 workers, 38 MB each: bytes", figures, "nbytes", GOALS["memory"], 0))
+    keep("delivery", kept)
+    header = ["what", "ours", "torch's loader", "ours : torch's", "goal"]
+    write_section("delivery", table(header, rows))
+    print(table(header, rows))
+
+
+def _row(name: str, figures: dict[str, list[dict[str, float]]], figure: str, goal: str, digits: int) -> list[str]:
+    medians = [f"{statistics.median([each[figure] for each in figures[peer]]):.{digits}f}" for peer in PEERS]
+    return [name, *medians, spread(ratios(figures, *PEERS, figure)), goal]
+
+
+def _system_calls(peer: str, batch_size: int) -> float:
+    """Calls of all processes per batch: the difference of a long and a short run, so that starting up cancels out."""
+    short, long = 10, 60
+    calls = [_calls_of_run(peer, batch_size, batches) for batches in (short, long)]
+    return (calls[1] - calls[0]) / (long - short)
+
+
+def _calls_of_run(peer: str, batch_size: int, batches: int) -> int:
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "calls"
+        arguments = f'{{"peer": "{peer}", "batch_size": {batch_size}, "batches": {batches}, "workers": 2}}'
+        command = ["strace", "-f", "-c", "-o", str(out), sys.executable, "-m", "benchmarks.harness"]
+        subprocess.run(
+            [*command, "benchmarks.scenarios", "iterate", arguments], cwd=HERE.parent, check=True, capture_output=True
+        )
+        found = re.search(r"^\s*100\.00\s+\S+\s+(?:\S+\s+)?(\d+)\s+(?:\d+\s+)?total", out.read_text(), re.MULTILINE)
+        assert found is not None, out.read_text()
+        return int(found[1])
+
+
+def _memory(peer: str) -> float:
+    """Bytes above what the same loader takes for samples of one byte."""
+    arguments = {"peer": peer, "batch_size": 256, "batches": 40, "workers": 8}
+    floor = run_fresh("benchmarks.scenarios", "memory", shape=[1, 1, 1], **arguments)
+    full = run_fresh("benchmarks.scenarios", "memory", shape=[224, 224, 3], **arguments)
+    return sum(full.values()) - sum(floor.values())
+
+
+if __name__ == "__main__":
+    main(*map(int, sys.argv[1:2]))

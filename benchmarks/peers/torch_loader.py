@@ -1,0 +1,11 @@
+"""`torch.utils.data.DataLoader`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch.utils.data import DataLoader
+
+
+def make(dataset: Any, **arguments: Any) -> Any:
+    return DataLoader(dataset, **arguments)

@@ -1,0 +1,114 @@
+"""A shuffled epoch's indices: `ShardedSampler` beside `torch.randperm(n).tolist()` and torch's `DistributedSampler`.
+
+`python -m benchmarks.sampler`. First index, whole epoch, memory; what does not fit into memory is reported as not run.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import deque
+from collections.abc import Iterable
+from itertools import islice
+from pathlib import Path
+
+from benchmarks.harness import keep, rounds, run_fresh, spread, table, write_section
+
+SIZES = [1_300_000, 1_000_000_000]
+# (ranks, ours, torch's): a share is that of rank 0.
+PAIRS = [(1, "ShardedSampler", "randperm"), (8, "ShardedSampler", "DistributedSampler")]
+# An epoch longer than this is timed over a slice of as many indices.
+SLICE = 10_000_000
+# torch's hold an int64 tensor, and a list of Python ints: a pointer and an object of 32 bytes each.
+TORCH_NBYTES_PER_SAMPLE = 8 + 8 + 32
+
+
+def indices(peer: str, n: int, ranks: int, epoch: int) -> Iterable[int]:
+    import torch
+    from torch.utils.data.distributed import DistributedSampler
+
+    from loaders import ShardedSampler
+
+    if peer == "randperm":
+        return torch.randperm(n, generator=torch.Generator().manual_seed(epoch)).tolist()
+    if peer == "DistributedSampler":
+        sampler = DistributedSampler(range(n), num_replicas=ranks, rank=0)
+    else:
+        sampler = ShardedSampler(n, rank=0, world_size=ranks)
+    sampler.set_epoch(epoch)
+    return sampler
+
+
+def epoch(peer: str, n: int, ranks: int) -> dict[str, float]:
+    """Seconds to the first index and for all (or a slice) of a share, and the memory that it took at its peak."""
+    deque(indices(peer, 10_000, ranks, epoch=1), maxlen=0)  # imports, and code that runs for the first time
+    before = _memory_nbytes("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
+    begun = time.perf_counter()
+    running = iter(indices(peer, n, ranks, epoch=2))
+    next(running)
+    first = time.perf_counter()
+    count = min(n // ranks, SLICE)
+    deque(islice(running, count - 1), maxlen=0)
+    return {
+        "first_s": first - begun,
+        "slice_s": time.perf_counter() - begun,
+        "slice": count,
+        "epoch_s": (first - begun) + (time.perf_counter() - first) * (n // ranks) / count,
+        "memory_nbytes": _memory_nbytes("VmHWM") - before,
+    }
+
+
+def _memory_nbytes(name: str) -> int:
+    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name + ":")]
+    return int(line.split()[1]) * 1024
+
+
+def main(count: int = 5) -> None:
+    from loaders.batching.arena import available_nbytes
+
+    available = available_nbytes()
+    rows, kept = [], {}
+    for n in SIZES:
+        fits = n * TORCH_NBYTES_PER_SAMPLE < available
+        for ranks, ours, theirs in PAIRS:
+            peers = [ours, theirs] if fits else [ours]
+            figures = rounds(
+                peers,
+                lambda peer, n=n, r=ranks: run_fresh("benchmarks.sampler", "epoch", peer=peer, n=n, ranks=r),
+                count,
+            )
+            kept[f"{n} samples, {ranks} ranks"] = figures
+            for peer in peers:
+                seen = {name: [run[name] for run in figures[peer]] for name in figures[peer][0]}
+                whole = n // ranks <= SLICE
+                rows.append(
+                    [
+                        f"{n:,}",
+                        str(ranks),
+                        peer,
+                        spread([s * 1e3 for s in seen["first_s"]]),
+                        spread(seen["epoch_s"]) + ("" if whole else ", extrapolated"),
+                        spread([s * 1e9 / c for s, c in zip(seen["slice_s"], seen["slice"], strict=True)], 0),
+                        spread([nbytes / 1e6 for nbytes in seen["memory_nbytes"]], 1),
+                    ]
+                )
+            if not fits:
+                kept[f"{n} samples, {ranks} ranks"][theirs] = []
+                needed = (
+                    f"not run: needs {n * TORCH_NBYTES_PER_SAMPLE / 1e9:.0f} GB, {available / 1e9:.0f} GB were free"
+                )
+                rows.append([f"{n:,}", str(ranks), theirs, needed, "", "", ""])
+    keep("sampler", kept)
+    header = ["samples", "ranks", "sampler", "first index, ms", "whole share, s", "ns per index", "memory, MB"]
+    text = (
+        "## Samplers\n\nThe shuffled indices of one rank, as Python ints: median (least to most) of "
+        f"{count} fresh processes. Of shares longer than {SLICE:,} that many indices were timed, and the whole is "
+        "extrapolated from them. `python -m benchmarks.sampler`\n\n" + table(header, rows)
+    )
+    write_section("sampler", text)
+    print(text)
+
+
+if __name__ == "__main__":
+    main(*map(int, sys.argv[1:]))

@@ -1,0 +1,125 @@
+"""What is measured: each function runs in a process of its own and returns figures."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+_KINDS = 16
+
+
+class Ready:
+    """Samples that cost nothing: one of a few arrays, and a label."""
+
+    def __init__(self, count: int, shape: list[int], dtype: str) -> None:
+        generator = np.random.default_rng(0)
+        self.arrays = generator.integers(0, 255, (_KINDS, *shape)).astype(dtype)
+        self.count = count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {"image": self.arrays[index % _KINDS], "label": index}
+
+
+def _loader(peer: str, dataset: Any, **arguments: Any) -> Any:
+    return importlib.import_module(f"benchmarks.peers.{peer}").make(dataset, **arguments)
+
+
+def transport(peer: str, shape: list[int], dtype: str, batch_size: int, batches: int, workers: int) -> dict[str, float]:
+    """GB/s of ready samples through the loader; the consumer copies each batch out, as a device would read it."""
+    torch.set_num_threads(1)
+    loader = _loader(peer, Ready(batch_size * batches, shape, dtype), batch_size=batch_size, num_workers=workers)
+    began, first_s, out, counted = time.perf_counter(), 0.0, torch.empty(0), 0
+    warm_up = batches // 5
+    for number, batch in enumerate(loader):
+        if number == 0:
+            first_s = time.perf_counter() - began
+            out = torch.empty_like(batch["image"])
+        out.copy_(batch["image"])
+        if number == warm_up:
+            began = time.perf_counter()
+        counted += number > warm_up
+    elapsed_s = time.perf_counter() - began
+    return {"gb_per_s": counted * out.nbytes / elapsed_s / 1e9, "first_s": first_s}
+
+
+def first_batch(peer: str, batch_size: int, workers: int) -> dict[str, float]:
+    """Seconds from constructing the loader to its first batch, in a process that has iterated one before."""
+    torch.set_num_threads(1)
+    dataset = Ready(batch_size * 8, [224, 224, 3], "uint8")
+    times = []
+    for _ in range(7):
+        began = time.perf_counter()
+        iterator = iter(_loader(peer, dataset, batch_size=batch_size, num_workers=workers))
+        next(iterator)
+        times.append(time.perf_counter() - began)
+        del iterator
+    return {"first_s": sorted(times[1:])[3]}
+
+
+def iterate(peer: str, batch_size: int, batches: int, workers: int) -> dict[str, float]:
+    """Just runs, for tools that look on from outside."""
+    torch.set_num_threads(1)
+    dataset = Ready(batch_size * batches, [224, 224, 3], "uint8")
+    out = torch.empty(batch_size, 224, 224, 3, dtype=torch.uint8)
+    for batch in _loader(peer, dataset, batch_size=batch_size, num_workers=workers):
+        out.copy_(batch["image"])
+    return {}
+
+
+def memory(peer: str, shape: list[int], batch_size: int, batches: int, workers: int) -> dict[str, float]:
+    """The most bytes taken while iterating: all shared-memory pages of the machine, and anonymous memory of all processes.
+
+    Shared pages are counted machine-wide, because queued files are mapped by nobody. The caller subtracts a floor.
+    """
+    torch.set_num_threads(1)
+    dataset = Ready(batch_size * batches, shape, "uint8")
+    shared_before = _meminfo("Shmem")
+    most_shared, most_private, over = 0, 0, threading.Event()
+
+    def watch() -> None:
+        nonlocal most_shared, most_private
+        while not over.wait(0.02):
+            most_shared = max(most_shared, _meminfo("Shmem") - shared_before)
+            most_private = max(most_private, _private())
+
+    watcher = threading.Thread(target=watch)
+    loader = _loader(peer, dataset, batch_size=batch_size, num_workers=workers)
+    out = torch.empty(batch_size, *shape, dtype=torch.uint8)
+    for number, batch in enumerate(loader):
+        if number == 1:  # workers are up: forking a process with threads is to be avoided
+            watcher.start()
+        out.copy_(batch["image"])
+        time.sleep(0.02)  # a model at work: the loader gets as far ahead as it ever does
+    over.set()
+    watcher.join()
+    return {"shared_nbytes": most_shared, "private_nbytes": most_private}
+
+
+def _meminfo(name: str) -> int:
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith(name + ":"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+def _private() -> int:
+    pids, total = [os.getpid()], 0
+    for pid in pids:
+        try:
+            pids.extend(int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
+            for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+                if line.startswith("Pss_Anon:"):
+                    total += int(line.split()[1]) * 1024
+        except OSError:
+            pass  # gone in between
+    return total

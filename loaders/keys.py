@@ -1,0 +1,148 @@
+"""What the sampler gives in one epoch, and how to get the same again from any point on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.utils.data import BatchSampler, RandomSampler, SubsetRandomSampler, WeightedRandomSampler
+
+from loaders.rng import Domain, keyed_word
+
+if TYPE_CHECKING:
+    from loaders.dataloader import DataLoader
+
+# These draw their order when the first key is asked for: from `generator`, or else from torch's default one.
+_RANDOM = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler)
+
+
+def world_of(sampler: Any) -> tuple[int, int]:
+    """(rank, number of ranks) that a sampler shards over, by the names that ours and torch's use."""
+    ranks = getattr(sampler, "world_size", getattr(sampler, "num_replicas", 1))
+    return int(getattr(sampler, "rank", 0) or 0), int(ranks or 1)
+
+
+def inner_sampler(loader: Any) -> Any:
+    """The sampler that fixes the order: the one inside torch's own BatchSampler, a user's batch sampler itself."""
+    batches = loader.batch_sampler
+    if batches is None:
+        return loader.sampler
+    return batches.sampler if type(batches) is BatchSampler else batches
+
+
+class KeyStream(Iterator[list[Any]]):
+    """The keys of one epoch, a list per batch.
+
+    Args:
+        loader: whose sampler to follow.
+        epoch: its number, for orders that the loader's own seed fixes.
+        origin: `origin` of the stream to follow again; None for a new one.
+        skip: how many keys to leave out at the start.
+
+    Attributes:
+        size: how many keys the next batch gets; None where a user's batch sampler decides.
+        origin: what makes the sampler give the same keys again: a few numbers, and the state of a torch generator only
+            where the order comes from one directly. Complete once the first batch was drawn.
+    """
+
+    def __init__(self, loader: DataLoader[Any], epoch: int, origin: Mapping[str, Any] | None = None, skip: int = 0) -> None:
+        outer = loader.batch_sampler
+        auto = type(outer) is BatchSampler
+        self._sampler = inner_sampler(loader)
+        self.size: int | None = outer.batch_size if auto else 1 if outer is None else None
+        # A sample that is skipped makes room for one more, also for one of the tail.
+        self._drop_last = auto and outer.drop_last and loader.on_error != "skip"
+        self._seed, self._epoch = loader.seed, epoch
+        self.origin: dict[str, Any] = dict(origin or {})
+        self._skip = skip
+        self._drawn = False
+        self._rest: list[Any] = []
+        self._begin(resumed=origin is not None)
+        # torch makes this iterator here too, before it draws its base seed.
+        self._items = iter(self._sampler)
+
+    def _begin(self, *, resumed: bool) -> None:
+        sampler = self._sampler
+        if hasattr(sampler, "state_dict") and hasattr(sampler, "load_state_dict"):
+            if not resumed:
+                self.origin["state"] = dict(sampler.state_dict())
+                return
+            state = dict(self.origin["state"])
+            if "position" in state:
+                # It can go anywhere at once. Positions are counted over all ranks.
+                state["position"], self._skip = self._skip * world_of(sampler)[1], 0
+            sampler.load_state_dict(state)
+        elif hasattr(sampler, "set_epoch") and hasattr(sampler, "epoch"):
+            if resumed:
+                sampler.set_epoch(self.origin["epoch"])
+            self.origin["epoch"] = sampler.epoch
+
+    def __next__(self) -> list[Any]:
+        if self._drawn:
+            return self._next()
+        self._drawn = True
+        with self._order():
+            self._leave_out()
+            return self._next()
+
+    def _next(self) -> list[Any]:
+        if self.size is None:
+            keys, self._rest = self._rest, []
+            return keys or list(next(self._items))
+        keys = list(islice(self._items, self.size))
+        if not keys or (self._drop_last and len(keys) < self.size):
+            raise StopIteration
+        return keys
+
+    def _leave_out(self) -> None:
+        if self.size is not None:
+            next(islice(self._items, self._skip, self._skip), None)
+            return
+        while self._skip > 0:
+            self._rest = list(next(self._items))
+            self._rest, self._skip = self._rest[self._skip :], self._skip - len(self._rest)
+
+    @contextmanager
+    def _order(self) -> Iterator[None]:
+        """While the first key is drawn: a random sampler of torch's draws from the generator that it should."""
+        sampler, origin = self._sampler, self.origin
+        if type(sampler) not in _RANDOM:
+            yield
+            return
+        given = sampler.generator
+        if given is not None and "generator" not in origin:
+            origin["generator"] = given.get_state().numpy().tobytes()
+        if given is not None:
+            given.set_state(_bytes(origin["generator"]))
+            yield
+            return
+        own = torch.Generator()
+        if self._seed is not None:
+            own.manual_seed(keyed_word(Domain.ORDER, self._seed, self._epoch, 0))
+        elif "seed" in origin:
+            own.manual_seed(origin["seed"])
+        elif "torch" in origin:
+            own.set_state(_bytes(origin["torch"]))
+        elif type(sampler) is RandomSampler:
+            # It is about to draw this seed by itself: look at it, and leave no trace.
+            before = torch.get_rng_state()
+            origin["seed"] = int(torch.empty((), dtype=torch.int64).random_().item())
+            torch.set_rng_state(before)
+            yield
+            return
+        else:
+            origin["torch"] = torch.get_rng_state().numpy().tobytes()
+            yield
+            return
+        sampler.generator = own
+        try:
+            yield
+        finally:
+            sampler.generator = None
+
+
+def _bytes(state: bytes) -> torch.Tensor:
+    return torch.frombuffer(bytearray(state), dtype=torch.uint8)

@@ -1,0 +1,51 @@
+"""Which positions of an epoch are whose: ranks, world sizes, and what happens at the end."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any, Literal, get_args
+
+Tail = Literal["pad", "drop", "uneven"]
+
+
+def find_rank(rank: int | None, world_size: int | None) -> tuple[int, int]:
+    """(rank, world_size): as given, else of torch.distributed if initialised, else RANK and WORLD_SIZE, else (0, 1).
+
+    Raises:
+        ValueError: one is known and the other is not, or rank is outside [0, world_size).
+    """
+    if rank is None and world_size is None:
+        # Looked up, never imported: without torch in the process nobody has initialised it.
+        distributed: Any = getattr(sys.modules.get("torch"), "distributed", None)
+        if distributed is not None and distributed.is_available() and distributed.is_initialized():
+            return int(distributed.get_rank()), int(distributed.get_world_size())
+        rank, world_size = _from_environment("RANK"), _from_environment("WORLD_SIZE")
+        if rank is None and world_size is None:
+            return 0, 1
+    if rank is None or world_size is None:
+        missing, known = ("rank", "world_size") if rank is None else ("world_size", "rank")
+        raise ValueError(f"{known} is known and {missing} is not: give both, or set both RANK and WORLD_SIZE")
+    if not 0 <= rank < world_size:
+        raise ValueError(f"rank should be in the interval [0, {world_size - 1}], but got {rank} of {world_size} ranks")
+    return rank, world_size
+
+
+def _from_environment(name: str) -> int | None:
+    value = os.environ.get(name)
+    if not value:
+        return None
+    try:
+        return int(value)
+    except ValueError:
+        raise ValueError(f"the environment variable {name} should be a whole number, but is {value!r}") from None
+
+
+def epoch_length(n: int, tail: Tail, global_batch: int) -> int:
+    """How many positions an epoch of `n` samples has over all ranks."""
+    if tail not in get_args(Tail):
+        raise ValueError(f'tail should be "pad", "drop" or "uneven", but got {tail!r}')
+    if tail == "uneven":
+        return n
+    batches = n // global_batch if tail == "drop" else -(-n // global_batch)
+    return batches * global_batch

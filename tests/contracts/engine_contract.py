@@ -1,0 +1,461 @@
+"""What every engine promises. A new one inherits the class and says how it is made."""
+
+import dataclasses
+import time
+
+import numpy as np
+import pytest
+from support.numpy_datasets import PATIENCE_S, Draws, Gate, Numbers
+
+from loaders import worker_info
+from loaders.batching.arena import Arena
+from loaders.batching.slots import BlockState, SlotPool
+from loaders.dispatch import new_order
+from loaders.engines.work import Job
+from loaders.rng import Domain, KeyedGenerator
+from loaders.spec import BatchSpec
+
+SEED, EPOCH = 11, 3
+
+
+class StubbornError(Exception):
+    """Cannot be rebuilt from its pickle."""
+
+    def __init__(self, one, two):
+        super().__init__(f"{one} and {two}")
+
+
+class Raises:
+    def __init__(self, *args):
+        self.error = args
+
+    def __getitem__(self, index):
+        kind, *args = self.error
+        raise kind(*args)
+
+
+class Batches(Numbers):
+    def __getitems__(self, keys):
+        return [Numbers.__getitem__(self, key) for key in keys]
+
+
+class Stream:
+    def __init__(self, length):
+        self.length = length
+
+    def __iter__(self):
+        info = worker_info()
+        lane = 0 if info is None else info.id
+        return ({"label": 100 * lane + number} for number in range(self.length))
+
+
+def job_of(dataset, **changes):
+    """Two workers that read rows, unless told otherwise."""
+    usual = Job(
+        dataset=dataset,
+        fetch="each",
+        collate=None,
+        batched=True,
+        fields={},
+        keep_going=False,
+        batch_rows=4,
+        drop_last=False,
+        num_workers=2,
+        seed=7,
+        init=None,
+    )
+    return dataclasses.replace(usual, **changes)
+
+
+class Bench:
+    """One engine on its own arena: makes orders with slots, reads the rows back."""
+
+    def __init__(self, engine_of, job, *, shared):
+        self.pool = SlotPool(Arena(64 << 20, shared=shared), ceiling_nbytes=32 << 20)
+        self.engine = engine_of(job, self.pool)
+
+    def order(self, keys, spec=None, position=0):
+        slot = self.pool.acquire([size for size in spec.sizes(len(keys)) if size]) if spec else []
+        at = iter(slot)
+        blocks = (
+            [((block := next(at)).offset, block.nbytes) if size else (0, 0) for size in spec.sizes(len(keys))]
+            if spec
+            else []
+        )
+        return new_order(keys, position, EPOCH, SEED, spec, blocks)
+
+    def collect(self, count):
+        """`count` outcomes, in the order in which they come."""
+        outcomes = []
+        deadline = time.monotonic() + PATIENCE_S
+        while len(outcomes) < count and time.monotonic() < deadline:
+            outcomes += self.engine.collect(PATIENCE_S)
+        return outcomes
+
+    def rows(self, order, path):
+        [(number, field)] = [(n, field) for n, field in enumerate(order.spec.fields) if field.path == path]
+        return field.values(self.pool.arena.buffer, order.blocks[number][0], len(order.keys)).tolist()
+
+
+class EngineContract:
+    """Subclasses say how an engine is made and what its memory is."""
+
+    shared = False
+    works_beside_the_consumer = False
+
+    @staticmethod
+    def engine_of(job, pool):
+        raise NotImplementedError
+
+    @pytest.fixture
+    def gate(self):
+        gate = Gate()
+        yield gate
+        gate.close()
+
+    @pytest.fixture
+    def bench(self, monkeypatch):
+        monkeypatch.setattr("loaders.engines.local._GRACE_S", 0.2)
+        monkeypatch.setattr("loaders.engines.crew._GRACE_S", 0.2)
+        benches = []
+
+        def make(dataset, **changes):
+            benches.append(Bench(self.engine_of, job_of(dataset, **changes), shared=self.shared))
+            return benches[-1]
+
+        yield make
+        for each in benches:
+            each.engine.close()
+
+    SPEC = BatchSpec.from_sample(Numbers()[0])
+
+    # -- outcomes
+
+    def test_every_run_is_reported_exactly_once(self, bench):
+        bench = bench(Numbers(1000))
+        orders = [bench.order(range(100 * n, 100 * n + 100), self.SPEC) for n in range(10)]
+        runs = [(row, row + 5) for row in range(0, 100, 5)]
+        for order in orders:
+            bench.engine.submit(order, runs)
+        outcomes = bench.collect(200)
+        told = sorted((each.ticket, each.start, each.stop) for each in outcomes)
+        assert told == [(order.ticket, *run) for order in orders for run in runs]
+        assert all(each.is_plain and each.elapsed_s > 0 for each in outcomes)
+        assert bench.engine.collect(0) == []
+
+    def test_rows_are_written_where_the_order_says(self, bench):
+        bench = bench(Numbers(1000))
+        orders = [bench.order(keys, self.SPEC) for keys in ([3, 1, 2], [700, -5, 0, 9])]
+        for order in orders:
+            bench.engine.submit(order, [(0, 2), (2, len(order.keys))])
+        bench.collect(4)
+        for order in orders:
+            assert bench.rows(order, "label") == list(order.keys)
+            assert [row[1][2] for row in bench.rows(order, "x")] == [key % 256 for key in order.keys]
+
+    def test_a_run_leaves_the_other_rows_alone(self, bench):
+        bench = bench(Numbers())
+        order = bench.order([1, 2, 3, 4], self.SPEC)
+        number = [field.path for field in self.SPEC.fields].index("label")
+        self.SPEC.fields[number].values(bench.pool.arena.buffer, order.blocks[number][0], 4)[:] = -1
+        bench.engine.submit(order, [(1, 3)])
+        bench.collect(1)
+        assert bench.rows(order, "label") == [-1, 2, 3, -1]
+
+    def test_one_worker_does_runs_in_the_order_they_came(self, bench):
+        bench = bench(Numbers(), num_workers=1)
+        orders = [bench.order(range(4), self.SPEC) for _ in range(5)]
+        for order in orders:
+            bench.engine.submit(order, [(2, 4), (0, 2)])
+        told = [(each.ticket, each.start) for each in bench.collect(10)]
+        assert told == [(order.ticket, start) for order in orders for start in (2, 0)]
+
+    def test_runs_can_be_added_to_an_order_once_others_are_done(self, bench):
+        bench = bench(Numbers())
+        order = bench.order(range(4), self.SPEC)
+        for run in ((0, 1), (1, 4)):
+            bench.engine.submit(order, [run])
+            [outcome] = bench.collect(1)
+            assert (outcome.start, outcome.stop) == run
+        assert bench.rows(order, "label") == [0, 1, 2, 3]
+
+    def test_a_stream_goes_on_from_batch_to_batch_in_its_own_lane(self, bench):
+        bench = bench(Stream(7), fetch="stream", batch_rows=3)
+        spec = BatchSpec.from_sample({"label": 0})
+        lanes = bench.engine.num_workers
+        orders = {}
+        for serial in range(4):
+            for lane in range(lanes):
+                order = new_order([serial], 0, EPOCH, SEED, None, ())
+                orders[order.ticket] = (lane, serial)
+                bench.engine.submit(order, [(0, 1)], lane=lane)
+        found = {}
+        for outcome in bench.collect(4 * lanes):
+            labels = [sample["label"] for _, sample in outcome.beside.samples]
+            assert len(labels) == outcome.rows
+            assert outcome.spec == (spec if labels else None)
+            found[orders[outcome.ticket]] = labels
+        for lane in range(lanes):
+            first = 100 * lane
+            assert [found[lane, serial] for serial in range(4)] == [
+                [first, first + 1, first + 2], [first + 3, first + 4, first + 5], [first + 6], []
+            ]  # fmt: skip
+
+    # -- what comes instead of rows
+
+    def test_the_first_sample_tells_the_spec_and_comes_itself(self, bench):
+        bench = bench(Numbers())
+        bench.engine.submit(bench.order([5, 6, 7]), [(0, 1)])
+        [outcome] = bench.collect(1)
+        assert outcome.spec == self.SPEC
+        [(row, sample)] = outcome.beside.samples
+        assert (row, sample["label"], sample["x"].tolist()) == (0, 5, [[5] * 3] * 2)
+
+    @pytest.mark.parametrize("fetch", ["each", "all"])
+    def test_a_collate_fn_makes_the_batch_in_the_worker(self, bench, fetch):
+        bench = bench(Batches(), fetch=fetch, collate=lambda samples: np.stack([each["x"] for each in samples]))
+        bench.engine.submit(bench.order([4, 2]), [(0, 2)])
+        [outcome] = bench.collect(1)
+        made = outcome.parcel.open([]) if outcome.parcel is not None else outcome.result
+        assert made[:, 0, 0].tolist() == [4, 2]
+
+    def test_a_raw_order_brings_the_samples_of_a_collate_fn(self, bench):
+        bench = bench(Numbers(fail={2}), collate=len, keep_going=True)
+        order = bench.order([4, 2, 3])
+        order.raw = True
+        bench.engine.submit(order, [(0, 3)])
+        [outcome] = bench.collect(1)
+        assert [(row, sample["label"]) for row, sample in outcome.beside.samples] == [(0, 4), (2, 3)]
+        assert [failure.row for failure in outcome.failures] == [1]
+
+    # -- exceptions
+
+    def test_an_exception_names_its_sample_and_ends_the_run(self, bench):
+        bench = bench(Numbers(fail={6}))
+        order = bench.order([5, 6, 7, 8], self.SPEC)
+        bench.engine.submit(order, [(0, 4)])
+        [outcome] = bench.collect(1)
+        [failure] = outcome.failures
+        assert (failure.row, failure.key, failure.source, failure.doing) == (1, 6, "number/6", "reading")
+        assert (type(failure.error), str(failure.error)) == (LookupError, "no number 6")
+        assert failure.summary == "LookupError: no number 6"
+        assert failure.summary in failure.text
+        assert "__getitem__" in failure.text
+
+    def test_the_engine_goes_on_after_an_exception(self, bench):
+        bench = bench(Numbers(fail={0}), num_workers=1)
+        bench.engine.submit(bench.order([0], self.SPEC), [(0, 1)])
+        good = bench.order([1, 2], self.SPEC)
+        bench.engine.submit(good, [(0, 2)])
+        assert [bool(each.failures) for each in bench.collect(2)] == [True, False]
+        assert bench.rows(good, "label") == [1, 2]
+
+    def test_under_a_policy_a_run_goes_on_behind_a_failed_sample(self, bench):
+        bench = bench(Numbers(fail={6, 8}), keep_going=True)
+        order = bench.order([5, 6, 7, 8, 9], self.SPEC)
+        bench.engine.submit(order, [(0, 5)])
+        [outcome] = bench.collect(1)
+        assert [(failure.row, failure.key) for failure in outcome.failures] == [(1, 6), (3, 8)]
+        assert bench.rows(order, "label")[0::2] == [5, 7, 9]
+
+    @pytest.mark.parametrize(
+        "raised", [(StubbornError, 1, 2), (ValueError, lambda: 0)], ids=["cannot rebuild", "cannot pickle"]
+    )
+    def test_an_exception_that_cannot_travel_still_tells_its_type_and_text(self, bench, raised):
+        bench = bench(Raises(*raised))
+        bench.engine.submit(bench.order([0]), [(0, 1)])
+        [outcome] = bench.collect(1)
+        [failure] = outcome.failures
+        assert raised[0].__name__ in failure.summary
+        assert failure.summary in failure.text
+
+    def test_an_exception_in_the_collate_fn_is_reported_for_the_batch(self, bench):
+        bench = bench(Numbers(), collate=lambda samples: samples["no"])
+        bench.engine.submit(bench.order([4, 2]), [(0, 2)])
+        [outcome] = bench.collect(1)
+        [failure] = outcome.failures
+        assert (failure.row, failure.doing, type(failure.error)) == (None, "collating", TypeError)
+
+    def test_a_sample_that_cannot_be_a_row_is_reported_not_raised(self, bench):
+        from loaders import Field
+
+        bench = bench(Numbers(), fields={"boxes": Field(ragged=True)})
+        bench.engine.submit(bench.order([4, 2]), [(0, 1)])
+        [outcome] = bench.collect(1)
+        [failure] = outcome.failures
+        assert "'boxes'" in str(failure.error)
+
+    # -- cancelling, closing, looking
+
+    def test_a_cancelled_order_is_reported_and_not_read(self, bench, gate):
+        gate.hold(0)
+        bench = bench(Numbers(gate=gate), num_workers=1)
+        first, unwanted, last = (bench.order([key, key + 1], self.SPEC) for key in (0, 10, 20))
+        for order in (first, unwanted, last):
+            bench.engine.submit(order, [(0, 2)])
+        if self.works_beside_the_consumer:
+            assert gate.entered(1) == [0]
+        bench.engine.cancel(unwanted)
+        gate.open()
+        outcomes = bench.collect(3)
+        assert [(each.ticket, each.cancelled) for each in outcomes] == [
+            (first.ticket, False), (unwanted.ticket, True), (last.ticket, False)
+        ]  # fmt: skip
+        assert set(gate.entered(3 if self.works_beside_the_consumer else 4)) <= {0, 1, 20, 21}
+        assert gate.is_quiet()
+
+    def test_collect_without_time_never_waits(self, bench, gate):
+        gate.hold(0)
+        bench = bench(Numbers(gate=gate))
+        assert bench.engine.collect(0) == []
+        order = bench.order([0, 1], self.SPEC)
+        bench.engine.submit(order, [(0, 2)])
+        if self.works_beside_the_consumer:
+            assert gate.entered(1) == [0]
+        assert bench.engine.collect(0) == []
+        gate.open()
+        assert len(bench.collect(1)) == 1
+
+    def test_collect_gives_up_when_its_time_is_over(self, bench):
+        began = time.monotonic()
+        assert bench(Numbers()).engine.collect(0.05) == []
+        assert time.monotonic() - began >= 0.04 or not self.works_beside_the_consumer
+
+    def test_reading_names_the_row_that_is_being_read(self, bench, gate):
+        gate.hold(8)
+        bench = bench(Numbers(gate=gate))
+        assert bench.engine.reading() == []
+        order = bench.order([7, 8, 9], self.SPEC)
+        bench.engine.submit(order, [(0, 3)])
+        if self.works_beside_the_consumer:
+            assert gate.entered(2) == [7, 8]
+            [reading] = bench.engine.reading()
+            assert (reading.ticket, reading.row) == (order.ticket, 1)
+            assert reading.worker in (0, 1)
+            assert 0 <= reading.since_s < PATIENCE_S
+        gate.open()
+        bench.collect(1)
+        assert bench.engine.reading() == []
+
+    def test_closing_twice_is_closing_once(self, bench):
+        bench = bench(Numbers())
+        bench.engine.submit(bench.order(range(4), self.SPEC), [(0, 4)])
+        bench.collect(1)
+        bench.engine.close()
+        bench.engine.close()
+
+    def test_closing_reads_no_more_of_what_is_queued(self, bench, gate):
+        gate.hold(*range(64))
+        bench = bench(Numbers(gate=gate))
+        for _ in range(20):
+            bench.engine.submit(bench.order(range(64), self.SPEC), [(row, row + 4) for row in range(0, 64, 4)])
+        begun = gate.entered(2) if self.works_beside_the_consumer else []
+        bench.engine.close()
+        gate.open(len(begun))
+        for thread in getattr(bench.engine, "_threads", ()):
+            thread.join(PATIENCE_S)
+        assert gate.is_quiet()
+
+    def test_closing_gives_back_all_memory_but_the_slots(self, bench):
+        bench = bench(Numbers())
+        order = bench.order(range(4), self.SPEC)
+        bench.engine.submit(order, [(0, 4)])
+        bench.engine.submit(bench.order(range(4), self.SPEC), [(0, 4)])
+        bench.engine.close()
+        bench.pool.trim()
+        assert bench.pool.arena.reserved_nbytes == 2 * sum(nbytes for _, nbytes in order.blocks)
+
+    # -- randomness and identity
+
+    def test_what_samples_draw_depends_on_their_position_alone(self, bench):
+        bench = bench(Draws())
+        order = bench.order(list(range(20)), BatchSpec.from_sample({"index": 0, "draws": np.zeros(4)}), position=100)
+        bench.engine.submit(order, [(row, row + 3) for row in range(0, 18, 3)] + [(18, 20)])
+        bench.collect(7)
+        assert bench.rows(order, "draws") == [expected_draws(100 + row) for row in range(20)]
+
+    def test_workers_start_with_their_number_and_may_change_their_dataset(self, bench):
+        bench = bench(Labelled(), init=relabel)
+        order = bench.order(range(4), BatchSpec.from_sample(0))
+        bench.engine.submit(order, [(row, row + 1) for row in range(4)])
+        bench.collect(4)
+        [(offset, _)] = order.blocks
+        labels = order.spec.fields[0].values(bench.pool.arena.buffer, offset, 4)
+        assert set(labels.tolist()) <= ({1000, 1001} if self.works_beside_the_consumer else {-1})
+
+    def test_slots_stay_what_they_were(self, bench):
+        bench = bench(Numbers())
+        slot = bench.pool.acquire(self.SPEC.sizes(4))
+        order = new_order(range(4), 0, EPOCH, SEED, self.SPEC, [(block.offset, block.nbytes) for block in slot])
+        bench.engine.submit(order, [(0, 4)])
+        bench.collect(1)
+        bench.engine.close()
+        assert {block.state for block in slot} == {BlockState.FILLING}
+
+
+class WorkersContract(EngineContract):
+    """And what those promise that have workers beside the consumer."""
+
+    works_beside_the_consumer = True
+
+    def test_a_run_under_way_ends_at_its_next_row_when_it_is_cancelled(self, bench, gate):
+        gate.hold(0)
+        bench = bench(Numbers(gate=gate), num_workers=1)
+        order = bench.order([0, 1, 2], self.SPEC)
+        bench.engine.submit(order, [(0, 3)])
+        assert gate.entered(1) == [0]
+        bench.engine.cancel(order)
+        gate.open()
+        [outcome] = bench.collect(1)
+        assert outcome.cancelled
+        assert gate.is_quiet()
+
+    def test_a_transform_installed_by_the_init_function_is_keyed_too(self, bench):
+        bench = bench(Labelled(), init=install_noise)
+        order = bench.order(range(3), BatchSpec.from_sample(0.0), position=5)
+        bench.engine.submit(order, [(0, 3)])
+        bench.collect(1)
+        labels = order.spec.fields[0].values(bench.pool.arena.buffer, order.blocks[0][0], 3)
+        assert labels.tolist() == [expected_draws(position)[2] for position in (5, 6, 7)]
+
+    def test_an_init_function_that_fails_is_told_with_every_run(self, bench):
+        bench = bench(Numbers(), init=refuse)
+        order = bench.order(range(4), self.SPEC)
+        bench.engine.submit(order, [(0, 2), (2, 4)])
+        for outcome in bench.collect(2):
+            [failure] = outcome.failures
+            assert (failure.row, failure.doing, str(failure.error)) == (None, "starting", "not today")
+
+
+class Labelled:
+    label = 0
+    transform = None
+
+    def __getitem__(self, index):
+        info = worker_info()
+        return -1 if info is None else self.transform()[0] if self.transform else self.label
+
+
+def relabel(number):
+    info = worker_info()
+    assert (info.id, info.num_workers, info.seed) == (number, 2, 7 + number)
+    info.dataset.label = 1000 + number
+
+
+def install_noise(number):
+    from support.numpy_datasets import Noise
+
+    worker_info().dataset.transform = Noise()
+
+
+def refuse(number):
+    raise RuntimeError("not today")
+
+
+def expected_draws(position):
+    """What `Draws` gives at a position of the epoch, from the definition of the keys."""
+    sample, transform = KeyedGenerator(), KeyedGenerator()
+    rng = sample.rekey(Domain.SAMPLE, SEED, EPOCH, position)
+    own = transform.rekey(Domain.TRANSFORM, SEED, EPOCH, position)
+    transform.python.seed(own.bit_generator.random_raw())
+    return [rng.random(), rng.random(), own.random(), transform.python.random()]

@@ -1,0 +1,265 @@
+"""Whatever way a loader ends, a hundred times over: no process, thread, descriptor, mapping or byte is left."""
+
+import gc
+import itertools
+import os
+import sys
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from loaders import DataLoader
+from loaders.batching.slots import _shared_pools
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="counts in /proc")
+
+TIMES = 100
+
+
+class Numbers:
+    """Rows of float32 that tell their index, and the index; one of them may be refused."""
+
+    def __init__(self, broken=None):
+        self.broken = broken
+
+    def __len__(self):
+        return 64
+
+    def __getitem__(self, index):
+        if index == self.broken:
+            raise ValueError("no such number")
+        return np.full(600, index, np.float32), index
+
+
+def children() -> list[str]:
+    return Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+
+
+def descriptors() -> Counter:
+    """Kinds of open descriptors and how many there are of each."""
+    links = [Path("/proc/self/fd") / fd for fd in os.listdir("/proc/self/fd")]
+    return Counter(os.readlink(link).split(":")[0] for link in links if os.path.lexists(link))
+
+
+def mappings() -> int:
+    return Path("/proc/self/maps").read_text().count("memfd:loaders")
+
+
+def left() -> dict[str, object]:
+    """What a loader could leave behind."""
+    gc.collect()
+    return {
+        "processes": children(),
+        "threads": [thread.name for thread in threading.enumerate() if thread.name.startswith("loaders-")],
+        "descriptors": descriptors(),
+        "mappings": mappings(),
+        "pools": len(_shared_pools),
+    }
+
+
+def private_mappings() -> int:
+    """Mappings of the size of a loader's address range that belong to no file."""
+    large = 0
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        start, stop = (int(address, 16) for address in line.split()[0].split("-"))
+        large += stop - start > 1 << 32 and line.split()[4] == "0"
+    return large
+
+
+def exhausted(loader):
+    assert sum(len(labels) for _, labels in loader) == 64
+
+
+def never_advanced(loader):
+    iter(loader)
+
+
+def half_way(loader):
+    for _ in itertools.islice(loader, 3):
+        pass
+
+
+def half_way_with_batches_held(loader):
+    held = list(itertools.islice(loader, 5))
+    del loader
+    assert held[4][0][0, 0] == 16
+
+
+def outlived_by_its_iterator(loader):
+    batches = iter(loader)
+    del loader
+    next(batches)
+
+
+def two_iterators(loader):
+    for _ in itertools.islice(zip(loader, loader, strict=True), 2):
+        pass
+
+
+def left_by_an_exception(loader):
+    with pytest.raises(RuntimeError, match="of the consumer"):  # noqa: PT012  # the loop is what is left
+        for _ in loader:
+            raise RuntimeError("of the consumer")
+
+
+def in_a_cycle(loader):
+    batches = iter(loader)
+    cycle = [loader, batches, next(batches)]
+    cycle.append(cycle)
+
+
+def nested(loader):
+    for _ in itertools.islice(loader, 2):
+        for _ in itertools.islice(loader, 2):
+            pass
+
+
+ENDS = [
+    exhausted,
+    never_advanced,
+    half_way,
+    half_way_with_batches_held,
+    outlived_by_its_iterator,
+    two_iterators,
+    left_by_an_exception,
+    in_a_cycle,
+    nested,
+]
+ENGINES = {
+    "inline": {"num_workers": 0},
+    "thread": {"num_workers": 2, "worker_method": "thread"},
+    "thread, persistent": {"num_workers": 2, "worker_method": "thread", "persistent_workers": True},
+    "process": {"num_workers": 1, "multiprocessing_context": "fork"},
+    "process, persistent": {"num_workers": 1, "multiprocessing_context": "fork", "persistent_workers": True},
+}
+every_engine = pytest.mark.parametrize("engine", ENGINES.values(), ids=ENGINES)
+
+
+@pytest.fixture(autouse=True)
+def _quick_collections():
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+@every_engine
+def test_a_hundred_loaders_that_end_in_every_way_leave_nothing(engine):
+    half_way(DataLoader(Numbers(), batch_size=4, **engine))
+    before, before_private = left(), private_mappings()
+    for number in range(TIMES):
+        ENDS[number % len(ENDS)](DataLoader(Numbers(), batch_size=4, **engine))
+    assert left() == before
+    assert private_mappings() == before_private
+
+
+@every_engine
+def test_a_hundred_epochs_of_one_loader_that_end_in_every_way_add_nothing(engine):
+    loader = DataLoader(Numbers(), batch_size=4, **engine)
+    half_way(loader)
+    exhausted(loader)
+    before, reserved = left(), loader._pool.arena.reserved_nbytes
+    for number in range(TIMES):
+        ENDS[number % len(ENDS)](loader)
+    assert left() == before
+    loader._pool.reclaim()
+    assert loader._pool.leased_count == 0
+    assert loader._pool.arena.reserved_nbytes <= 2 * reserved
+
+
+@every_engine
+def test_exceptions_of_the_dataset_leave_nothing(engine):
+    loader = DataLoader(Numbers(broken=21), batch_size=4, **engine)
+    with pytest.raises(ValueError, match="no such number"):
+        list(loader)
+    before = left()
+    for _ in range(30):
+        with pytest.raises(ValueError, match="no such number"):
+            list(loader)
+    assert left() == before
+    del loader
+    assert left()["processes"] == []
+
+
+@pytest.mark.parametrize("engine", [ENGINES["process"], ENGINES["thread"]], ids=["process", "thread"])
+def test_descriptors_do_not_grow_with_the_number_of_batches_held(engine):
+    loader = DataLoader(Numbers(), batch_size=1, **engine)
+    batches = iter(loader)
+    held = [next(batches) for _ in range(5)]
+    few = sum(descriptors().values())
+    mapped = mappings()
+    held += itertools.islice(batches, 50)
+    assert len(held) == 55
+    assert sum(descriptors().values()) == few
+    assert mappings() == mapped <= 1
+
+
+def test_the_descriptors_of_a_loader_are_few_and_known():
+    before = descriptors()
+    loader = DataLoader(Numbers(), batch_size=4, num_workers=2, multiprocessing_context="fork")
+    batches = iter(loader)
+    next(batches)
+    opened = descriptors() - before
+    assert opened["/memfd"] == 2  # the memory and, by Python, its mapping's own
+    assert opened["socket"] == 2  # one per worker
+    assert opened["pipe"] == 2 + 2 + 2 * 2  # runs, outcomes, and what multiprocessing watches each worker by
+    assert set(opened) == {"/memfd", "socket", "pipe"}
+
+
+@pytest.mark.parametrize("engine", [ENGINES["process"], ENGINES["process, persistent"]], ids=["process", "persistent"])
+def test_workers_that_are_killed_leave_nothing(engine):
+    before = left()
+    for _ in range(10):
+        loader = DataLoader(Numbers(), batch_size=4, **engine)
+        batches = iter(loader)
+        next(batches)
+        for child in children():
+            os.kill(int(child), 9)
+        assert sum(1 for _ in batches) == 15
+        del loader, batches
+    assert left() == before
+
+
+def test_a_worker_that_is_reading_when_its_loader_is_dropped_is_gone_with_it(monkeypatch):
+    monkeypatch.setattr("loaders.engines.crew._GRACE_S", 0.1)
+
+    class Stuck(Numbers):
+        def __getitem__(self, index):
+            if index == 20:
+                time.sleep(600)
+            return super().__getitem__(index)
+
+    before = left()
+    for number in range(5):
+        loader = DataLoader(
+            Stuck(), batch_size=4, num_workers=2, multiprocessing_context="fork", persistent_workers=number % 2
+        )
+        batches = iter(loader)
+        for _ in range(4):
+            next(batches)
+        del loader, batches
+    assert left() == before
+
+
+def test_memory_of_abandoned_epochs_is_used_again():
+    """A slot that a worker still writes into when its iterator is dropped comes back when the worker is done."""
+    loader = DataLoader(
+        Numbers(),
+        batch_size=4,
+        num_workers=2,
+        multiprocessing_context="fork",
+        persistent_workers=True,
+        prefetch_factor=4,
+    )
+    exhausted(loader)
+    reserved = []
+    for _ in range(TIMES):
+        never_advanced(loader)
+        half_way(loader)
+        reserved.append(loader._pool.arena.reserved_nbytes)
+    exhausted(loader)
+    assert max(reserved[50:]) <= max(reserved[:50])

@@ -1,0 +1,303 @@
+"""Datasets that do terrible things. Nothing here imports torch, so spawned workers start fast."""
+
+from __future__ import annotations
+
+import ctypes
+import faulthandler
+import gc
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+class Numbers:
+    """Sample `i` is {"x": float32 (3,) full of i, "i": i}. `fault(i)` is called in the samples `at`, before they are read.
+
+    Args:
+        once: a folder in which each faulty sample leaves a mark, and is good from then on.
+    """
+
+    def __init__(
+        self,
+        length: int,
+        fault: Callable[[int], Any] | None = None,
+        at: Collection[int] = (),
+        once: Path | None = None,
+    ) -> None:
+        self.length = length
+        self.fault = fault
+        self.at = frozenset(at)
+        self.once = once
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if self.fault is not None and index in self.at and (self.once is None or is_first(self.once / str(index))):
+            self.fault(index)
+        return {"x": np.full(3, index, np.float32), "i": index}
+
+    def describe(self, index: int) -> str:
+        return f"numbers/{index}.png"
+
+
+class ReadAtOnce(Numbers):
+    """The same, a batch at a time."""
+
+    def __getitems__(self, indices: list[int]) -> list[dict[str, Any]]:
+        return [self[index] for index in indices]
+
+
+def is_first(mark: Path) -> bool:
+    """True for the first of all processes that asks."""
+    try:
+        os.close(os.open(mark, os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        return False
+    return True
+
+
+# -- ends of a process
+
+
+def sigkill(index: int) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def sigterm(index: int) -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def sigstop(index: int) -> None:
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def crash() -> None:
+    faulthandler.disable()  # pytest's own would tell about it at length
+    ctypes.string_at(0)
+
+
+def segfault(index: int) -> None:
+    crash()
+
+
+def abort(index: int) -> None:
+    faulthandler.disable()
+    os.abort()
+
+
+def exit_quietly(index: int) -> None:
+    os._exit(0)
+
+
+def exit_with_status(index: int) -> None:
+    os._exit(3)
+
+
+def sys_exit(index: int) -> None:
+    sys.exit(4)
+
+
+class _ExitsWhenCollected:
+    def __init__(self) -> None:
+        self.me = self
+
+    def __del__(self) -> None:
+        os._exit(9)
+
+
+def exit_in_gc(index: int) -> None:
+    _ExitsWhenCollected()
+    gc.collect()
+
+
+def close_descriptors(index: int) -> None:
+    os.closerange(3, 256)
+
+
+# -- exceptions
+
+
+class Unlucky(Exception):
+    """An exception of the user's."""
+
+
+class TakesTwo(Exception):
+    """Pickles well and cannot be rebuilt: the usual mistake."""
+
+    def __init__(self, code: int, what: str) -> None:
+        super().__init__(f"{what} ({code})")
+
+
+class Unpicklable(Exception):
+    """Refuses to travel at all."""
+
+    def __reduce__(self) -> Any:
+        raise TypeError("this exception does not travel")
+
+
+class RebuiltOnlyAtHome(Exception):
+    """Can be rebuilt in the worker, and raises in the consumer."""
+
+    def __reduce__(self) -> Any:
+        return _only_in, (os.getpid(),)
+
+
+def _only_in(pid: int) -> Any:
+    if os.getpid() != pid:
+        raise RuntimeError("rebuilt in the wrong process")
+    return RebuiltOnlyAtHome("bad luck")
+
+
+def unlucky(index: int) -> None:
+    raise Unlucky(f"bad luck with {index}")
+
+
+def takes_two(index: int) -> None:
+    raise TakesTwo(7, "bad luck")
+
+
+def unpicklable(index: int) -> None:
+    raise Unpicklable("bad luck")
+
+
+def rebuilt_only_at_home(index: int) -> None:
+    raise RebuiltOnlyAtHome("bad luck")
+
+
+def memory_error(index: int) -> None:
+    raise MemoryError("no room for sample")
+
+
+def recursion_error(index: int) -> None:
+    recursion_error(index)
+
+
+def keyboard_interrupt(index: int) -> None:
+    raise KeyboardInterrupt
+
+
+def stop_iteration(index: int) -> None:
+    raise StopIteration("out of samples")
+
+
+def hang(index: int) -> None:
+    threading.Event().wait()
+
+
+# -- samples that are hard to carry
+
+
+class Carries(Numbers):
+    """Sample `i` is {"i": i, "value": value(i)}; `value` is plain where the sample is not in `at`."""
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        assert self.fault is not None
+        return {"i": index, "value": self.fault(index) if index in self.at else f"plain {index}"}
+
+
+class NotHere:
+    """A value that raises where it is unpickled."""
+
+    def __reduce__(self) -> Any:
+        return _only_in, (os.getpid(),)
+
+
+def a_lambda(index: int) -> Any:
+    return lambda: index
+
+
+def not_here(index: int) -> Any:
+    return NotHere()
+
+
+def hundred_megabytes(index: int) -> bytes:
+    return bytes([index]) * 100_000_000
+
+
+def eight_megabytes(index: int) -> bytes:
+    return bytes([index]) * 8_000_000
+
+
+# -- harmless, but busy
+
+
+def prints(index: int) -> None:
+    print("x" * 10_000, file=sys.stderr)
+    print("x" * 10_000)
+
+
+def forks(index: int) -> None:
+    pid = os.fork()
+    if pid == 0:
+        os._exit(17)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 17
+
+
+def runs_a_program(index: int) -> None:
+    subprocess.run([sys.executable, "-c", "pass"], check=True)
+
+
+def leaves_a_child_and_dies(index: int) -> None:
+    """The child holds every descriptor of the worker, and outlives it by far."""
+    if os.fork() == 0:
+        signal.alarm(60)
+        signal.pause()
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+# -- datasets that hurt before the first sample
+
+
+class ExitsAtUnpickle(Numbers):
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        os._exit(7)
+
+
+class CrashesAtUnpickle(Numbers):
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        crash()
+
+
+class RaisesAtPickle(Numbers):
+    def __getstate__(self) -> Any:
+        raise Unlucky("bad luck at pickle")
+
+
+def init_raises(worker: int) -> None:
+    raise Unlucky(f"bad luck in worker_init_fn of {worker}")
+
+
+def init_exits(worker: int) -> None:
+    sys.exit(5)
+
+
+def init_crashes(worker: int) -> None:
+    crash()
+
+
+# -- collate functions
+
+
+def collate_to_dict(samples: list[dict[str, Any]]) -> dict[str, Any]:
+    """An own collate_fn, NumPy only."""
+    return {"x": np.stack([sample["x"] for sample in samples]), "i": np.array([sample["i"] for sample in samples])}
+
+
+def collate_dies(samples: list[dict[str, Any]]) -> Any:
+    if any(sample["i"] == 5 for sample in samples):
+        crash()
+    return collate_to_dict(samples)
+
+
+def collate_hangs(samples: list[dict[str, Any]]) -> Any:
+    if any(sample["i"] == 5 for sample in samples):
+        hang(5)
+    return collate_to_dict(samples)

@@ -1,0 +1,79 @@
+"""Waiting for what other processes do, always with a deadline; and looking for what a loader has left behind."""
+
+from __future__ import annotations
+
+import gc
+import multiprocessing
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from loaders.engines.processes import ProcessEngine
+
+
+def wait_until(condition: Callable[[], Any], what: str, timeout_s: float = 30.0) -> Any:
+    """The first true value of `condition`; fails if it stays false."""
+    deadline = time.monotonic() + timeout_s
+    while not (value := condition()):
+        assert time.monotonic() < deadline, f"waited {timeout_s} s in vain until {what}"
+        time.sleep(0.005)
+    return value
+
+
+def is_gone(pid: int) -> bool:
+    """Whether a process has ended, be it a zombie that nobody has asked for yet."""
+    try:
+        with open(f"/proc/{pid}/stat") as stat:
+            return stat.read().rpartition(")")[2].split()[0] in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+
+
+def worker_pids() -> list[int]:
+    """The worker processes of all loaders of this process."""
+    return [child.pid for child in multiprocessing.active_children() if child.name.startswith("loaders-") and child.pid]
+
+
+def worker_threads() -> list[threading.Thread]:
+    """The worker threads of all loaders."""
+    return [thread for thread in threading.enumerate() if thread.name.startswith("loaders-")]
+
+
+def assert_nothing_is_held(loader: Any) -> None:
+    """No block of the loader's slots is leased or in use, but those of living persistent workers themselves."""
+    gc.collect()
+    pool, dispatch = loader._pool, loader._dispatch
+    if pool is None:
+        return
+    engine = dispatch.engine if dispatch is not None else None
+    own = len(engine._own) if isinstance(engine, ProcessEngine) and not engine._closed else 0
+
+    def is_free() -> bool:
+        if dispatch is not None and not dispatch._closed:
+            dispatch.collect(0)  # what was abandoned is reported by and by
+        pool.reclaim()
+        return pool.leased_count == 0 and sum(pool._in_use.values()) == own
+
+    wait_until(is_free, f"every block is free; held: {pool.holders() or dict(pool._in_use)}", timeout_s=10.0)
+    assert dispatch is None or not dispatch._open, "tickets are left over"
+
+
+def assert_no_workers() -> None:
+    """No process and no thread of a loader is left."""
+    gc.collect()
+    wait_until(lambda: not worker_pids(), "no worker process is left", timeout_s=10.0)
+    wait_until(lambda: not worker_threads(), "no worker thread is left", timeout_s=10.0)
+
+
+def outcomes(loader: Any) -> list[Any]:
+    """The batches of an epoch, and the exceptions that came in place of some: what a patient consumer sees."""
+    found: list[Any] = []
+    iterator = iter(loader)
+    while True:
+        try:
+            found.append(next(iterator))
+        except StopIteration:
+            return found
+        except Exception as error:  # noqa: BLE001  every one is what the tests look at
+            found.append(error.with_traceback(None))
