@@ -88,7 +88,7 @@ def main(count: int = 5) -> None:
                         str(ranks),
                         peer,
                         spread([s * 1e3 for s in seen["first_s"]]),
-                        spread(seen["epoch_s"]) + ("" if whole else ", extrapolated"),
+                        spread(seen["epoch_s"], 3) + ("" if whole else ", extrapolated"),
                         spread([s * 1e9 / c for s, c in zip(seen["slice_s"], seen["slice"], strict=True)], 0),
                         spread([nbytes / 1e6 for nbytes in seen["memory_nbytes"]], 1),
                     ]

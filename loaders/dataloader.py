@@ -17,9 +17,9 @@ from loaders.batching.arena import Arena, available_nbytes
 from loaders.batching.slots import SlotPool
 from loaders.dispatch import Dispatch
 from loaders.engines.local import InlineEngine, ThreadEngine
+from loaders.engines.orders import Job
 from loaders.engines.processes import ProcessEngine
 from loaders.engines.protocol import Engine
-from loaders.engines.work import Job
 from loaders.epoch import Epoch
 from loaders.failures import SkippedSample
 from loaders.plan import Plan

@@ -11,8 +11,8 @@ from typing import Any
 
 from loaders.batching.rows import Beside
 from loaders.batching.slots import Block
+from loaders.engines.orders import Failure, Order, Outcome, Parcel
 from loaders.engines.protocol import Engine
-from loaders.engines.work import Failure, Order, Outcome, Parcel
 from loaders.errors import BufferMemoryError, WorkerLostError
 
 # A run is sized to take about this long: long enough that its round trip costs nothing, short enough to share.

@@ -151,8 +151,6 @@ class Epoch(Iterator[Any]):
                 if needed and not self._open:
                     raise
                 return  # fewer will do until the consumer lets go of some
-            except Exception as error:  # keys that cannot be sent
-                self._error, self._exhausted = error, True
 
     def _next_keys(self, keys: Iterator[Any]) -> Any:
         if isinstance(keys, Chunks) and self._skipping is not None and (size := self._skipping.batch_size):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from loaders.engines.work import Failure
+from loaders.engines.orders import Failure
 from loaders.errors import SampleError, UserCodeError, add_note, describe_sample, describe_samples
 
 

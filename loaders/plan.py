@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import IterableDataset, default_collate, default_convert
 
 from loaders.batching.collate import numpy_collate
-from loaders.engines.work import Fetch, Parcel
+from loaders.engines.orders import Fetch, Parcel
 from loaders.spec import BatchSpec
 from loaders.stateful import reads_batches
 

@@ -12,7 +12,7 @@ from torch.utils.data import BatchSampler
 from loaders.batching.assemble import collate_privately, samples_of
 from loaders.batching.rows import Beside
 from loaders.dispatch import Dispatch, OpenBatch, new_order
-from loaders.engines.work import Failure
+from loaders.engines.orders import Failure
 from loaders.failures import exception_of, say_more, skipped
 from loaders.rng import Domain, KeyedGenerator
 from loaders.stateful import describe

@@ -108,7 +108,7 @@ def collate_privately(spec: BatchSpec | None, samples: Sequence[Any], name: Name
 def convert(sample: Any, name: Name) -> Any:
     """One sample as a loader without batching gives it."""
     try:
-        return default_convert(sample)
+        return default_convert(sample)  # type: ignore[no-untyped-call]  # torch's
     except (RuntimeError, TypeError, ValueError) as error:
         raise _error(FieldDtypeError, 0, "", f"torch cannot convert it: {error}", name) from error
 
@@ -179,7 +179,7 @@ def _mixed(field: FieldSpec, values: Sequence[Any], odd: Sequence[tuple[int, Any
 def _collate(values: Sequence[Any], path: str, name: Name) -> Any:
     """What torch makes of the values of one field, or of whole samples; where it refuses, one sample is named."""
     try:
-        return default_collate(values)
+        return default_collate(values)  # type: ignore[arg-type]  # torch itself has tuples here
     except (RuntimeError, TypeError, ValueError, KeyError) as error:
         first = values[0]
         row = next((row for row, value in enumerate(values) if not _go_together(first, value)), 0)

@@ -18,9 +18,9 @@ import numpy as np
 
 from loaders.batching.arena import Arena
 from loaders.batching.slots import Block
+from loaders.engines.orders import Job
 from loaders.engines.process_worker import Setup, main
 from loaders.engines.wire import CELL_NBYTES, Inherited
-from loaders.engines.work import Job
 from loaders.errors import WorkerLostError
 
 # Processes that end by themselves, or are killed, without any run being reported in between.

@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from loaders.batching.slots import SlotPool
+from loaders.engines.orders import Failure, Job, Order, Outcome
 from loaders.engines.protocol import Reading
-from loaders.engines.work import Failure, Job, Order, Outcome, Worker
+from loaders.engines.work import Worker
 from loaders.stateful import with_own_transforms
 from loaders.workers import WorkerInfo, set_worker_info
 

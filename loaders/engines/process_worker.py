@@ -19,6 +19,7 @@ import numpy as np
 
 from loaders.batching.arena import Arena
 from loaders.batching.heirs import renounce
+from loaders.engines.orders import Failure, Job, Order, Outcome
 from loaders.engines.wire import (
     CANCELLED,
     CELL_NBYTES,
@@ -30,7 +31,7 @@ from loaders.engines.wire import (
     SINCE_AT,
     Inherited,
 )
-from loaders.engines.work import Failure, Job, Order, Outcome, Worker
+from loaders.engines.work import Worker
 from loaders.spec import BatchSpec
 from loaders.stateful import describe
 from loaders.workers import WorkerInfo, set_worker_info

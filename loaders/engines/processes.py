@@ -20,6 +20,7 @@ from multiprocessing.context import BaseContext
 
 from loaders.batching.slots import Block, SlotPool
 from loaders.engines.crew import Crew, Member, ended
+from loaders.engines.orders import Failure, Job, Order, Outcome
 from loaders.engines.protocol import Reading, describe_work
 from loaders.engines.wire import (
     CANCELLED,
@@ -33,8 +34,8 @@ from loaders.engines.wire import (
     as_keys,
     widen_pipe,
 )
-from loaders.engines.work import COLLATING, Failure, Job, Order, Outcome
-from loaders.errors import WorkerLostError
+from loaders.engines.work import COLLATING
+from loaders.errors import BufferMemoryError, WorkerLostError
 from loaders.spec import BatchSpec
 
 # A sample that was being read by this many dying workers is at fault.
@@ -103,7 +104,14 @@ class ProcessEngine:
         """Put the order into shared memory and its runs into the pipe."""
         placed = self._placed.get(order.ticket)
         if placed is None or placed.order is not order:
-            placed = self._placed[order.ticket] = self._place(order, lane % len(self._lanes))
+            try:
+                placed = self._placed[order.ticket] = self._place(order, lane % len(self._lanes))
+            except BufferMemoryError:
+                raise
+            except Exception as error:  # keys of the user's that cannot be pickled
+                failure = Failure.of(error, "ordering", None, list(order.keys))
+                self._ready += [Outcome(0, order.ticket, start, stop, failures=[failure]) for start, stop in runs]
+                return
         placed.runs.update(runs)
         self._send(placed, runs)
         # Only now, so that the first worker has something to do while the next ones are started.

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from loaders.batching.slots import SlotPool
-from loaders.engines.work import COLLATING, Fetch, Order, Outcome
+from loaders.engines.orders import Fetch, Order, Outcome
+from loaders.engines.work import COLLATING
 from loaders.errors import describe_sample, describe_samples
 from loaders.stateful import describe
 

@@ -11,7 +11,7 @@ from loaders import worker_info
 from loaders.batching.arena import Arena
 from loaders.batching.slots import BlockState, SlotPool
 from loaders.dispatch import new_order
-from loaders.engines.work import Job
+from loaders.engines.orders import Job
 from loaders.rng import Domain, KeyedGenerator
 from loaders.spec import BatchSpec
 
@@ -40,13 +40,17 @@ class Batches(Numbers):
 
 
 class Stream:
-    def __init__(self, length):
+    def __init__(self, length, gate=None):
         self.length = length
+        self.gate = gate
 
     def __iter__(self):
         info = worker_info()
         lane = 0 if info is None else info.id
-        return ({"label": 100 * lane + number} for number in range(self.length))
+        for number in range(self.length):
+            if self.gate is not None:
+                self.gate.pass_by(number)
+            yield {"label": 100 * lane + number}
 
 
 def job_of(dataset, **changes):
@@ -302,6 +306,21 @@ class EngineContract:
             (first.ticket, False), (unwanted.ticket, True), (last.ticket, False)
         ]  # fmt: skip
         assert set(gate.entered(3 if self.works_beside_the_consumer else 4)) <= {0, 1, 20, 21}
+        assert gate.is_quiet()
+
+    def test_a_cancelled_batch_of_a_stream_is_not_read(self, bench, gate):
+        gate.hold(0)
+        bench = bench(Stream(9, gate), fetch="stream", batch_rows=3, num_workers=1)
+        orders = [new_order([serial], 0, EPOCH, SEED, None, ()) for serial in range(3)]
+        for order in orders:
+            bench.engine.submit(order, [(0, 1)])
+        if self.works_beside_the_consumer:
+            assert gate.entered(1) == [0]
+        for order in orders[1:]:
+            bench.engine.cancel(order)
+        gate.open()
+        assert [each.cancelled for each in bench.collect(3)] == [False, True, True]
+        assert gate.entered(2 if self.works_beside_the_consumer else 3)[-2:] == [1, 2]
         assert gate.is_quiet()
 
     def test_collect_without_time_never_waits(self, bench, gate):

@@ -1,6 +1,7 @@
 """The consumer forks in the middle of an epoch: neither side disturbs the other."""
 
 import gc
+import multiprocessing
 import os
 import sys
 import traceback
@@ -102,6 +103,35 @@ def test_a_child_that_ends_with_a_live_iterator_disturbs_no_batch_of_its_parent(
     assert (second == labels_of_second[:, None]).all()
     assert_epoch(batches, 2)
     assert_epoch(loader)
+
+
+class Gated(Numbers):
+    """From the third batch on, samples wait for `gate`."""
+
+    def __init__(self, gate):
+        self.gate = gate
+
+    def __getitem__(self, index):
+        if index >= 8:
+            assert self.gate.wait(60)
+        return super().__getitem__(index)
+
+
+def test_a_child_that_drops_its_iterator_cancels_nothing_that_the_parents_workers_are_doing():
+    dataset = Gated(multiprocessing.get_context("fork").Event())
+    loader = DataLoader(dataset, batch_size=4, **ENGINES["process, persistent"])
+    batches = iter(loader)
+    for _ in range(2):
+        next(batches)
+
+    def drop(wait):
+        nonlocal batches
+        del batches
+        gc.collect()
+
+    Fork(drop).end()
+    dataset.gate.set()
+    assert_epoch(batches, 2)
 
 
 def test_a_child_may_iterate_the_loader_it_inherited_while_its_parent_goes_on(loader):

@@ -283,6 +283,21 @@ def test_key_that_ends_the_worker_is_given_up(capfd: Any) -> None:
         next(iter(loader))
 
 
+def test_key_that_cannot_be_pickled_costs_its_own_batch() -> None:
+    loader = DataLoader(Numbers(8), sampler=[0, Stubborn(), 2], num_workers=2)
+    first, error, last = outcomes(loader)
+    assert (indices(first), indices(last)) == ([0], [2])
+    assert re.match(r"bad luck at pickle\n  while ordering samples a stubborn key", str(error))
+
+
+class Stubborn:
+    def __reduce__(self) -> Any:
+        raise saboteurs.Unlucky("bad luck at pickle")
+
+    def __repr__(self) -> str:
+        return "a stubborn key"
+
+
 class Poison:
     """A key that ends whoever unpickles it, before any sample is being read."""
 

@@ -4,7 +4,7 @@ import torch
 from torch.utils.data import IterableDataset, Subset, default_collate, default_convert
 
 from loaders import Field, numpy_collate
-from loaders.engines.work import Parcel
+from loaders.engines.orders import Parcel
 from loaders.plan import Plan
 from loaders.spec import BatchSpec
 

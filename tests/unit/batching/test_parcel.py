@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from loaders.batching.parcel import pack, unpack
-from loaders.engines.work import Parcel
+from loaders.engines.orders import Parcel
 from loaders.spec import tensor_as_array
 from loaders.tree import leaves
 
