@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 import warnings
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from multiprocessing.context import BaseContext
 from typing import Any, Literal, TypeVar
 
 import torch
 import torch.utils.data
-from torch.utils.data import BatchSampler
 
 from loaders.batching.arena import Arena, available_nbytes
 from loaders.batching.slots import SlotPool
@@ -21,10 +20,13 @@ from loaders.engines.orders import Job
 from loaders.engines.processes import ProcessEngine
 from loaders.engines.protocol import Engine
 from loaders.epoch import Epoch
+from loaders.errors import StateError
 from loaders.failures import SkippedSample
+from loaders.keys import KeyStream, inner_sampler
 from loaders.plan import Plan
-from loaders.policy import Chunks
+from loaders.rng import Domain, keyed_word
 from loaders.spec import Field
+from loaders.state import Progress, progress_of, state_of
 from loaders.tree import map_tree
 
 _T_co = TypeVar("_T_co", covariant=True)
@@ -49,6 +51,8 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
         dataset: NumPy-native (see `loaders.Dataset`) or any other that torch takes. It may offer
             `read_into(index, out)`, which writes a sample's fields into the arrays of `out`, shaped like the first
             sample that `dataset[index]` gave, and `describe(index)`, a name for messages, usually a path.
+        seed: fixes the randomness of samples and the order of torch's random samplers. Not given, it is drawn from
+            `generator` as torch draws its base seed, and `state_dict()` remembers it.
         worker_method: "process", or "thread" for datasets that release the GIL most of the time.
         fields: how fields whose samples differ in shape share a batch: `{"boxes": Field(ragged=True)}`.
         on_error: what a failing sample does: "raise" its exception; "skip" it, as if the sampler had not drawn it
@@ -87,6 +91,7 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
         persistent_workers: bool = False,
         pin_memory_device: str = "",
         in_order: bool = True,
+        seed: int | None = None,
         worker_method: Literal["process", "thread"] = "process",
         fields: Mapping[str, Field] | None = None,
         on_error: Literal["raise", "skip", "substitute"] = "raise",
@@ -122,6 +127,7 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
             in_order=in_order,
         )
         self.shuffle = shuffle
+        self.seed = seed
         self.worker_method = worker_method
         self.fields = fields
         self.on_error = on_error
@@ -133,10 +139,13 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
         self._depth = prefetch_factor  # torch puts a default of its own into the attribute
         self._planned: tuple[Any, ...] = ()
         self._make_plan()
-        self._epochs = 0
+        self._sample_seed = seed
+        self._next_epoch = 0
+        self._sampler_epoch: Any = 0
+        self._progress: Progress | None = None  # of the epoch that was begun last, until it ends
+        self._resume: Progress | None = None  # loaded, for the next epoch
         self._pool: SlotPool | None = None
         self._dispatch: Dispatch | None = None
-        self._dispatch_seed = 0
         self._pid = os.getpid()
         self._told_of_held = False
 
@@ -148,24 +157,87 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
             # A forked child has none of the parent's workers, and must not touch its slots.
             self._pid, self._pool, self._dispatch = os.getpid(), None, None
         persistent = self.persistent_workers and self.num_workers > 0
-        dispatch, seed = self._dispatch if persistent else None, self._dispatch_seed
+        dispatch = self._dispatch if persistent else None
         if dispatch is None:
             self._check_iteration()
             self._make_plan()
-        keys: Iterator[Any] | None = None
+        progress = self._resume.copy() if self._resume is not None else Progress(self._epoch_number())
+        keys = None
         if self._plan.fetch != "stream":
-            keys = iter(self.batch_sampler if self._plan.batched else self.sampler)  # type: ignore[arg-type]
-            if self.on_error == "skip" and type(self.batch_sampler) is BatchSampler:
-                keys = Chunks(iter(self.batch_sampler.sampler))
+            keys = KeyStream(self, progress)
+            if self._resume is not None:
+                self._sampler_epoch = getattr(inner_sampler(self), "epoch", 0)  # as the state has set it
         if dispatch is None:
             # Drawn where torch draws it, so that generators are in the same state afterwards.
             seed = int(torch.empty((), dtype=torch.int64).random_(generator=self.generator).item())
+            if self._sample_seed is None:
+                self._sample_seed = seed
+            if self.seed is not None:
+                seed = keyed_word(Domain.ORDER, self.seed, progress.epoch, 1) >> 1
             dispatch = Dispatch(self._new_engine(seed))
             if persistent:
-                self._dispatch, self._dispatch_seed = dispatch, seed
+                self._dispatch = dispatch
                 weakref.finalize(self, dispatch.close, ())
-        epoch, self._epochs = self._epochs, self._epochs + 1
-        return Epoch(self, dispatch, keys, epoch, seed, owns_engine=not persistent)
+        assert self._sample_seed is not None
+        return Epoch(self, dispatch, keys, progress, self._sample_seed, owns_engine=not persistent)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Number the next epoch, for the randomness of its samples; a sampler that has a `set_epoch` is told as well.
+
+        Without it epochs count themselves. An epoch that is set on the sampler alone counts here, too.
+        """
+        sampler = inner_sampler(self)
+        if hasattr(sampler, "set_epoch"):
+            sampler.set_epoch(epoch)
+        self._next_epoch = epoch
+        self._sampler_epoch = getattr(sampler, "epoch", 0)
+        if self._resume is not None and self._resume.epoch != epoch:
+            self._resume = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Which batch comes next, in a few plain numbers: of batches handed out, not of those made ahead.
+
+        May be taken before, during and after an epoch. Whoever loads it into a loader over the same data goes on with
+        the same batches to the bit, also with other workers and, at equal global batch, on another number of ranks.
+
+        Raises:
+            StateError: with `in_order=False` during an epoch: what comes next depends on who is faster.
+        """
+        progress = self._resume or self._progress
+        if progress is None:
+            progress = Progress(self._epoch_number())
+        elif not self.in_order and self.num_workers > 0:
+            raise StateError("with in_order=False there is no state in the middle of an epoch: batches come as they may.")
+        return state_of(self, progress, self._sample_seed)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Let the next iteration go on where `state` was taken.
+
+        Raises:
+            StateError: the state does not fit this loader; the message names the difference. Nothing has changed then.
+        """
+        progress = progress_of(self, state)
+        self._resume, self._progress = progress, None
+        self._next_epoch = progress.epoch
+        if state["seed"] is not None:
+            self._sample_seed = state["seed"]
+        self.errors = [SkippedSample(*rest) for position, *rest in progress.failed if position < progress.keys]
+
+    def _epoch_number(self) -> int:
+        epoch = getattr(inner_sampler(self), "epoch", self._sampler_epoch)
+        if isinstance(epoch, int) and epoch != self._sampler_epoch:
+            # Set on the sampler by the user, or by a framework.
+            self._sampler_epoch = self._next_epoch = epoch
+        return self._next_epoch
+
+    def _has_begun(self, progress: Progress) -> None:
+        """The first batch of an epoch is asked for. Until then it could have been a stray `iter()`."""
+        if self._progress is not progress:
+            self._progress, self._resume, self._next_epoch = progress, None, progress.epoch + 1
+
+    def _has_ended(self, progress: Progress) -> None:
+        if self._progress is progress:
+            self._progress = None
 
     def holders(self) -> str:
         """Who holds batches: a line per field of each, with size and age; with LOADERS_DEBUG=slots also from where."""

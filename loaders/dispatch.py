@@ -31,6 +31,7 @@ class OpenBatch:
     Attributes:
         order: what was asked for.
         slot: its blocks; fields without memory of their own have none.
+        first: which of this rank's keys is the first in it, counted from the start of the epoch.
         rows: of the batch. For a stream known only once it is done; 0 then says that the stream has ended.
         asked: rows that were asked for while the spec was unknown.
         replaced: rows that hold substitutes.
@@ -40,6 +41,7 @@ class OpenBatch:
     order: Order
     slot: list[Block]
     rows: int
+    first: int = 0
     lane: int = 0
     asked: int = 0
     unreported: int | None = None
@@ -49,6 +51,7 @@ class OpenBatch:
     parcel: Parcel | None = None
     result: Any = None
     outcome_spec: Any = None
+    stream_state: Any = None
     replaced: list[int] = field(default_factory=list)
     abandoned: bool = False
 
@@ -58,11 +61,9 @@ class OpenBatch:
         return self.unreported == 0
 
 
-def new_order(
-    keys: Sequence[Any], position: int, epoch: int, seed: int, spec: Any, blocks: Sequence[tuple[int, int]]
-) -> Order:
-    """An order with a ticket of its own."""
-    return Order(next(_tickets), keys, position, epoch, seed, spec, tuple(blocks))
+def new_ticket() -> int:
+    """A ticket for one more order."""
+    return next(_tickets)
 
 
 class Dispatch:
@@ -165,6 +166,8 @@ class Dispatch:
                 batch.failures[failure.row] = failure
         if outcome.rows is not None:
             batch.rows = outcome.rows
+        if outcome.stream_state is not None:
+            batch.stream_state = outcome.stream_state
         if outcome.spec is not None:
             batch.outcome_spec = outcome.spec
         if outcome.parcel is not None:

@@ -8,18 +8,22 @@ import warnings
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from torch.utils.data import default_convert
 
 from loaders.batching.assemble import assemble, convert
 from loaders.batching.rows import RowWriter
-from loaders.dispatch import Dispatch, OpenBatch, new_order
+from loaders.dispatch import Dispatch, OpenBatch, new_ticket
+from loaders.engines.orders import Order
 from loaders.engines.protocol import describe_work
 from loaders.errors import BufferMemoryError, WorkerLostError, WorkerTimeoutError
 from loaders.failures import exception_of
+from loaders.keys import KeyStream, inner_sampler, world_of
 from loaders.plan import Plan
-from loaders.policy import Chunks, Skipping, Substituting
+from loaders.policy import Skipping, Substituting
+from loaders.state import Progress
 from loaders.stateful import describe
 
 if TYPE_CHECKING:
@@ -32,8 +36,8 @@ class Epoch(Iterator[Any]):
     Args:
         loader: whose batches these are.
         dispatch: the engine's open batches.
-        keys: what the sampler gives: a list of keys per batch, or one key where batching is off; None for streams.
-        number: of this epoch, counted by the loader.
+        keys: what the sampler gives; None for streams.
+        progress: where to begin; kept up to date with what is delivered.
         seed: of the samples' randomness.
         owns_engine: True where the workers end with this epoch.
     """
@@ -42,8 +46,8 @@ class Epoch(Iterator[Any]):
         self,
         loader: DataLoader[Any],
         dispatch: Dispatch,
-        keys: Iterator[Any] | None,
-        number: int,
+        keys: KeyStream | None,
+        progress: Progress,
         seed: int,
         *,
         owns_engine: bool,
@@ -52,17 +56,20 @@ class Epoch(Iterator[Any]):
         self._dispatch = dispatch
         self._plan = loader._plan
         self._keys = keys
-        self._number = number
+        self.progress = progress
         self._seed = seed
-        self._position = 0
-        self._delivered = 0
-        self._lanes = [0] * dispatch.engine.num_workers  # streams: serial of the next batch per worker; -1 if ended
-        self._lane = 0
+        self._rank, self._ranks = world_of(inner_sampler(loader)) if keys is not None else (0, 1)
+        self._first = progress.keys
+        if keys is None and not progress.lanes:
+            progress.lanes, progress.streams = [0] * dispatch.engine.num_workers, [None] * dispatch.engine.num_workers
+        self._bases = list(zip(progress.lanes, progress.streams, strict=True))
+        self._lanes = list(progress.lanes)  # streams: serial of the next batch per worker; -1 if ended
+        self._lane = progress.lane
         self._open: deque[OpenBatch] = deque()
         self._error: Exception | None = None  # of the sampler: raised behind the batches that came before it
         self._exhausted = False
-        self._skipping = Skipping(loader) if loader.on_error == "skip" else None
-        self._substituting = Substituting(loader) if loader.on_error == "substitute" else None
+        self._skipping = Skipping(loader, progress) if loader.on_error == "skip" else None
+        self._substituting = Substituting(loader, progress) if loader.on_error == "substitute" else None
         # As it was told before this epoch; of map-style datasets it is None.
         self._length: int | None = getattr(loader, "_IterableDataset_len_called", None)
         self._drawn: list[list[Any]] = []  # the keys of a batch that there was no memory for yet
@@ -79,6 +86,7 @@ class Epoch(Iterator[Any]):
     def __next__(self) -> Any:
         if not self._stop.alive:
             raise StopIteration
+        self._loader._has_begun(self.progress)
         if self._loader.num_workers > 0 and self._pid != os.getpid():
             raise WorkerLostError(
                 f"the workers of this iterator belong to process {self._pid}, from which this one was forked.\n"
@@ -91,11 +99,14 @@ class Epoch(Iterator[Any]):
             if delivered is None:
                 self._end()
             made, keys = delivered
+            self.progress.keys = skipping.delivered
         elif batch is None:
             self._end()
         else:
+            # Also of a batch that cannot be made: whoever goes on goes on behind it.
+            self._note(batch)
             made, keys = self._make(batch), batch.order.keys
-        self._delivered += 1
+        self.progress.batches += 1
         self._warn_about_length()
         made = self._loader._pinned(made)
         return (made, self._plan.as_indices(keys)) if self._loader.return_index else made
@@ -118,7 +129,18 @@ class Epoch(Iterator[Any]):
             error, self._error, self._exhausted = self._error, None, False
             raise error
         self._stop()
+        self._loader._has_ended(self.progress)
         raise StopIteration
+
+    def _note(self, batch: OpenBatch) -> None:
+        """The batch is about to be handed out."""
+        progress = self.progress
+        if self._keys is not None:
+            progress.keys = batch.first + batch.rows
+        else:
+            progress.lanes[batch.lane] = batch.order.keys[0] + 1
+            progress.lane = (batch.lane + 1) % len(progress.lanes)
+            progress.streams[batch.lane] = batch.stream_state
 
     # -- opening batches
 
@@ -134,8 +156,7 @@ class Epoch(Iterator[Any]):
                 return
             if self._keys is not None and not self._drawn:
                 try:
-                    drawn = self._next_keys(self._keys)
-                    self._drawn.append(list(drawn) if self._plan.batched else [drawn])
+                    self._drawn.append(self._next_keys(self._keys))
                 except StopIteration:
                     self._exhausted = True
                     return
@@ -152,8 +173,8 @@ class Epoch(Iterator[Any]):
                     raise
                 return  # fewer will do until the consumer lets go of some
 
-    def _next_keys(self, keys: Iterator[Any]) -> Any:
-        if isinstance(keys, Chunks) and self._skipping is not None and (size := self._skipping.batch_size):
+    def _next_keys(self, keys: KeyStream) -> list[Any]:
+        if self._skipping is not None and (size := self._skipping.batch_size):
             # A shorter batch makes up for samples that were moved up into those before it.
             taken = len(self._skipping.carried) + sum(batch.rows for batch in self._open)
             keys.size = size - taken % size
@@ -162,9 +183,10 @@ class Epoch(Iterator[Any]):
     def _open_keys(self) -> None:
         keys = self._drawn[0]
         self._plan.room = max(self._plan.room, len(keys))
-        batch = self._new_batch(keys, self._position, len(keys))
+        batch = self._new_batch(keys, self._rank + self._first * self._ranks, len(keys))
+        batch.first = self._first
         self._drawn.clear()
-        self._position += len(keys)
+        self._first += len(keys)
         self._start(batch)
 
     def _open_stream(self) -> bool:
@@ -177,7 +199,7 @@ class Epoch(Iterator[Any]):
         rows = self._plan.room
         # Each worker has a stream of its own: so has the randomness of its samples.
         batch = self._new_batch([serial], (lane << 40) + serial * rows, rows)
-        batch.lane = lane
+        batch.lane, batch.order.resume = lane, self._bases[lane]
         self._lanes[lane] += 1
         self._lane = (lane + 1) % len(self._lanes)
         self._start(batch)
@@ -188,7 +210,9 @@ class Epoch(Iterator[Any]):
         slot = self._dispatch.engine.pool.acquire([size for size in sizes if size > 0])
         at = iter(slot)
         blocks = [(block.offset, block.nbytes) if (block := next(at) if size > 0 else None) else (0, 0) for size in sizes]
-        order = new_order(keys, position, self._number, self._seed, self._plan.spec, blocks)
+        order = Order(
+            new_ticket(), keys, position, self.progress.epoch, self._seed, self._plan.spec, tuple(blocks), self._ranks
+        )
         return OpenBatch(order, slot, rows)
 
     def _start(self, batch: OpenBatch) -> None:
@@ -250,7 +274,7 @@ class Epoch(Iterator[Any]):
     def _is_whole(self, batch: OpenBatch) -> bool:
         """Whether a batch whose runs are all reported can be delivered; else it goes on."""
         if self._keys is None and batch.rows == 0:
-            self._lanes[batch.lane] = -1
+            self._lanes[batch.lane] = self.progress.lanes[batch.lane] = -1
             self._drop(batch)
             return False
         if batch.outcome_spec is not None and batch.order.spec is None:
@@ -275,7 +299,7 @@ class Epoch(Iterator[Any]):
         if self._plan.spec is None:
             self._plan.spec = batch.outcome_spec
         full = self._new_batch(batch.order.keys, batch.order.position, batch.rows)
-        full.order.attempt = batch.order.attempt
+        full.order.attempt, full.order.resume = batch.order.attempt, batch.order.resume
         self._dispatch.forget(batch)
         offsets = [offset for offset, _ in full.order.blocks]
         batch.order, batch.slot, seen = full.order, full.slot, batch.beside.samples
@@ -319,16 +343,15 @@ class Epoch(Iterator[Any]):
         pool.finish(batch.slot)
         sizes = [nbytes for _, nbytes in batch.order.blocks]
         names = [field.path for field in spec.fields] if spec is not None else map(str, range(len(sizes)))
-        labels = [f"batch {self._delivered}, {name!r}" for name, nbytes in zip(names, sizes, strict=True) if nbytes]
+        labels = [f"batch {self.progress.batches}, {name!r}" for name, nbytes in zip(names, sizes, strict=True) if nbytes]
         roots = iter(pool.lease(batch.slot, labels))
         return [next(roots) if nbytes else None for nbytes in sizes]
 
     def reopen(self, batch: OpenBatch) -> None:
         """Ask for the samples of a complete batch themselves, but those that failed; it is the next to be complete."""
         self.discard(batch)
-        old = batch.order
-        again = OpenBatch(new_order(old.keys, old.position, old.epoch, old.seed, None, ()), [], batch.rows)
-        again.order.raw, again.asked, again.failures = True, batch.rows, batch.failures
+        order = replace(batch.order, ticket=new_ticket(), spec=None, blocks=(), raw=True)
+        again = OpenBatch(order, [], batch.rows, batch.first, asked=batch.rows, failures=batch.failures)
         self._dispatch.submit(again, [(row, row + 1) for row in range(batch.rows) if row not in batch.failures])
         self._open.appendleft(again)
 
@@ -349,7 +372,7 @@ class Epoch(Iterator[Any]):
         memories = self.lease(batch)
         if spec is not None:
             loader.beside_count += len(batch.beside.samples) + sum(map(len, batch.beside.fields.values()))
-            made = assemble(spec, memories, batch.rows, batch.beside, self._namer(batch))
+            made = assemble(spec, memories, batch.rows, batch.beside, self._namer(batch), loader.collate_fn)
         elif batch.parcel is not None:
             loader.beside_count += sum(isinstance(piece, bytearray) and len(piece) > 0 for piece in batch.parcel.pieces)
             made = batch.parcel.open(memories)
@@ -370,10 +393,10 @@ class Epoch(Iterator[Any]):
 
     def _warn_about_length(self) -> None:
         """torch's own warning about an IterableDataset that yields more than its length."""
-        if self._length is not None and self._delivered > self._length:
+        if self._length is not None and self.progress.batches > self._length:
             warnings.warn(
                 f"Length of IterableDataset {self._loader.dataset} was told to be {self._length}, but there are at least "
-                f"{self._delivered} batches of it. "
+                f"{self.progress.batches} batches of it. "
                 + ("Each worker iterates its own copy: split it by get_worker_info()." if self._lanes[1:] else ""),
                 stacklevel=3,
             )

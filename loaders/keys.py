@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ from loaders.rng import Domain, keyed_word
 
 if TYPE_CHECKING:
     from loaders.dataloader import DataLoader
+    from loaders.state import Progress
 
 # These draw their order when the first key is asked for: from `generator`, or else from torch's default one.
 _RANDOM = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler)
@@ -48,37 +49,38 @@ class KeyStream(Iterator[list[Any]]):
             where the order comes from one directly. Complete once the first batch was drawn.
     """
 
-    def __init__(self, loader: DataLoader[Any], epoch: int, origin: Mapping[str, Any] | None = None, skip: int = 0) -> None:
+    def __init__(self, loader: DataLoader[Any], progress: Progress) -> None:
         outer = loader.batch_sampler
         auto = type(outer) is BatchSampler
         self._sampler = inner_sampler(loader)
         self.size: int | None = outer.batch_size if auto else 1 if outer is None else None
         # A sample that is skipped makes room for one more, also for one of the tail.
         self._drop_last = auto and outer.drop_last and loader.on_error != "skip"
-        self._seed, self._epoch = loader.seed, epoch
-        self.origin: dict[str, Any] = dict(origin or {})
-        self._skip = skip
+        self._seed, self._epoch = loader.seed, progress.epoch
+        self.origin, self._skip = progress.origin, progress.keys
         self._drawn = False
         self._rest: list[Any] = []
-        self._begin(resumed=origin is not None)
+        self._begin()
         # torch makes this iterator here too, before it draws its base seed.
         self._items = iter(self._sampler)
 
-    def _begin(self, *, resumed: bool) -> None:
-        sampler = self._sampler
+    def _begin(self) -> None:
+        sampler, origin = self._sampler, self.origin
         if hasattr(sampler, "state_dict") and hasattr(sampler, "load_state_dict"):
-            if not resumed:
-                self.origin["state"] = dict(sampler.state_dict())
+            if "sampler" not in origin:
+                origin["sampler"] = dict(sampler.state_dict())
+                if "position" in origin["sampler"]:
+                    origin["sampler"]["position"] = 0
                 return
-            state = dict(self.origin["state"])
+            state = dict(origin["sampler"])
             if "position" in state:
                 # It can go anywhere at once. Positions are counted over all ranks.
                 state["position"], self._skip = self._skip * world_of(sampler)[1], 0
             sampler.load_state_dict(state)
         elif hasattr(sampler, "set_epoch") and hasattr(sampler, "epoch"):
-            if resumed:
-                sampler.set_epoch(self.origin["epoch"])
-            self.origin["epoch"] = sampler.epoch
+            if "epoch" in origin:
+                sampler.set_epoch(origin["epoch"])
+            origin["epoch"] = sampler.epoch
 
     def __next__(self) -> list[Any]:
         if self._drawn:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +10,7 @@ from torch.utils.data import BatchSampler
 
 from loaders.batching.assemble import collate_privately, samples_of
 from loaders.batching.rows import Beside
-from loaders.dispatch import Dispatch, OpenBatch, new_order
+from loaders.dispatch import Dispatch, OpenBatch, new_ticket
 from loaders.engines.orders import Failure
 from loaders.failures import exception_of, say_more, skipped
 from loaders.rng import Domain, KeyedGenerator
@@ -20,25 +19,14 @@ from loaders.stateful import describe
 if TYPE_CHECKING:
     from loaders.dataloader import DataLoader
     from loaders.epoch import Epoch
+    from loaders.state import Progress
 
 
-class Chunks(Iterator[list[Any]]):
-    """A sampler's keys in chunks whose size can be chosen each time; the last one may be short."""
-
-    def __init__(self, keys: Iterator[Any]) -> None:
-        self._keys = keys
-        self.size = 0
-
-    def __next__(self) -> list[Any]:
-        chunk = [key for _, key in zip(range(self.size), self._keys, strict=False)]
-        if not chunk:
-            raise StopIteration
-        return chunk
-
-
-def give_up(loader: DataLoader[Any], failure: Failure, in_a_row: int) -> None:
+def give_up(loader: DataLoader[Any], progress: Progress, position: int, failure: Failure, in_a_row: int) -> None:
     """Note a failed sample; raise its error if there were too many in a row."""
-    loader.errors.append(skipped(failure))
+    entry = skipped(failure)
+    loader.errors.append(entry)
+    progress.failed.append((position, entry.index, entry.source, entry.error))
     if in_a_row > loader.max_errors:
         error = exception_of(failure, apart=loader.num_workers > 0)
         say_more(error, f"more than max_errors={loader.max_errors} samples failed in a row; loader.errors lists them.")
@@ -48,8 +36,9 @@ def give_up(loader: DataLoader[Any], failure: Failure, in_a_row: int) -> None:
 class Substituting:
     """Reads another sample for every failed row, chosen by the position of the failed one alone."""
 
-    def __init__(self, loader: DataLoader[Any]) -> None:
+    def __init__(self, loader: DataLoader[Any], progress: Progress) -> None:
         self._loader = loader
+        self._progress = progress
         self._in_a_row = 0
 
     def is_whole(self, dispatch: Dispatch, batch: OpenBatch) -> bool:
@@ -65,7 +54,7 @@ class Substituting:
                 self._in_a_row = 0
                 continue
             self._in_a_row += 1
-            give_up(self._loader, batch.failures[row], self._in_a_row)
+            give_up(self._loader, self._progress, batch.first + row, batch.failures[row], self._in_a_row)
             keys[row] = self._other_key(batch, row, generator)
         if batch.broken is not None or not batch.failures:
             return True
@@ -75,15 +64,14 @@ class Substituting:
         if not by_runs:
             batch.beside = Beside()
         dispatch.forget(batch)
-        batch.order = replace(
-            new_order(keys, old.position, old.epoch, old.seed, old.spec, old.blocks), attempt=old.attempt + 1
-        )
+        batch.order = replace(old, ticket=new_ticket(), keys=keys, attempt=old.attempt + 1)
         dispatch.submit(batch, [(row, row + 1) for row in batch.replaced] if by_runs else [(0, len(keys))])
         return False
 
     def _other_key(self, batch: OpenBatch, row: int, generator: KeyedGenerator) -> Any:
         order = batch.order
-        draw = generator.rekey(Domain.SUBSTITUTE, order.seed, order.epoch, order.position + row, order.attempt)
+        position = order.position + row * order.stride
+        draw = generator.rekey(Domain.SUBSTITUTE, order.seed, order.epoch, position, order.attempt)
         if type(order.keys[row]) is int and hasattr(self._loader.dataset, "__len__"):
             return int(draw.integers(len(self._loader.dataset)))
         return order.keys[int(draw.integers(len(order.keys)))]
@@ -97,13 +85,19 @@ class Skipping:
     a `batch_sampler` of the user's keep their sizes.
 
     Attributes:
-        carried: (key, sample) that were moved up but not delivered yet.
+        carried: (position, key, sample) that were moved up but not delivered yet.
+        delivered: how many of this rank's keys the batches delivered so far have used up, failed ones included.
         batch_size: of every batch but the last; None where a batch sampler of the user's decides.
     """
 
-    def __init__(self, loader: DataLoader[Any]) -> None:
-        self.carried: list[tuple[Any, Any]] = []
-        self._unsettled: deque[tuple[Any, Any]] = deque()  # (key, sample or Failure), in the sampler's order
+    def __init__(self, loader: DataLoader[Any], progress: Progress) -> None:
+        self._progress = progress
+        # Found by an earlier run behind what it delivered: they fail again, also where they could be read by now.
+        self._known = {entry[0]: entry for entry in progress.failed if entry[0] >= progress.keys}
+        progress.failed = [entry for entry in progress.failed if entry[0] < progress.keys]
+        self.carried: list[tuple[int, Any, Any]] = []
+        self.delivered = 0
+        self._unsettled: deque[tuple[int, Any, Any]] = deque()  # (…, sample or Failure), in the sampler's order
         self._sizes: deque[int] = deque()  # of the batches that were taken apart and not delivered yet
         self._loader = loader
         self._in_a_row = 0
@@ -119,6 +113,10 @@ class Skipping:
 
     def concerns(self, epoch: Epoch, batch: OpenBatch) -> bool:
         """Whether this batch cannot be delivered as it is."""
+        for position in self._known.keys() & set(range(batch.first, batch.first + batch.rows)):
+            _, index, source, error = self._known.pop(position)
+            row = position - batch.first
+            batch.failures.setdefault(row, Failure(row, index, source, "reading", error, "", None))
         if self.has_more or batch.failures or batch.order.raw:
             return True
         if batch.rows and batch.broken is None:
@@ -144,8 +142,9 @@ class Skipping:
             self._sizes.popleft()
         if not taken or (self._drop_last and len(taken) < size):
             return None
-        keys = [key for key, _ in taken]
-        samples = [sample for _, sample in taken]
+        keys = [key for _, key, _ in taken]
+        samples = [sample for _, _, sample in taken]
+        self.delivered = taken[-1][0] + 1
         if not self._loader._plan.batched:
             return self._loader.collate_fn(samples[0]), keys
         if not self._loader._plan.by_rows:
@@ -154,7 +153,7 @@ class Skipping:
         def who(row: int) -> tuple[Any, str | None]:
             return keys[row], describe(self._loader.dataset, keys[row])
 
-        return collate_privately(self._loader._plan.spec, samples, who), keys
+        return collate_privately(self._loader._plan.spec, samples, who, self._loader.collate_fn), keys
 
     @property
     def _size(self) -> int:
@@ -178,17 +177,18 @@ class Skipping:
             samples = samples_of(spec, memories, batch.rows, batch.beside)
         else:
             samples = [sample for _, sample in sorted(batch.beside.samples, key=lambda pair: pair[0])]
-        self._unsettled.extend(zip(batch.order.keys, samples, strict=True))
+        positions = range(batch.first, batch.first + batch.rows)
+        self._unsettled.extend(zip(positions, batch.order.keys, samples, strict=True))
         if self.batch_size is None and self._loader._plan.batched:
             self._sizes.append(batch.rows)
 
     def _settle(self) -> None:
         """Carry the good samples and give up the failed ones, in order. An error leaves those behind it for later."""
         while self._unsettled:
-            key, sample = self._unsettled.popleft()
+            position, key, sample = self._unsettled.popleft()
             if isinstance(sample, Failure):
                 self._in_a_row += 1
-                give_up(self._loader, sample, self._in_a_row)
+                give_up(self._loader, self._progress, position, sample, self._in_a_row)
             else:
                 self._in_a_row = 0
-                self.carried.append((key, sample))
+                self.carried.append((position, key, sample))

@@ -28,6 +28,8 @@ class Domain(enum.IntEnum):
     ORDER = 4
     WEIGHTED = 5
     MIXTURE = 6
+    PROCESS = 7
+    COLLATE_PROCESS = 8
 
 
 class KeyedGenerator:
@@ -58,22 +60,28 @@ class KeyedGenerator:
         return self.numpy
 
 
+def keyed_word(domain: Domain, seed: int, epoch: int, position: int) -> int:
+    """64 bits from the start of a stream, to seed other generators with."""
+    return int(_current.spare.rekey(domain, seed, epoch, position).bit_generator.random_raw())
+
+
 class _Current(threading.local):
     """The sample that this thread is reading."""
 
-    key: tuple[int, int, int] | None = None
+    key: tuple[Domain, int, int, int] | None = None
     entered = False
 
     def __init__(self) -> None:
         self.generator = KeyedGenerator()
+        self.spare = KeyedGenerator()
 
 
 _current = _Current()
 
 
-def enter_sample(seed: int, epoch: int, position: int) -> None:
-    """From here on this thread reads the sample at `position` of `epoch`."""
-    _current.key = (seed, epoch, position)
+def enter_sample(seed: int, epoch: int, position: int, domain: Domain = Domain.SAMPLE) -> None:
+    """From here on this thread reads the sample at `position` of `epoch`, or does what `domain` says with a batch."""
+    _current.key = (domain, seed, epoch, position)
     _current.entered = False
 
 
@@ -99,7 +107,7 @@ def sample_rng() -> np.random.Generator:
     if _current.key is None:
         return np.random.Generator(np.random.Philox(key=_draw_process_key()))
     if not _current.entered:
-        _current.generator.rekey(Domain.SAMPLE, *_current.key)
+        _current.generator.rekey(*_current.key)
         _current.entered = True
     return _current.generator.numpy
 

@@ -86,11 +86,13 @@ class FieldSpec:
     def values(self, buffer: Any, offset: int, rows: int) -> np.ndarray[Any, Any]:
         """The values of all rows over `buffer`: (rows, *shape), for ragged fields (rows, room)."""
         shape = (rows, self.shape[1]) if self.kind == "ragged" else (rows, *self.shape)
-        return np.ndarray(shape, self.dtype, buffer, offset + self.values_offset(rows))
+        values: np.ndarray[Any, Any] = np.ndarray(shape, self.dtype, buffer, offset + self.values_offset(rows))
+        return values
 
     def extents(self, buffer: Any, offset: int, rows: int) -> np.ndarray[Any, Any]:
         """The shapes of the samples of a pad or ragged field: int64 (rows, ndim)."""
-        return np.ndarray((rows, self.ndim), _EXTENT, buffer, offset)
+        extents: np.ndarray[Any, Any] = np.ndarray((rows, self.ndim), _EXTENT, buffer, offset)
+        return extents
 
 
 @dataclass(frozen=True)

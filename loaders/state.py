@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -38,6 +39,10 @@ class Progress:
     lanes: list[int] = field(default_factory=list)
     lane: int = 0
     streams: list[Any] = field(default_factory=list)
+
+    def copy(self) -> Progress:
+        """One that can go on by itself."""
+        return copy.deepcopy(self)
 
 
 def state_of(loader: DataLoader[Any], progress: Progress, seed: int | None) -> dict[str, Any]:

@@ -13,6 +13,7 @@ LAYERS = {
     "loaders.rng": 0,
     "loaders.tree": 0,
     "loaders.opencv": 0,
+    "loaders.process_rng": 0,
     "loaders.workers": 0,
     "loaders.spec": 1,
     "loaders.bridge": 1,

@@ -97,13 +97,13 @@ class Arena:
         self._free: list[tuple[int, int]] = [(0, self.capacity)]  # (offset, nbytes), sorted, never adjacent
 
     def _mapped(self) -> mmap.mmap:
-        while True:
-            try:
-                return _map(self._fd, self.capacity)
-            except OSError as error:  # `ulimit -v`, or a machine that never promises more memory than it has
-                if self.capacity <= _LEAST:
-                    raise BufferMemoryError(f"not even {self.capacity:,} bytes can be mapped: {error}.") from error
-                self.capacity = round_up(self.capacity // 2)
+        try:
+            return _map(self._fd, self.capacity)
+        except OSError as error:  # `ulimit -v`, or a machine that never promises more memory than it has
+            if self.capacity <= _LEAST:
+                raise BufferMemoryError(f"not even {self.capacity:,} bytes can be mapped: {error}.") from error
+            self.capacity = round_up(self.capacity // 2)
+            return self._mapped()
 
     def reserve(self, nbytes: int) -> int:
         """Take `nbytes` (a multiple of PAGE) and make sure they are there. Returns their offset.
@@ -119,11 +119,10 @@ class Arena:
         )
         if nbytes > left - _HEADROOM:
             raise BufferMemoryError(asked)
-        for position, (offset, room) in enumerate(self._free):
-            if room >= nbytes:
-                break
-        else:
+        position = next((number for number, (_, room) in enumerate(self._free) if room >= nbytes), None)
+        if position is None:
             raise BufferMemoryError(f"no run of {nbytes:,} free bytes is left in a range of {self.capacity:,} bytes.")
+        offset, room = self._free[position]
         if self.shared and hasattr(os, "posix_fallocate"):
             try:
                 # Pages that exist cannot fail later: writing to a sparse page on a full machine is a bus error.

@@ -1,7 +1,7 @@
 """The rows of a slot as a batch of tensors: `torch.from_numpy` once per field, no copy.
 
-The batch is what torch's `default_collate` would have made of the samples. Where a slot could not hold a field of some
-row, that one field is made by `default_collate` itself, in private memory.
+The batch is what the loader's collate function would have made of the samples. Where a slot could not hold a field of
+some row, that one field is made by the function itself, in private memory.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from loaders.errors import FieldDtypeError, FieldNameError, FieldShapeError, des
 from loaders.spec import BatchSpec, FieldSpec
 from loaders.tree import children, rebuild
 
+Collate = Callable[[Any], Any]
 Name = Callable[[int], tuple[Any, "str | None"]]  # row → (index, source) of its sample, for messages
 
 
@@ -35,10 +36,12 @@ class Padded(NamedTuple):
     @property
     def mask(self) -> torch.Tensor:
         """bool (B, longest): True where `values` holds a sample's own values. An array after `to_numpy`."""
-        longest, counts = self.values.shape[1], self.counts
-        if isinstance(counts, torch.Tensor):
-            return torch.arange(longest, device=counts.device) < counts[:, None]
-        return np.arange(longest) < counts[:, None]
+        counts: Any = self.counts
+        longest = self.values.shape[1]
+        on_device = isinstance(counts, torch.Tensor)
+        places: Any = torch.arange(longest, device=counts.device) if on_device else np.arange(longest)
+        mask: torch.Tensor = places < counts[:, None]
+        return mask
 
 
 class Ragged(list[torch.Tensor]):
@@ -59,7 +62,9 @@ def tensor_over(array: np.ndarray[Any, Any], dtype: str) -> torch.Tensor:
     return tensor if dtype == array.dtype.name else tensor.view(getattr(torch, dtype))
 
 
-def assemble(spec: BatchSpec, memories: Sequence[Any], rows: int, beside: Beside, name: Name) -> Any:
+def assemble(
+    spec: BatchSpec, memories: Sequence[Any], rows: int, beside: Beside, name: Name, collate: Collate = default_collate
+) -> Any:
     """The batch.
 
     Args:
@@ -68,18 +73,21 @@ def assemble(spec: BatchSpec, memories: Sequence[Any], rows: int, beside: Beside
         rows: how many of the slot's rows are in the batch.
         beside: what the slot could not hold.
         name: tells a row's sample, for messages.
+        collate: makes what the slot could not hold: `default_collate` or `numpy_collate`.
 
     Raises:
-        FieldShapeError, FieldDtypeError, FieldNameError: the samples do not go together, as torch would say too.
+        FieldShapeError, FieldDtypeError, FieldNameError: the samples do not go together, as `collate` would say too.
     """
     if beside.samples:
-        return _collate(samples_of(spec, memories, rows, beside), "", name)
+        return _collate(samples_of(spec, memories, rows, beside), "", name, collate)
 
     def column(number: int, container: type[Any]) -> Any:
         field, memory, odd = spec.fields[number], memories[number], beside.fields.get(number)
         if odd:
             values = container(_values_of(field, memory, rows, dict(odd)))
-            return _collate(values, field.path, name) if field.kind in ("stack", "object") else _mixed(field, values, odd, name)
+            if field.kind in ("stack", "object"):
+                return _collate(values, field.path, name, collate)
+            return _mixed(field, values, odd, name)
         if field.kind == "stack":
             return tensor_over(field.values(memory, 0, rows), field.torch_dtype)
         if field.kind == "pad":
@@ -91,18 +99,20 @@ def assemble(spec: BatchSpec, memories: Sequence[Any], rows: int, beside: Beside
     return _collated(spec.skeleton, column)
 
 
-def collate_privately(spec: BatchSpec | None, samples: Sequence[Any], name: Name) -> Any:
+def collate_privately(
+    spec: BatchSpec | None, samples: Sequence[Any], name: Name, collate: Collate = default_collate
+) -> Any:
     """The batch of samples that lie in no slot, or in different ones, in memory of its own."""
     if spec is None:
-        return _collate(list(samples), "", name)
+        return _collate(list(samples), "", name, collate)
     beside = Beside()
     for row, sample in enumerate(samples):
         values = spec.flatten(sample)
         if values is None:
-            return _collate(list(samples), "", name)
+            return _collate(list(samples), "", name, collate)
         for number, value in enumerate(values):
             beside.fields.setdefault(number, []).append((row, value))
-    return assemble(spec, [None] * len(spec.fields), len(samples), beside, name)
+    return assemble(spec, [None] * len(spec.fields), len(samples), beside, name, collate)
 
 
 def convert(sample: Any, name: Name) -> Any:
@@ -121,9 +131,7 @@ def samples_of(spec: BatchSpec, memories: Sequence[Any], rows: int, beside: Besi
         _values_of(field, memory, rows, {**dict.fromkeys(whole), **odd_fields.get(number, {})})
         for number, (field, memory) in enumerate(zip(spec.fields, memories, strict=True))
     ]
-    return [
-        whole[row] if row in whole else spec.unflatten([column[row] for column in columns]) for row in range(rows)
-    ]
+    return [whole[row] if row in whole else spec.unflatten([column[row] for column in columns]) for row in range(rows)]
 
 
 def _values_of(field: FieldSpec, memory: Any, rows: int, odd: dict[int, Any]) -> list[Any]:
@@ -158,7 +166,9 @@ def _mixed(field: FieldSpec, values: Sequence[Any], odd: Sequence[tuple[int, Any
     for row, value in enumerate(values):
         array = as_row_array(field, value)
         if array is None:
-            detail = f"{_looks(value)}, expected {field.torch_dtype} {'tensor' if field.leaf == 'tensor' else 'ndarray'}"
+            detail = (
+                f"{_looks(value)}, expected {field.torch_dtype} {'tensor' if field.leaf == 'tensor' else 'ndarray'}"
+            )
             raise _error(FieldDtypeError, row, field.path, detail, name)
         if array.ndim != field.ndim or (field.kind == "pad" and array.shape[1:] != field.shape[1:]):
             rest = "".join(f", {n}" for n in field.shape[1:])
@@ -176,14 +186,14 @@ def _mixed(field: FieldSpec, values: Sequence[Any], odd: Sequence[tuple[int, Any
     return Padded(tensor_over(padded, field.torch_dtype), torch.from_numpy(counts))
 
 
-def _collate(values: Sequence[Any], path: str, name: Name) -> Any:
-    """What torch makes of the values of one field, or of whole samples; where it refuses, one sample is named."""
+def _collate(values: Sequence[Any], path: str, name: Name, collate: Collate) -> Any:
+    """What `collate` makes of the values of one field, or of whole samples; where it refuses, one sample is named."""
     try:
-        return default_collate(values)  # type: ignore[arg-type]  # torch itself has tuples here
+        return collate(values)
     except (RuntimeError, TypeError, ValueError, KeyError) as error:
         first = values[0]
-        row = next((row for row, value in enumerate(values) if not _go_together(first, value)), 0)
-        path, want, have = _disagreement(path, first, values[row])
+        row = next((row for row, value in enumerate(values) if not _go_together(first, value, collate)), 0)
+        path, want, have = _disagreement(path, first, values[row], collate)
         if hasattr(want, "shape") and hasattr(have, "shape") and want.shape != have.shape:
             detail = (
                 f"shape {tuple(have.shape)}, expected {tuple(want.shape)}.\n  All samples of a batch share one shape: "
@@ -197,26 +207,28 @@ def _collate(values: Sequence[Any], path: str, name: Name) -> Any:
         raise _error(FieldDtypeError, row, path, f"{_looks(have)} {against}: {error}", name) from error
 
 
-def _go_together(first: Any, value: Any) -> bool:
+def _go_together(first: Any, value: Any, collate: Collate) -> bool:
     try:
-        default_collate([first, value])
+        collate([first, value])
         return True
     except (RuntimeError, TypeError, ValueError, KeyError):
         return False
 
 
-def _disagreement(path: str, first: Any, value: Any) -> tuple[str, Any, Any]:
-    """Where in two samples torch finds them not to go together: the path, and what each has there."""
+def _disagreement(path: str, first: Any, value: Any, collate: Collate) -> tuple[str, Any, Any]:
+    """Where in two samples `collate` finds them not to go together: the path, and what each has there."""
     have = dict(children(value) or [])
     for name, below in children(first) or []:
-        if name in have and not _go_together(below, have[name]):
-            return _disagreement(f"{path}.{name}" if path else name, below, have[name])
+        if name in have and not _go_together(below, have[name], collate):
+            return _disagreement(f"{path}.{name}" if path else name, below, have[name], collate)
     return path, first, value
 
 
 def _outline(sample: Any) -> str:
     below = children(sample)
-    return type(sample).__name__ if below is None else f"{type(sample).__name__}({', '.join(name for name, _ in below)})"
+    return (
+        type(sample).__name__ if below is None else f"{type(sample).__name__}({', '.join(name for name, _ in below)})"
+    )
 
 
 def _looks(value: Any) -> str:

@@ -54,7 +54,8 @@ def _dense(array: np.ndarray[Any, Any]) -> tuple[np.ndarray[Any, Any], list[int]
 
 def rebuild_array(dense: np.ndarray[Any, Any], axes: list[int]) -> np.ndarray[Any, Any]:
     """The array with its axes in their order again, sharing memory. Runs where the parcel is opened."""
-    return dense.transpose(axes)
+    array: np.ndarray[Any, Any] = dense.transpose(axes)
+    return array
 
 
 def rebuild_tensor(dense: np.ndarray[Any, Any], axes: list[int], dtype: str) -> Any:

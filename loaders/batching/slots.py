@@ -128,8 +128,7 @@ class SlotPool:
             self._reclaim()
             slot: list[Block] = []
             try:
-                for size in sizes:
-                    slot.append(self._take(round_up(max(size, 1)), bounded))
+                slot.extend(self._take(round_up(max(size, 1)), bounded) for size in sizes)
             except BufferMemoryError:
                 self.discard(slot)
                 raise
@@ -223,15 +222,12 @@ class SlotPool:
         Under LOADERS_DEBUG=slots a line also says where in the reader's code the batch was taken.
         """
         now = time.monotonic()
-        leases = sorted(list(self._leases.values()), key=lambda lease: lease.since_s)
+        leases = sorted(self._leases.values(), key=lambda lease: lease.since_s)
         return "\n".join(f"{each.label}: {each.block.nbytes:,} bytes for {now - each.since_s:.1f} s" for each in leases)
 
     def _take(self, size: int, bounded: bool) -> Block:
         free = self._free.get(size)
-        if free:
-            block = free.pop()
-        else:
-            block = self._grow(size, bounded)
+        block = free.pop() if free else self._grow(size, bounded)
         block.become(BlockState.FILLING)
         in_use = self._in_use[size] = self._in_use.get(size, 0) + 1
         before, now = self._peaks.get(size, (0, 0))

@@ -27,6 +27,8 @@ from loaders.errors import WorkerLostError
 _FAILED_STARTS, _FRUITLESS_KILLS = 3, 200
 # How long `close` waits for workers that are in the middle of a sample before it kills them.
 _GRACE_S = 2.0
+# How long to look for the exit code of a process that has ended.
+_STATUS_S = 0.1
 _KILLED_FROM_OUTSIDE = (-signal.SIGKILL, -signal.SIGTERM)
 
 
@@ -134,17 +136,16 @@ class Crew:
         if number is not None:
             self._promote(member, number)
 
-    def bury(self, member: Member) -> int:
-        """Forget a process that has ended. Returns its exit code."""
-        member.process.join()
-        exitcode: int = member.process.exitcode
+    def bury(self, member: Member) -> int | None:
+        """Forget a process that has ended. Returns its exit code, None where that went to somebody else."""
+        exitcode = _exitcode_of(member.process)
         del self.members[member.serial], self.by_sentinel[member.sentinel]
         self._poll.unregister(member.sentinel)
         self._release(member)
         self._free_cells.append(member.cell_at)
         return exitcode
 
-    def replace(self, member: Member, exitcode: int, *, over_a_sample: bool) -> None:
+    def replace(self, member: Member, exitcode: int | None, *, over_a_sample: bool) -> None:
         """Put another in the place of one that was buried.
 
         Raises:
@@ -186,7 +187,7 @@ class Crew:
         for member in self.members.values():
             if member.sentinel in living:
                 member.process.kill()
-            member.process.join()
+            _exitcode_of(member.process)
             self._release(member)
         self.members.clear()
         self.by_sentinel.clear()
@@ -198,7 +199,7 @@ class Crew:
         except (BrokenPipeError, ConnectionResetError):
             pass  # dead already: its sentinel will say so
 
-    def _count(self, exitcode: int) -> None:
+    def _count(self, exitcode: int | None) -> None:
         if exitcode in _KILLED_FROM_OUTSIDE:
             self._kills += 1
         else:
@@ -213,17 +214,30 @@ class Crew:
     def _release(self, member: Member) -> None:
         member.gate.close()
         os.close(member.sentinel)
-        member.process.close()
+        if member.process.exitcode is not None:
+            member.process.close()
 
 
-def ended(exitcode: int) -> str:
+def ended(exitcode: int | None) -> str:
     """How a process came to its end."""
+    if exitcode is None:
+        return "nobody knows how"
     if exitcode >= 0:
         return f"by exit with status {exitcode}"
     try:
         return f"by {signal.Signals(-exitcode).name}"
     except ValueError:
         return f"by signal {-exitcode}"
+
+
+def _exitcode_of(process: Any) -> int | None:
+    """The exit code of a process that has ended, or is about to."""
+    process.join()
+    deadline = time.monotonic() + _STATUS_S
+    # Another thread may have asked the system and not noted it down yet; with SIGCHLD ignored it is lost.
+    while (exitcode := process.exitcode) is None and time.monotonic() < deadline:
+        time.sleep(0.001)
+    return exitcode  # type: ignore[no-any-return]
 
 
 def _start_unhurt_by_ctrl_c(process: Any, method: str) -> None:

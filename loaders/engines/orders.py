@@ -50,10 +50,11 @@ class Order:
     Attributes:
         ticket: unique within an engine.
         keys: one per row, what the sampler gave; for a stream a single serial number of the batch in that stream.
-        position: of the first row in the epoch.
+        position: of the first row in the epoch, counted over all ranks; `stride` apart from that of the next row.
         epoch, seed: with the position, the key of each sample's randomness.
         spec: of the rows; None while unknown, and where `collate` makes the batch.
         blocks: (offset, nbytes) of the slot's blocks in the engine's memory.
+        resume: of a stream that goes on from a loaded state: (batches before it, the dataset's own state or None).
         attempt: how often rows of this batch were replaced by substitutes.
         raw: the samples themselves are wanted, one by one, not what `collate` makes of them.
     """
@@ -65,8 +66,10 @@ class Order:
     seed: int
     spec: BatchSpec | None
     blocks: tuple[tuple[int, int], ...]
+    stride: int = 1
     attempt: int = 0
     raw: bool = False
+    resume: tuple[int, Any] = (0, None)
     cancelled: bool = False
 
 
@@ -158,6 +161,7 @@ class Outcome:
     Attributes:
         rows: how many rows the batch has where only the worker knows (streams), else None; 0 ends a stream.
         spec: found from the first sample, where the order had none.
+        stream_state: what the dataset's `state_dict()` gave behind this batch of its stream.
     """
 
     worker: int
@@ -168,6 +172,7 @@ class Outcome:
     cancelled: bool = False
     rows: int | None = None
     spec: BatchSpec | None = None
+    stream_state: Any = None
     beside: Beside = field(default_factory=Beside)
     failures: list[Failure] = field(default_factory=list)
     parcel: Parcel | None = None

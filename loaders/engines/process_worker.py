@@ -176,10 +176,10 @@ class _Orders:
     def get(self, ticket: int, offset: int, nbytes: int) -> tuple[Order, memoryview]:
         """The order, and the one int64 that tells whether it is cancelled."""
         if self._last is None or self._last[0] != ticket:
-            keys, position, epoch, seed, spec_ref, blocks, raw = pickle.loads(self._at(offset + ORDER_HEADER, nbytes))
+            keys, position, epoch, seed, spec_ref, *rest = pickle.loads(self._at(offset + ORDER_HEADER, nbytes))
             if isinstance(keys, bytes):
                 keys = np.frombuffer(keys, np.int64).tolist()
-            order = Order(ticket, keys, position, epoch, seed, self._spec(spec_ref), blocks, raw=raw)
+            order = Order(ticket, keys, position, epoch, seed, self._spec(spec_ref), *rest)
             self._last = ticket, order, self._at(offset, ORDER_HEADER).cast("q")
         return self._last[1], self._last[2]
 

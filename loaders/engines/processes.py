@@ -180,7 +180,8 @@ class ProcessEngine:
 
     def _place(self, order: Order, lane: int) -> _Placed:
         content = pickle.dumps(
-            (as_keys(order.keys), order.position, order.epoch, order.seed, self._spec_ref(order.spec), order.blocks, order.raw),
+            (as_keys(order.keys), order.position, order.epoch, order.seed, self._spec_ref(order.spec), order.blocks,
+             order.stride, order.attempt, order.raw, order.resume),
             protocol=5,
         )
         [block] = self.pool.acquire([ORDER_HEADER + len(content)], bounded=False)
@@ -305,7 +306,7 @@ class ProcessEngine:
         # Only now: a stream's runs are in order again before somebody else follows them.
         self._crew.replace(member, exitcode, over_a_sample=row != -1)
 
-    def _redo(self, placed: _Placed, start: int, row: int, member: Member, exitcode: int) -> None:
+    def _redo(self, placed: _Placed, start: int, row: int, member: Member, exitcode: int | None) -> None:
         stop, ticket, number = placed.runs[start], placed.order.ticket, member.number or 0
         pieces: list[tuple[int, int]] = [(start, stop)]
         if row != -1:
@@ -331,12 +332,12 @@ class ProcessEngine:
         while select.select([read], [], [], 0)[0]:
             yield os.read(read, RUN.size)
 
-    def _lost(self, order: Order, row: int, number: int, exitcode: int) -> Failure:
+    def _lost(self, order: Order, row: int, number: int, exitcode: int | None) -> Failure:
         key, source, name = describe_work(self._job.dataset, self._job.fetch, order, row)
         if exitcode == -signal.SIGKILL:
             remedy = "Likely out of memory."
         else:
-            what = "a crash in native code" if exitcode < 0 else "something in the dataset ends the process"
+            what = "a crash in native code" if (exitcode or 0) < 0 else "something in the dataset ends the process"
             remedy = f"Likely {what}: read this in the main process, with num_workers=0."
         told = f"worker {number} was lost {STRIKES} times on {name}, the last time {ended(exitcode)}."
         is_sample = self._job.fetch == "each" and row >= 0

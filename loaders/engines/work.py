@@ -13,7 +13,8 @@ from typing import Any
 from loaders.batching.parcel import pack
 from loaders.batching.rows import RowWriter
 from loaders.engines.orders import Failure, Job, Order, Outcome, Parcel
-from loaders.rng import enter_sample, leave_sample
+from loaders.process_rng import ProcessGenerators
+from loaders.rng import Domain, enter_sample, leave_sample
 from loaders.spec import BatchSpec
 from loaders.stateful import KeyedTransforms, bases, describe, resolve
 
@@ -29,20 +30,34 @@ class Worker:
         number: of this worker, from 0.
         memory: the buffer that orders' blocks lie in.
         apart: True where results must leave this process: they are packed into the slot.
+        threaded: True where other workers run beside this one in the same process.
     """
 
-    def __init__(self, job: Job, number: int, memory: Any, *, apart: bool) -> None:
+    def __init__(self, job: Job, number: int, memory: Any, *, apart: bool, threaded: bool = False) -> None:
         self.job = job
         self.number = number
         self._memory = memory
         self._apart = apart
         self._transforms = KeyedTransforms(job.dataset)
+        # Threads share the process's generators with each other and with the consumer: nothing is promised of them.
+        # A stream cannot be read twice, so there every sample is keyed before it is known whether it draws.
+        self._generators = ProcessGenerators(shared=not apart, keyed=job.fetch == "stream") if not threaded else None
         self._reads_into = any(hasattr(base, "read_into") for base in bases(job.dataset))
         self._writer: tuple[int, RowWriter] | None = None
         self._stream: tuple[int, Iterator[Any], int] | None = None  # epoch, iterator, serial of its next batch
 
     def execute(self, order: Order, start: int, stop: int, reading: Callable[[int], bool]) -> Outcome:
         """Do rows `start` to `stop` of `order`. `reading(row)` is called before each; False ends the run."""
+        if self._generators is None:
+            return self._execute(order, start, stop, reading)
+        self._generators.begin()
+        try:
+            outcome = self._execute(order, start, stop, reading)
+            return self._execute(order, start, stop, reading) if self._generators.drew() else outcome
+        finally:
+            self._generators.end()
+
+    def _execute(self, order: Order, start: int, stop: int, reading: Callable[[int], bool]) -> Outcome:
         outcome = Outcome(self.number, order.ticket, start, stop)
         began = time.perf_counter()
         try:
@@ -132,8 +147,11 @@ class Worker:
         try:
             if self._stream is None or self._stream[0] != order.epoch or self._stream[2] > serial:
                 self._stream = None
-                self._enter(order, -serial * rows)
-                self._stream = order.epoch, iter(self.job.dataset), 0
+                base, state = order.resume
+                self._enter(order, (base - serial) * rows)
+                if state is not None:
+                    self.job.dataset.load_state_dict(state)
+                self._stream = order.epoch, iter(self.job.dataset), base if state is not None else 0
             _, stream, at = self._stream
             self._stream = order.epoch, stream, serial + 1
             # A stream that was lost with its worker is replayed up to where it was: same batches, errors and draws.
@@ -143,6 +161,8 @@ class Worker:
                 except Exception:  # was raised in the consumer the first time
                     continue
             samples = self._draw(order, stream, 0, rows)
+            if len(samples) < rows:
+                self._stream = order.epoch, iter(()), serial + 1  # it has ended, whatever it would say if asked again
         except Exception as error:
             outcome.failures.append(self._failure(error, None, None, "reading"))
             return
@@ -150,6 +170,8 @@ class Worker:
             outcome.rows = 0
             return
         outcome.rows = len(samples)
+        if hasattr(self.job.dataset, "state_dict"):
+            outcome.stream_state = self.job.dataset.state_dict()
         self._finish(order, samples, outcome, reading)
 
     def _draw(self, order: Order, stream: Iterator[Any], first: int, rows: int) -> list[Any]:
@@ -175,6 +197,7 @@ class Worker:
         try:
             if self.job.collate is not None:
                 reading(COLLATING)
+                self._enter_collate(order)
                 result = self.job.collate(result)
             doing = "sending back"
             if self._apart:
@@ -216,9 +239,19 @@ class Worker:
         return self._writer[1]
 
     def _enter(self, order: Order, row: int) -> None:
-        enter_sample(order.seed, order.epoch, order.position + row)
+        """What is drawn from here on belongs to the sample in `row`."""
+        position = order.position + row * order.stride
+        enter_sample(order.seed, order.epoch, position)
         if self._transforms:
-            self._transforms.rekey(order.seed, order.epoch, order.position + row)
+            self._transforms.rekey(order.seed, order.epoch, position)
+        if self._generators is not None:
+            self._generators.enter(Domain.PROCESS, order.seed, order.epoch, position)
+
+    def _enter_collate(self, order: Order) -> None:
+        """What is drawn from here on belongs to the batch."""
+        enter_sample(order.seed, order.epoch, order.position, Domain.COLLATE)
+        if self._generators is not None:
+            self._generators.enter(Domain.COLLATE_PROCESS, order.seed, order.epoch, order.position)
 
     def _failure(self, error: Exception, row: int | None, key: Any, doing: str) -> Failure:
         source = describe(self.job.dataset, key) if row is not None else None

@@ -1,6 +1,7 @@
 """What every engine promises. A new one inherits the class and says how it is made."""
 
 import dataclasses
+import itertools
 import time
 
 import numpy as np
@@ -10,8 +11,7 @@ from support.numpy_datasets import PATIENCE_S, Draws, Gate, Numbers
 from loaders import worker_info
 from loaders.batching.arena import Arena
 from loaders.batching.slots import BlockState, SlotPool
-from loaders.dispatch import new_order
-from loaders.engines.orders import Job
+from loaders.engines.orders import Job, Order
 from loaders.rng import Domain, KeyedGenerator
 from loaders.spec import BatchSpec
 
@@ -71,6 +71,13 @@ def job_of(dataset, **changes):
     return dataclasses.replace(usual, **changes)
 
 
+_tickets = itertools.count()
+
+
+def order_of(keys, spec=None, blocks=(), position=0):
+    return Order(next(_tickets), keys, position, EPOCH, SEED, spec, tuple(blocks))
+
+
 class Bench:
     """One engine on its own arena: makes orders with slots, reads the rows back."""
 
@@ -86,7 +93,7 @@ class Bench:
             if spec
             else []
         )
-        return new_order(keys, position, EPOCH, SEED, spec, blocks)
+        return order_of(keys, spec, blocks, position)
 
     def collect(self, count):
         """`count` outcomes, in the order in which they come."""
@@ -190,7 +197,7 @@ class EngineContract:
         orders = {}
         for serial in range(4):
             for lane in range(lanes):
-                order = new_order([serial], 0, EPOCH, SEED, None, ())
+                order = order_of([serial])
                 orders[order.ticket] = (lane, serial)
                 bench.engine.submit(order, [(0, 1)], lane=lane)
         found = {}
@@ -311,7 +318,7 @@ class EngineContract:
     def test_a_cancelled_batch_of_a_stream_is_not_read(self, bench, gate):
         gate.hold(0)
         bench = bench(Stream(9, gate), fetch="stream", batch_rows=3, num_workers=1)
-        orders = [new_order([serial], 0, EPOCH, SEED, None, ()) for serial in range(3)]
+        orders = [order_of([serial]) for serial in range(3)]
         for order in orders:
             bench.engine.submit(order, [(0, 1)])
         if self.works_beside_the_consumer:
@@ -405,7 +412,7 @@ class EngineContract:
     def test_slots_stay_what_they_were(self, bench):
         bench = bench(Numbers())
         slot = bench.pool.acquire(self.SPEC.sizes(4))
-        order = new_order(range(4), 0, EPOCH, SEED, self.SPEC, [(block.offset, block.nbytes) for block in slot])
+        order = order_of(range(4), self.SPEC, [(block.offset, block.nbytes) for block in slot])
         bench.engine.submit(order, [(0, 4)])
         bench.collect(1)
         bench.engine.close()

@@ -5,7 +5,6 @@ import multiprocessing
 import os
 import sys
 import traceback
-import warnings
 
 import numpy as np
 import pytest
@@ -13,11 +12,7 @@ import pytest
 from loaders import DataLoader
 from loaders.errors import WorkerLostError
 
-pytestmark = [
-    pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork"),
-    # Python 3.12 and later: that is what this is about.
-    pytest.mark.filterwarnings("ignore:This process .* is multi-threaded, use of fork:DeprecationWarning"),
-]
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 ENGINES = {
     "inline": {"num_workers": 0},
     "thread": {"num_workers": 2, "worker_method": "thread"},
@@ -205,9 +200,7 @@ def test_torchs_own_workers_may_read_a_batch_that_their_parent_lets_go_of():
     batches = iter(loader)
     dataset = TensorDataset(*next(batches))
     stock = Stock(dataset, batch_size=2, num_workers=1, prefetch_factor=1, multiprocessing_context="fork")
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
-        reading = iter(stock)
+    reading = iter(stock)
     dataset.tensors = ()  # here; the workers have their own list
     assert_epoch(batches, 1)
     assert_epoch(loader)

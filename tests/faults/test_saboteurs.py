@@ -19,7 +19,6 @@ from support.waiting import assert_no_workers, assert_nothing_is_held, outcomes,
 from loaders.dataloader import DataLoader
 from loaders.errors import SampleError, UserCodeError, WorkerLostError, WorkerTimeoutError
 
-pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded, use of fork:DeprecationWarning")
 FORK = multiprocessing.get_context("fork")
 
 

@@ -10,11 +10,14 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from loaders.rng import sample_rng
 
 
 class Numbers:
@@ -301,3 +304,48 @@ def collate_hangs(samples: list[dict[str, Any]]) -> Any:
     if any(sample["i"] == 5 for sample in samples):
         hang(5)
     return collate_to_dict(samples)
+
+
+# -- datasets whose every byte shows what was done to them
+
+
+class Drawn:
+    """Sample `i` has random numbers, a string, and arrays of changing length; reading takes about `work_s` seconds."""
+
+    def __init__(self, length: int, work_s: float = 0.0) -> None:
+        self.length = length
+        self.work_s = work_s
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        rng = sample_rng()
+        until = time.perf_counter() + self.work_s
+        while time.perf_counter() < until:
+            pass
+        return {
+            "noise": rng.random(64),
+            "boxes": rng.random((index % 7, 4), dtype=np.float32),
+            "name": f"sample {index}",
+            "index": index,
+        }
+
+
+class Blocks(Numbers):
+    """In its faulty samples it leaves a mark in the folder, named by sample and process, and waits to be killed."""
+
+    def __init__(self, length: int, at: Collection[int], folder: Path) -> None:
+        super().__init__(length, self._block, at)
+        self.folder = folder
+
+    def _block(self, index: int) -> None:
+        (self.folder / f"{index} {os.getpid()}").touch()
+        threading.Event().wait()
+
+    def victim(self, index: int) -> int | None:
+        """The process that is in this sample now, once; None if there is none."""
+        for mark in self.folder.glob(f"{index} *"):
+            mark.unlink()
+            return int(mark.name.split()[1])
+        return None

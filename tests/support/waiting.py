@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import gc
 import multiprocessing
+import os
+import random
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -77,3 +80,47 @@ def outcomes(loader: Any) -> list[Any]:
             return found
         except Exception as error:  # noqa: BLE001  every one is what the tests look at
             found.append(error.with_traceback(None))
+
+
+class Killer(threading.Thread):
+    """Kills a random process of an iterator's crew, workers and spares alike, again and again until it is told to stop.
+
+    Args:
+        iterator: whose workers.
+        rng: chooses the moments and the victims.
+        mean_s: between two kills.
+        at_most: how many to kill.
+    """
+
+    def __init__(self, iterator: Any, rng: random.Random, mean_s: float, at_most: int | None = None) -> None:
+        super().__init__(name="killer", daemon=True)
+        self.killed = 0
+        self._members = iterator._dispatch.engine._crew.members
+        self._rng = rng
+        self._mean_s = mean_s
+        self._at_most = at_most
+        self._stopped = threading.Event()
+
+    def run(self) -> None:
+        while not self._stopped.wait(self._rng.uniform(0.2, 1.8) * self._mean_s):
+            members = list(self._members.values())
+            if members and self._kill(self._rng.choice(members).process):
+                self.killed += 1
+                if self.killed == self._at_most:
+                    return
+
+    @staticmethod
+    def _kill(process: Any) -> bool:
+        try:
+            os.kill(process.pid, signal.SIGKILL)
+        except (ValueError, ProcessLookupError):  # it is being buried at this very moment
+            return False
+        return True
+
+    def __enter__(self) -> Killer:
+        self.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._stopped.set()
+        self.join()

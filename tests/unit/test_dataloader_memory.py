@@ -15,6 +15,7 @@ import torch
 from loaders import DataLoader
 from loaders.batching import arena as arena_module
 from loaders.batching.arena import PAGE
+from loaders.batching.slots import SlotPool
 from loaders.errors import BufferMemoryError
 
 ENGINES = {
@@ -196,6 +197,26 @@ def test_a_machine_that_fills_up_in_an_epoch_is_an_error_and_no_hang(monkeypatch
     held.clear()
     epoch = [batch["label"][0].item() for batch in loader]
     assert epoch == list(range(0, 64, 4))
+
+
+def test_without_room_for_an_order_the_error_comes_in_its_turn_and_is_no_hang(monkeypatch):
+    loader = DataLoader(Pictures(), batch_size=4, **ENGINES["process"])
+    batches, held, acquire = iter(loader), [], SlotPool.acquire
+
+    def refuse_orders(pool, sizes, *, bounded=True):
+        if not bounded:
+            raise BufferMemoryError("the machine is full")
+        return acquire(pool, sizes)
+
+    held.append(next(batches))
+    with monkeypatch.context() as patch:
+        patch.setattr(SlotPool, "acquire", refuse_orders)
+        with pytest.raises(BufferMemoryError, match="the machine is full"):
+            held.extend(batches)
+    for number, batch in enumerate(held):
+        assert_is(batch, number)
+    del batches
+    assert len(list(loader)) == 16
 
 
 # -- where the bytes are

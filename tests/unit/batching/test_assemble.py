@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils.data import default_collate
 
-from loaders import Field, FieldDtypeError, FieldNameError, FieldShapeError, Padded, Ragged, to_numpy
+from loaders import Field, FieldDtypeError, FieldNameError, FieldShapeError, Padded, Ragged, numpy_collate, to_numpy
 from loaders.batching.assemble import assemble, collate_privately, samples_of
 from loaders.batching.rows import Beside, RowWriter
 from loaders.spec import BatchSpec
@@ -38,8 +38,8 @@ class Filled:
         for row, sample in enumerate(samples):
             writer.write(row, sample, self.beside)
 
-    def batch(self):
-        return assemble(self.spec, self.blocks, self.rows, self.beside, named)
+    def batch(self, collate=default_collate):
+        return assemble(self.spec, self.blocks, self.rows, self.beside, named, collate)
 
     def holds(self, tensor):
         start = np.frombuffer(self.memory, np.uint8).ctypes.data
@@ -295,6 +295,29 @@ def test_what_cannot_be_padded_or_ragged_with_the_others_is_named(declared, odd,
     with pytest.raises(error, match=says) as caught:
         Filled(samples, {"boxes": declared}).batch()
     assert (caught.value.index, caught.value.field) == (103, "boxes")
+
+
+NOT_FOR_NUMPY_COLLATE = {
+    "another dtype": ({"x": np.zeros(2, np.float32)}, {"x": np.zeros(2, np.float64)}, FieldDtypeError, "x"),
+    "another field": ({"x": 1}, {"x": 1, "y": 2}, FieldNameError, ""),
+    "a mask": ({"x": np.zeros(2)}, {"x": np.ma.masked_array([1.0, 2.0], [True, False])}, FieldDtypeError, "x"),
+}
+
+
+@pytest.mark.parametrize(("usual", "odd", "error", "field"), NOT_FOR_NUMPY_COLLATE.values(), ids=NOT_FOR_NUMPY_COLLATE)
+def test_what_numpy_collate_refuses_and_torch_accepts_is_refused_only_where_it_was_asked_for(usual, odd, error, field):
+    filled = Filled([usual, odd])
+    equal(filled.batch(), default_collate([usual, odd]))
+    with pytest.raises(error, match="sample 101") as caught:
+        filled.batch(numpy_collate)
+    assert caught.value.field == field
+
+
+def test_what_numpy_collate_accepts_and_torch_refuses_is_made_where_it_was_asked_for():
+    samples = [np.full(3, number, ">f4") for number in range(2)]
+    equal(Filled(samples).batch(numpy_collate), numpy_collate(samples))
+    with pytest.raises(FieldDtypeError, match="byte order"):
+        Filled(samples).batch()
 
 
 # -- the rest of the library

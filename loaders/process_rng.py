@@ -1,0 +1,87 @@
+"""The process's own generators (Python's, NumPy's legacy one, torch's), keyed for the samples that draw from them.
+
+Seeding the three takes longer than a small sample takes to read, and most datasets never draw from them. So at first
+they are only watched, run by run. The first run in which they have moved is done again with every sample under its own
+key, and so are all runs behind it: what a run gives depends on its keys alone, either way.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import random
+import sys
+from typing import Any
+
+import numpy as np
+
+from loaders.rng import Domain, keyed_word
+
+# 624 words of a Mersenne twister, and its position.
+_TWISTER_NBYTES = 625 * 4
+
+
+class ProcessGenerators:
+    """Watches the generators of this process, and keys them once something draws from them.
+
+    Args:
+        shared: True where they are also the caller's (no worker process): they are put back behind every run, so that a
+            model's dropout goes on undisturbed.
+        keyed: True to key from the start: for what cannot be done again.
+    """
+
+    def __init__(self, *, shared: bool, keyed: bool) -> None:
+        self.keyed = keyed
+        self._shared = shared
+        self._left: tuple[Any, ...] | None = None
+        self._callers: tuple[Any, Any, Any] | None = None
+
+    def begin(self) -> None:
+        """A run begins."""
+        if self._shared:
+            torch = _torch()
+            self._callers = random.getstate(), np.random.get_state(), torch and torch.get_rng_state()
+        if not self.keyed and (self._shared or self._left is None):
+            self._left = _fingerprint()
+
+    def enter(self, domain: Domain, seed: int, epoch: int, position: int) -> None:
+        """What is drawn from here on belongs to this key."""
+        if not self.keyed:
+            return
+        word = keyed_word(domain, seed, epoch, position)
+        random.seed(word)
+        np.random.seed(word & 0xFFFFFFFF)
+        if (torch := _torch()) is not None:
+            torch.default_generator.manual_seed(word)
+
+    def drew(self) -> bool:
+        """Whether the run that ends here drew without keys. Then it is to be done once more, with them."""
+        if self.keyed or _fingerprint() == self._left:
+            return False
+        self.end()
+        self.keyed = True
+        return True
+
+    def end(self) -> None:
+        """Give the generators back to the caller as they were."""
+        if self._callers is not None:
+            python, legacy, torchs = self._callers
+            random.setstate(python)
+            np.random.set_state(legacy)
+            if torchs is not None:
+                sys.modules["torch"].set_rng_state(torchs)
+
+
+def _torch() -> Any:
+    """torch, if this process has loaded it."""
+    torch = sys.modules.get("torch")
+    return torch if hasattr(torch, "default_generator") else None
+
+
+def _fingerprint() -> tuple[Any, ...]:
+    """What changes whenever one of the generators is drawn from or seeded."""
+    legacy = np.random.get_bit_generator()
+    # Its state by the address that NumPy documents for C: `get_state` takes 36 µs, as much as reading several samples.
+    twister = type(legacy) is np.random.MT19937
+    state = ctypes.string_at(legacy.ctypes.state_address, _TWISTER_NBYTES) if twister else repr(np.random.get_state())
+    torch = _torch()
+    return random.getstate(), state, torch and torch.default_generator.get_state().numpy().tobytes()

@@ -1,0 +1,341 @@
+"""A killed worker changes no batch, an innocent sample is never blamed, and nobody outlives the consumer."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from support import consumer, saboteurs
+from support.saboteurs import Blocks, Drawn, Numbers
+from support.waiting import Killer, assert_no_workers, assert_nothing_is_held, is_gone, wait_until
+from torch.utils.data import IterableDataset
+
+from loaders.dataloader import DataLoader
+from loaders.engines import crew
+from loaders.errors import WorkerLostError
+from loaders.rng import sample_rng
+from loaders.spec import Field
+
+TESTS = Path(__file__).parents[1]
+
+
+@pytest.fixture(autouse=True)
+def _no_worker_is_left() -> Iterator[None]:
+    yield
+    assert_no_workers()
+
+
+def same(one: Any, other: Any) -> bool:
+    """Whether two batches have the same structure, dtypes and bytes."""
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, torch.Tensor):
+        return one.dtype == other.dtype and torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, (list, tuple)):
+        return len(one) == len(other) and all(map(same, one, other))
+    return bool(one == other)
+
+
+def assert_same(batches: list[Any], reference: list[Any]) -> None:
+    assert len(batches) == len(reference)
+    for number, (batch, want) in enumerate(zip(batches, reference, strict=True)):
+        assert same(batch, want), f"batch {number} differs: {batch} instead of {want}"
+
+
+def collate_arrays(samples: list[dict[str, Any]]) -> list[Any]:
+    return [np.stack([sample["noise"] for sample in samples]), [sample["name"] for sample in samples]]
+
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "rows": {},
+    "own collate_fn": {"collate_fn": collate_arrays, "fields": None},
+    "single samples": {"batch_size": None, "fields": None},
+}
+
+
+def seeded(dataset: Any, **arguments: Any) -> DataLoader:
+    arguments = {"batch_size": 16, "shuffle": True, "fields": {"boxes": Field(pad=-1.0)}, **arguments}
+    return DataLoader(dataset, generator=torch.Generator().manual_seed(7), **arguments)
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+@pytest.mark.parametrize("method", ["fork", "forkserver"])
+def test_random_kills_change_no_batch(method: str, shape: dict[str, Any]) -> None:
+    dataset = Drawn(400, work_s=0.001)
+    reference = list(seeded(dataset, **shape))
+    loader = seeded(dataset, num_workers=2, multiprocessing_context=method, **shape)
+    iterator = iter(loader)
+    mean_s = 0.015 if method == "fork" else 0.1
+    with Killer(iterator, random.Random(1), mean_s) as killer:
+        batches = list(iterator)
+    assert killer.killed >= 2
+    assert_same(batches, reference)
+    del batches, iterator, killer
+    assert_nothing_is_held(loader)
+
+
+def test_persistent_workers_that_are_killed_between_epochs_change_nothing() -> None:
+    dataset = Drawn(60)
+    reference, loader = seeded(dataset), seeded(dataset, num_workers=2, persistent_workers=True)
+    for _ in range(3):
+        assert_same(list(loader), list(reference))
+        engine = loader._dispatch.engine
+        for member in list(engine._crew.members.values()):
+            os.kill(member.process.pid, signal.SIGKILL)
+    assert_nothing_is_held(loader)
+
+
+def test_strike_counts_against_the_row_that_was_being_read_and_no_other(tmp_path: Path) -> None:
+    dataset = Blocks(24, {13}, tmp_path)
+    loader = DataLoader(dataset, batch_size=8, num_workers=2, on_error="skip")
+    iterator = iter(loader)
+    assert next(iterator)["i"].tolist() == list(range(8))
+    dispatch = iterator._dispatch
+    for strikes in (1, 2):
+        os.kill(wait_until(lambda: dataset.victim(13), "a worker is in sample 13"), signal.SIGKILL)
+        wait_until(lambda: dispatch.collect(0) or dispatch.engine._strikes, "the worker is missed")
+        wait_until(lambda: (dispatch.collect(0), list(dispatch.engine._strikes.values()) == [strikes])[1], "it is counted")
+        [(_, row)] = dispatch.engine._strikes
+        assert row == 13 - 8
+    os.kill(wait_until(lambda: dataset.victim(13), "a worker is in sample 13"), signal.SIGKILL)
+    rest = [batch["i"].tolist() for batch in iterator]
+    assert rest == [[8, 9, 10, 11, 12, 14, 15, 16], [17, 18, 19, 20, 21, 22, 23]]
+    [skipped] = loader.errors
+    assert (skipped.index, skipped.source) == (13, "numbers/13.png")
+    assert skipped.error.startswith("WorkerLostError: worker ")
+    assert len(dispatch.engine._strikes) == 1
+
+
+def test_sample_that_kills_three_workers_is_named() -> None:
+    loader = DataLoader(Numbers(40, saboteurs.sigkill, at={29}), batch_size=20, num_workers=2)
+    iterator = iter(loader)
+    assert next(iterator)["i"].tolist() == list(range(20))
+    with pytest.raises(WorkerLostError, match=r'lost 3 times on sample 29 \("numbers/29.png"\)') as caught:
+        next(iterator)
+    assert (caught.value.index, caught.value.source) == (29, "numbers/29.png")
+    del caught, iterator
+    assert_nothing_is_held(loader)
+
+
+def test_neighbours_of_a_killer_in_the_same_run_are_read() -> None:
+    """All rows of the batch are one run here, so the run comes back in three pieces."""
+    dataset = Numbers(40, saboteurs.segfault, at={0, 13, 14, 39})
+    loader = DataLoader(dataset, batch_size=40, num_workers=1, on_error="substitute")
+    [batch] = loader
+    good = [i for i in range(40) if i not in dataset.at]
+    assert batch["i"][good].tolist() == good
+    assert torch.equal(batch["x"][:, 0], batch["i"].float())
+    assert not dataset.at & set(batch["i"].tolist())
+    assert sorted({entry.index for entry in loader.errors}) == [0, 13, 14, 39]
+
+
+@pytest.mark.parametrize("method", ["fork", "forkserver"])
+def test_worker_that_is_killed_while_starting_strikes_no_sample(method: str, tmp_path: Path) -> None:
+    loader = DataLoader(
+        Numbers(12), 4, num_workers=2, multiprocessing_context=method, worker_init_fn=WaitsInInit(tmp_path, patient=5)
+    )
+    iterator = iter(loader)
+    killed: list[int] = []
+
+    def kill() -> None:
+        for number in range(5):
+            mark = tmp_path / f"in init {number}"
+            wait_until(lambda mark=mark: mark.exists() and mark.read_text(), "a worker is starting")
+            killed.append(int(mark.read_text()))
+            os.kill(killed[-1], signal.SIGKILL)
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    batches = [batch["i"].tolist() for batch in iterator]
+    thread.join()
+    assert batches == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
+    assert len(set(killed)) == 5
+    assert iterator._dispatch.engine._strikes == {}
+
+
+class WaitsInInit:
+    """A worker_init_fn in which the first processes wait to be killed."""
+
+    def __init__(self, folder: Path, patient: int) -> None:
+        self.folder = folder
+        self.patient = patient
+
+    def __call__(self, worker: int) -> None:
+        for number in range(self.patient):
+            if saboteurs.is_first(self.folder / str(number)):
+                (self.folder / f"{number} tmp").write_text(str(os.getpid()))
+                (self.folder / f"{number} tmp").rename(self.folder / f"in init {number}")
+                threading.Event().wait()
+
+
+def test_kills_every_tenth_of_a_second_do_not_stop_progress_under_spawn() -> None:
+    """Spares and starting workers are killed, too: a process lives for three tenths of a second on average."""
+    dataset = Drawn(80, work_s=0.005)
+    reference = list(seeded(dataset))
+    iterator = iter(seeded(dataset, num_workers=2, multiprocessing_context="spawn"))
+    first = next(iterator)
+    with Killer(iterator, random.Random(3), mean_s=0.1, at_most=40):
+        batches = [first, *iterator]
+    assert_same(batches, reference)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("draws", [False, True], ids=["plain", "shuffled as it comes"])
+def test_killed_stream_is_followed_again_from_its_start(workers: int, draws: bool, tmp_path: Path) -> None:
+    def stream(fault: Any) -> DataLoader:
+        dataset = Counted(22, fault, at=range(0, 22, 3), once=tmp_path, draws=draws)
+        return DataLoader(
+            dataset, batch_size=2, num_workers=workers, prefetch_factor=4, generator=torch.Generator().manual_seed(1)
+        )
+
+    reference = [batch["i"] for batch in stream(None)]
+    assert not list(tmp_path.iterdir())
+    loader = stream(saboteurs.sigkill)
+    assert_same([batch["i"] for batch in loader], reference)
+    assert len(list(tmp_path.iterdir())) == 8
+    assert_nothing_is_held(loader)
+
+
+def test_killed_stream_raises_its_errors_once(tmp_path: Path) -> None:
+    loader = DataLoader(Erratic(tmp_path), batch_size=2, num_workers=1, prefetch_factor=4)
+    iterator = iter(loader)
+    assert next(iterator).tolist() == [0, 1]
+    with pytest.raises(saboteurs.Unlucky, match="bad luck with 3"):
+        next(iterator)
+    assert [batch.tolist() for batch in iterator] == [[4, 5], [6, 7], [8, 9]]
+    assert (tmp_path / "8").exists()
+
+
+def test_stream_that_kills_its_worker_is_told_by_batch() -> None:
+    loader = DataLoader(Counted(10, saboteurs.segfault, at={5}), batch_size=2, num_workers=1)
+    iterator = iter(loader)
+    assert [next(iterator)["i"].tolist() for _ in range(2)] == [[0, 1], [2, 3]]
+    with pytest.raises(WorkerLostError, match="worker 0 was lost 3 times on batch 2 of its stream, the last time by SIGSEGV"):
+        next(iterator)
+
+
+class Counted(IterableDataset):  # type: ignore[type-arg]
+    """0, 1, 2, … as `Numbers` gives them, or in an order that depends on all numbers drawn before."""
+
+    def __init__(self, length: int, fault: Any, at: Any, once: Path | None = None, draws: bool = False) -> None:
+        self.numbers = Numbers(length, fault, at, once)
+        self.draws = draws
+
+    def __iter__(self) -> Iterator[Any]:
+        left = list(range(len(self.numbers)))
+        while left:
+            yield self.numbers[left.pop(int(sample_rng().integers(len(left))) if self.draws else 0)]
+
+
+class Erratic(IterableDataset):  # type: ignore[type-arg]
+    """0 to 9; raises in place of 3 and goes on behind it, and is killed once at 8."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __iter__(self) -> Any:
+        self.at = -1
+        return self
+
+    def __next__(self) -> int:
+        self.at += 1
+        if self.at == 3:
+            saboteurs.unlucky(3)
+        if self.at == 8 and saboteurs.is_first(self.folder / "8"):
+            saboteurs.sigkill(8)
+        if self.at == 10:
+            raise StopIteration
+        return self.at
+
+
+def test_loader_closes_at_once_although_workers_of_another_have_inherited_its_pipes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # A worker that does not hear that it is to end would be killed after this, but the test gives up earlier.
+    monkeypatch.setattr(crew, "_GRACE_S", 1000.0)
+    first, second = (
+        DataLoader(dataset, batch_size=1, num_workers=2)
+        for dataset in (saboteurs.Carries(9, saboteurs.eight_megabytes, at=range(9)), Numbers(9))
+    )
+    iterator = iter(first)
+    next(iterator)  # the others are in the middle of sending
+    other = iter(second)
+    next(other)
+    for member in list(iterator._dispatch.engine._crew.members.values())[:1]:
+        os.kill(member.process.pid, signal.SIGKILL)
+    next(iterator)  # there is a spare now, which has inherited everything
+    del iterator, member
+    assert [batch["i"].tolist() for batch in other] == [[i] for i in range(1, 9)]
+
+
+def test_exit_code_that_somebody_else_took_is_no_hang(tmp_path: Path) -> None:
+    before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    try:
+        loader = DataLoader(Numbers(12, saboteurs.sigkill, at={5}, once=tmp_path), batch_size=4, num_workers=2)
+        assert [i for batch in loader for i in batch["i"].tolist()] == list(range(12))
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+
+
+def run_consumer(*methods: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-W", "ignore", consumer.__file__, *methods],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS.parent)])},
+        start_new_session=True,
+    )
+
+
+METHODS = [["fork"], ["forkserver"], ["spawn"]]
+
+
+@pytest.mark.parametrize("methods", METHODS, ids=" ".join)
+def test_workers_are_gone_soon_after_their_consumer_was_killed(methods: list[str]) -> None:
+    process = run_consumer(*methods)
+    with process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "starting\n"
+        pids = [int(pid) for pid in process.stdout.readline().split()]
+        assert len(pids) >= 4
+        process.kill()
+        process.communicate()
+    wait_until(lambda: all(map(is_gone, pids)), "every worker is gone", timeout_s=10.0)
+
+
+@pytest.mark.parametrize("methods", METHODS, ids=" ".join)
+def test_ctrl_c_reaches_the_consumer_alone_and_leaves_nothing(methods: list[str]) -> None:
+    process = run_consumer(*methods)
+    with process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "starting\n"
+        pids = [int(pid) for pid in process.stdout.readline().split()]
+        os.killpg(process.pid, signal.SIGINT)
+        output, noise = process.communicate()
+    assert (process.returncode, output, noise) == (0, "interrupted\nended\n", "")
+    wait_until(lambda: all(map(is_gone, pids)), "every worker is gone", timeout_s=10.0)
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_ctrl_c_while_workers_are_starting_makes_none_of_them_chatter(method: str) -> None:
+    process = run_consumer(method)
+    with process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "starting\n"
+        wait_until(lambda: len(consumer.descendants(process.pid)) >= 1, "a worker is starting")
+        os.killpg(process.pid, signal.SIGINT)
+        output, noise = process.communicate()
+    assert (process.returncode, output, noise) == (0, "interrupted\nended\n", "")

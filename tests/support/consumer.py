@@ -1,0 +1,55 @@
+"""A program that consumes batches until it is killed or interrupted: `consumer.py METHOD [METHOD …]`, a loader for each.
+
+It prints the ids of all processes it has started, and then tells what becomes of it.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+from support.saboteurs import Carries, Numbers, eight_megabytes, hang
+
+
+def descendants(pid: int) -> list[int]:
+    """The living processes below `pid`."""
+    parents: dict[int, list[int]] = {}
+    for entry in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parent = int(entry.read_text().rpartition(")")[2].split()[1])
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        parents.setdefault(parent, []).append(int(entry.parent.name))
+    found, todo = [], [pid]
+    while todo:
+        children = parents.get(todo.pop(), [])
+        found += children
+        todo += children
+    return found
+
+
+def main(methods: list[str]) -> None:
+    from loaders.dataloader import DataLoader
+
+    iterators: list[Any] = []
+    try:
+        print("starting", flush=True)
+        for method in methods:
+            # Some workers are idle, one is in the middle of a sample, one in the middle of sending a large one.
+            for dataset in (Carries(20, eight_megabytes, at=range(4, 20)), Numbers(20, hang, at={9})):
+                loader = DataLoader(dataset, batch_size=4, num_workers=2, multiprocessing_context=method)
+                iterators.append(iter(loader))
+                next(iterators[-1])
+        print(*descendants(os.getpid()), flush=True)
+        threading.Event().wait()
+    except KeyboardInterrupt:
+        print("interrupted", flush=True)
+    iterators.clear()
+    print("ended", flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
