@@ -51,7 +51,7 @@ class KeyStream(Iterator[list[Any]]):
 
     def __init__(self, loader: DataLoader[Any], progress: Progress) -> None:
         outer = loader.batch_sampler
-        auto = type(outer) is BatchSampler
+        auto = self._auto = type(outer) is BatchSampler
         self._sampler = inner_sampler(loader)
         self.size: int | None = outer.batch_size if auto else 1 if outer is None else None
         # A sample that is skipped makes room for one more, also for one of the tail.
@@ -61,8 +61,8 @@ class KeyStream(Iterator[list[Any]]):
         self._drawn = False
         self._rest: list[Any] = []
         self._begin()
-        # torch makes this iterator here too, before it draws its base seed.
-        self._items = iter(self._sampler)
+        # torch makes these iterators here too, before it draws its base seed; inside a BatchSampler only with the first key.
+        self._items: Iterator[Any] = iter(()) if auto else iter(self._sampler)
 
     def _begin(self) -> None:
         sampler, origin = self._sampler, self.origin
@@ -87,6 +87,8 @@ class KeyStream(Iterator[list[Any]]):
             return self._next()
         self._drawn = True
         with self._order():
+            if self._auto:
+                self._items = iter(self._sampler)
             self._leave_out()
             return self._next()
 

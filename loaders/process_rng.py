@@ -55,7 +55,14 @@ class ProcessGenerators:
 
     def drew(self) -> bool:
         """Whether the run that ends here drew without keys. Then it is to be done once more, with them."""
-        if self.keyed or _fingerprint() == self._left:
+        if self.keyed:
+            return False
+        now = _fingerprint()
+        if self._left is not None and self._left[-1] is None and (torch := _torch()) is not None:
+            # Imported by what was read, which is not yet drawing from it.
+            unused = torch.Generator().manual_seed(torch.default_generator.initial_seed())
+            self._left = (*self._left[:-1], _bytes(unused))
+        if now == self._left:
             return False
         self.end()
         self.keyed = True
@@ -84,4 +91,8 @@ def _fingerprint() -> tuple[Any, ...]:
     twister = type(legacy) is np.random.MT19937
     state = ctypes.string_at(legacy.ctypes.state_address, _TWISTER_NBYTES) if twister else repr(np.random.get_state())
     torch = _torch()
-    return random.getstate(), state, torch and torch.default_generator.get_state().numpy().tobytes()
+    return random.getstate(), state, torch and _bytes(torch.default_generator)
+
+
+def _bytes(generator: Any) -> Any:
+    return generator.get_state().numpy().tobytes()

@@ -125,12 +125,15 @@ class Modules:
 class LateTorch:
     """Imports torch when its first sample is read, and asks it for the worker."""
 
+    before = None
+
     def __len__(self):
         return 2
 
     def __getitem__(self, index):
-        before = "torch" in sys.modules
+        if self.before is None:  # a sample may be read again
+            self.before = "torch" in sys.modules
         from torch.utils.data import get_worker_info
 
         info = get_worker_info()
-        return {"before": before, "id": info.id, "num_workers": info.num_workers, "seed": info.seed}
+        return {"before": self.before, "id": info.id, "num_workers": info.num_workers, "seed": info.seed}
