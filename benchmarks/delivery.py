@@ -36,7 +36,9 @@ def main(count: int = 5) -> None:
     kept: dict[str, Any] = {}
     for name, arguments in TRANSPORT.items():
         figures = rounds(
-            PEERS, lambda peer, a=arguments: run_fresh("benchmarks.scenarios", "transport", peer=peer, workers=2, **a), count
+            PEERS,
+            lambda peer, a=arguments: run_fresh("benchmarks.scenarios", "transport", peer=peer, workers=2, **a),
+            count,
         )
         kept[name] = figures
         rows.append(_row(f"{name}: GB/s", figures, "gb_per_s", GOALS[name], 2))
@@ -49,7 +51,9 @@ def main(count: int = 5) -> None:
         for batch_size in (64, 256):
             figures = rounds(PEERS, lambda peer, size=batch_size: {"calls": _system_calls(peer, size)}, 1)
             kept[f"system calls, batch {batch_size}"] = figures
-            rows.append(_row(f"system calls per batch of {batch_size}, two fields", figures, "calls", GOALS[batch_size], 1))
+            rows.append(
+                _row(f"system calls per batch of {batch_size}, two fields", figures, "calls", GOALS[batch_size], 1)
+            )
     figures = rounds(PEERS, lambda peer: {"nbytes": _memory(peer)}, min(count, 3))
     kept["memory"] = figures
     rows.append(_row("memory of batches, 8 workers, 38 MB each: bytes", figures, "nbytes", GOALS["memory"], 0))

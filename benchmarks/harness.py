@@ -29,7 +29,9 @@ def run_fresh(module: str, function: str, **arguments: Any) -> dict[str, float]:
     return figures
 
 
-def rounds(peers: Sequence[str], run: Callable[[str], dict[str, float]], count: int) -> dict[str, list[dict[str, float]]]:
+def rounds(
+    peers: Sequence[str], run: Callable[[str], dict[str, float]], count: int
+) -> dict[str, list[dict[str, float]]]:
     """`run(peer)` for every peer, `count` times over, in alternating order."""
     figures: dict[str, list[dict[str, float]]] = {peer: [] for peer in peers}
     for number in range(count):

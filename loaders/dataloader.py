@@ -37,7 +37,7 @@ _DEFAULT_SHARE = 0.5
 _VIRTUAL_FACTOR = 4
 # A consumer that holds this many times the open batches is told once, if it is also this much memory.
 _MANY_HELD = 4
-_MUCH_HELD_NBYTES = 64 << 20
+_MUCH_HELD_NBYTES = 1 << 20
 
 
 class DataLoader(torch.utils.data.DataLoader[_T_co]):
@@ -207,7 +207,9 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
         if progress is None:
             progress = Progress(self._epoch_number())
         elif not self.in_order and self.num_workers > 0:
-            raise StateError("with in_order=False there is no state in the middle of an epoch: batches come as they may.")
+            raise StateError(
+                "with in_order=False there is no state in the middle of an epoch: batches come as they may."
+            )
         return state_of(self, progress, self._sample_seed)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -273,7 +275,8 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
             warnings.warn(f"pin_memory_device={self.pin_memory_device!r} is deprecated and ignored.", stacklevel=3)
         if self.pin_memory and not torch.accelerator.is_available():
             warnings.warn(
-                "'pin_memory' argument is set as true but no accelerator is found, then device pinned memory won't be used.",
+                "'pin_memory' argument is set as true but no accelerator is found, "
+                "then device pinned memory won't be used.",
                 stacklevel=3,
             )
 

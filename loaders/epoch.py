@@ -4,27 +4,22 @@ from __future__ import annotations
 
 import os
 import time
-import warnings
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from torch.utils.data import default_convert
-
-from loaders.batching.assemble import assemble, convert
 from loaders.batching.rows import RowWriter
+from loaders.delivery import Delivery
 from loaders.dispatch import Dispatch, OpenBatch, new_ticket
 from loaders.engines.orders import Order
 from loaders.engines.protocol import describe_work
 from loaders.errors import BufferMemoryError, WorkerLostError, WorkerTimeoutError
-from loaders.failures import exception_of
 from loaders.keys import KeyStream, inner_sampler, world_of
 from loaders.plan import Plan
 from loaders.policy import Skipping, Substituting
 from loaders.state import Progress
-from loaders.stateful import describe
 
 if TYPE_CHECKING:
     from loaders.dataloader import DataLoader
@@ -70,8 +65,7 @@ class Epoch(Iterator[Any]):
         self._exhausted = False
         self._skipping = Skipping(loader, progress) if loader.on_error == "skip" else None
         self._substituting = Substituting(loader, progress) if loader.on_error == "substitute" else None
-        # As it was told before this epoch; of map-style datasets it is None.
-        self._length: int | None = getattr(loader, "_IterableDataset_len_called", None)
+        self.delivery = Delivery(loader, dispatch.engine.pool, progress)
         self._drawn: list[list[Any]] = []  # the keys of a batch that there was no memory for yet
         self._pid = os.getpid()
         self._stop = weakref.finalize(self, _stop, self._pid, dispatch, self._open, self._plan, owns_engine)
@@ -103,13 +97,8 @@ class Epoch(Iterator[Any]):
         elif batch is None:
             self._end()
         else:
-            # Also of a batch that cannot be made: whoever goes on goes on behind it.
-            self._note(batch)
-            made, keys = self._make(batch), batch.order.keys
-        self.progress.batches += 1
-        self._warn_about_length()
-        made = self._loader._pinned(made)
-        return (made, self._plan.as_indices(keys)) if self._loader.return_index else made
+            made, keys = self.delivery.make(batch), list(batch.order.keys)
+        return self.delivery.finish(made, keys)
 
     def __len__(self) -> int:
         return len(self._loader)
@@ -131,16 +120,6 @@ class Epoch(Iterator[Any]):
         self._stop()
         self._loader._has_ended(self.progress)
         raise StopIteration
-
-    def _note(self, batch: OpenBatch) -> None:
-        """The batch is about to be handed out."""
-        progress = self.progress
-        if self._keys is not None:
-            progress.keys = batch.first + batch.rows
-        else:
-            progress.lanes[batch.lane] = batch.order.keys[0] + 1
-            progress.lane = (batch.lane + 1) % len(progress.lanes)
-            progress.streams[batch.lane] = batch.stream_state
 
     # -- opening batches
 
@@ -209,7 +188,9 @@ class Epoch(Iterator[Any]):
         sizes = self._plan.sizes()
         slot = self._dispatch.engine.pool.acquire([size for size in sizes if size > 0])
         at = iter(slot)
-        blocks = [(block.offset, block.nbytes) if (block := next(at) if size > 0 else None) else (0, 0) for size in sizes]
+        blocks = [
+            (block.offset, block.nbytes) if (block := next(at) if size > 0 else None) else (0, 0) for size in sizes
+        ]
         order = Order(
             new_ticket(), keys, position, self.progress.epoch, self._seed, self._plan.spec, tuple(blocks), self._ranks
         )
@@ -227,7 +208,7 @@ class Epoch(Iterator[Any]):
         try:
             self._dispatch.submit(batch, runs)
         except BaseException:
-            self.discard(batch)
+            self.delivery.discard(batch)
             raise
         self._open.append(batch)
 
@@ -249,9 +230,12 @@ class Epoch(Iterator[Any]):
                 if self._loader.num_workers > 0:
                     self._top_up()
                 return batch
-            if batch is None and not self._collect(
-                None if deadline is None else max(0.0, deadline - time.monotonic())
-            ) and deadline is not None and time.monotonic() >= deadline:
+            if (
+                batch is None
+                and not self._collect(None if deadline is None else max(0.0, deadline - time.monotonic()))
+                and deadline is not None
+                and time.monotonic() >= deadline
+            ):
                 self._time_out()
 
     def _collect(self, timeout_s: float | None) -> bool:
@@ -318,88 +302,29 @@ class Epoch(Iterator[Any]):
         self._dispatch.engine.pool.discard(batch.slot)
 
     def _time_out(self) -> None:
+        dataset, timeout_s = self._loader.dataset, self._loader.timeout
         orders = {batch.order.ticket: batch.order for batch in self._open}
         busy = [
-            f"{describe_work(self._loader.dataset, self._plan.fetch, order, reading.row)[-1]} for {reading.since_s:.1f} s"
+            f"{describe_work(dataset, self._plan.fetch, order, reading.row)[-1]} for {reading.since_s:.1f} s"
             for reading in self._dispatch.engine.reading()
             if (order := orders.get(reading.ticket)) is not None
         ]
         self._stop()
         self._loader._forget_engine()
         raise WorkerTimeoutError(
-            f"DataLoader timed out after {self._loader.timeout} seconds; being read: {'; '.join(busy[:4]) or 'nothing'}.\n"
+            f"DataLoader timed out after {timeout_s} seconds; being read: {'; '.join(busy[:4]) or 'nothing'}.\n"
             "  Read that sample by itself, or raise timeout=."
         )
 
-    # -- delivering
-
-    def discard(self, batch: OpenBatch) -> None:
-        """Give a batch's slot back undelivered."""
-        self._dispatch.engine.pool.discard(batch.slot)
-
-    def lease(self, batch: OpenBatch) -> list[Any]:
-        """The memory of a complete batch, one exporter per field or piece; None for those without."""
-        pool, spec = self._dispatch.engine.pool, batch.order.spec
-        pool.finish(batch.slot)
-        sizes = [nbytes for _, nbytes in batch.order.blocks]
-        names = [field.path for field in spec.fields] if spec is not None else map(str, range(len(sizes)))
-        labels = [f"batch {self.progress.batches}, {name!r}" for name, nbytes in zip(names, sizes, strict=True) if nbytes]
-        roots = iter(pool.lease(batch.slot, labels))
-        return [next(roots) if nbytes else None for nbytes in sizes]
+    # -- for policies
 
     def reopen(self, batch: OpenBatch) -> None:
         """Ask for the samples of a complete batch themselves, but those that failed; it is the next to be complete."""
-        self.discard(batch)
+        self.delivery.discard(batch)
         order = replace(batch.order, ticket=new_ticket(), spec=None, blocks=(), raw=True)
         again = OpenBatch(order, [], batch.rows, batch.first, asked=batch.rows, failures=batch.failures)
         self._dispatch.submit(again, [(row, row + 1) for row in range(batch.rows) if row not in batch.failures])
         self._open.appendleft(again)
-
-    def _make(self, batch: OpenBatch) -> Any:
-        """The batch's tensors over its slot.
-
-        Raises:
-            The user's own exception, if one came up while this batch was made.
-        """
-        plan, loader, spec = self._plan, self._loader, batch.order.spec
-        if batch.broken is not None or batch.failures:
-            self.discard(batch)
-            failure = batch.broken or batch.failures[min(batch.failures)]
-            raise exception_of(failure, apart=loader.num_workers > 0)
-        if plan.by_rows and batch.rows == 0:
-            self.discard(batch)
-            return loader.collate_fn([])  # which torch does not allow: its own error
-        memories = self.lease(batch)
-        if spec is not None:
-            loader.beside_count += len(batch.beside.samples) + sum(map(len, batch.beside.fields.values()))
-            made = assemble(spec, memories, batch.rows, batch.beside, self._namer(batch), loader.collate_fn)
-        elif batch.parcel is not None:
-            loader.beside_count += sum(isinstance(piece, bytearray) and len(piece) > 0 for piece in batch.parcel.pieces)
-            made = batch.parcel.open(memories)
-        else:
-            made = batch.result
-        if not plan.batched and loader.collate_fn is default_convert:
-            made = convert(made, self._namer(batch))
-        loader._warn_if_many_are_held()
-        return made
-
-    def _namer(self, batch: OpenBatch) -> Callable[[int], tuple[Any, str | None]]:
-        def name(row: int) -> tuple[Any, str | None]:
-            if self._keys is None:
-                return None, None
-            return batch.order.keys[row], describe(self._loader.dataset, batch.order.keys[row])
-
-        return name
-
-    def _warn_about_length(self) -> None:
-        """torch's own warning about an IterableDataset that yields more than its length."""
-        if self._length is not None and self.progress.batches > self._length:
-            warnings.warn(
-                f"Length of IterableDataset {self._loader.dataset} was told to be {self._length}, but there are at least "
-                f"{self.progress.batches} batches of it. "
-                + ("Each worker iterates its own copy: split it by get_worker_info()." if self._lanes[1:] else ""),
-                stacklevel=3,
-            )
 
 
 def _stop(pid: int, dispatch: Dispatch, open_batches: deque[OpenBatch], plan: Plan, owns_engine: bool) -> None:

@@ -39,18 +39,16 @@ class KeyStream(Iterator[list[Any]]):
 
     Args:
         loader: whose sampler to follow.
-        epoch: its number, for orders that the loader's own seed fixes.
-        origin: `origin` of the stream to follow again; None for a new one.
-        skip: how many keys to leave out at the start.
+        progress: how many keys to leave out, and in `origin` how the order came about, if the epoch has begun before.
+            Else that is put there: a few numbers, and the state of a torch generator only where the order comes from
+            one directly. Complete once the first batch was drawn.
 
     Attributes:
         size: how many keys the next batch gets; None where a user's batch sampler decides.
-        origin: what makes the sampler give the same keys again: a few numbers, and the state of a torch generator only
-            where the order comes from one directly. Complete once the first batch was drawn.
     """
 
     def __init__(self, loader: DataLoader[Any], progress: Progress) -> None:
-        outer = loader.batch_sampler
+        outer: Any = loader.batch_sampler
         auto = self._auto = type(outer) is BatchSampler
         self._sampler = inner_sampler(loader)
         self.size: int | None = outer.batch_size if auto else 1 if outer is None else None
@@ -61,7 +59,7 @@ class KeyStream(Iterator[list[Any]]):
         self._drawn = False
         self._rest: list[Any] = []
         self._begin()
-        # torch makes these iterators here too, before it draws its base seed; inside a BatchSampler only with the first key.
+        # torch makes these iterators here too, before it draws its base seed; a BatchSampler only with the first key.
         self._items: Iterator[Any] = iter(()) if auto else iter(self._sampler)
 
     def _begin(self) -> None:

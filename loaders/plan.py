@@ -14,9 +14,11 @@ from loaders.engines.orders import Fetch, Parcel
 from loaders.spec import BatchSpec
 from loaders.stateful import reads_batches
 
-# Open batches by default: one being finished, one behind it, and one that is begun when the first is handed out.
-# More would only leave the cache; fewer would let workers wait while the consumer looks away.
-_DEPTH = 2
+# Open batches by default, besides those in the consumer's hands: more would only leave the cache, fewer would let
+# workers wait while the consumer looks away.
+_DEPTH = 3
+# Batches this large fill the processor's cache by themselves: of these one less is open.
+_LARGE_NBYTES = 24 << 20
 
 
 class Plan:
@@ -53,7 +55,8 @@ class Plan:
             return max(1, self._depth)
         if not self.by_runs:
             return workers + 2
-        return max(_DEPTH, math.ceil(2 * workers / self.room) + 1)
+        depth = _DEPTH if sum(self.sizes()) < _LARGE_NBYTES else _DEPTH - 1
+        return max(depth, math.ceil(2 * workers / self.room) + 1)
 
     def sizes(self) -> list[int]:
         """Bytes of the blocks of the next slot; 0 where a field has none."""

@@ -101,7 +101,7 @@ class Skipping:
         self._sizes: deque[int] = deque()  # of the batches that were taken apart and not delivered yet
         self._loader = loader
         self._in_a_row = 0
-        batches = loader.batch_sampler
+        batches: Any = loader.batch_sampler
         torchs = type(batches) is BatchSampler
         self.batch_size: int | None = batches.batch_size if torchs else None
         self._drop_last = torchs and batches.drop_last
@@ -164,13 +164,13 @@ class Skipping:
     def _take(self, epoch: Epoch, batch: OpenBatch) -> None:
         """Take a batch apart."""
         if batch.broken is not None:
-            epoch.discard(batch)
+            epoch.delivery.discard(batch)
             raise exception_of(batch.broken, apart=self._loader.num_workers > 0)
         if not self._loader._plan.by_rows and len(batch.beside.samples) + len(batch.failures) < batch.rows:
             # It is collated already, or was lost with a worker: ask for the samples themselves.
             epoch.reopen(batch)
             return
-        memories, spec = epoch.lease(batch), batch.order.spec
+        memories, spec = epoch.delivery.lease(batch), batch.order.spec
         # Whatever lies in the row of a failed sample is nobody's.
         batch.beside.samples.extend((row, failure) for row, failure in batch.failures.items())
         if spec is not None:

@@ -86,7 +86,7 @@ def _torch() -> Any:
 
 def _fingerprint() -> tuple[Any, ...]:
     """What changes whenever one of the generators is drawn from or seeded."""
-    legacy = np.random.get_bit_generator()
+    legacy = np.random.get_bit_generator()  # type: ignore[attr-defined]  # missing in NumPy's stubs alone
     # Its state by the address that NumPy documents for C: `get_state` takes 36 µs, as much as reading several samples.
     twister = type(legacy) is np.random.MT19937
     state = ctypes.string_at(legacy.ctypes.state_address, _TWISTER_NBYTES) if twister else repr(np.random.get_state())

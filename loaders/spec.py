@@ -18,7 +18,8 @@ from loaders.tree import children, is_dataclass, is_namedtuple, rebuild
 
 # What torch.from_numpy takes, besides native byte order. uint16, uint32 and uint64 since torch 2.3.
 TORCH_DTYPES = frozenset(
-    "bool uint8 int8 int16 int32 int64 uint16 uint32 uint64 float16 float32 float64 complex64 complex128".split()
+    {"bool", "uint8", "int8", "int16", "int32", "int64", "uint16", "uint32", "uint64"}
+    | {"float16", "float32", "float64", "complex64", "complex128"}
 )
 Kind = Literal["stack", "pad", "ragged", "object"]
 Leaf = Literal["array", "tensor", "scalar", "int", "float", "bool", "object"]
@@ -64,7 +65,7 @@ class FieldSpec:
     path: str
     kind: Kind
     leaf: Leaf
-    dtype: np.dtype[Any] = np.dtype(object)
+    dtype: np.dtype[Any] = np.dtype(object)  # noqa: RUF009  a dtype is immutable
     torch_dtype: str = ""
     shape: tuple[int, ...] = ()
     pad: float = 0
@@ -242,10 +243,9 @@ def _leaf_of(value: Any) -> tuple[Leaf, np.dtype[Any], str, tuple[int, ...]]:
         if dtype.name in TORCH_DTYPES and dtype.isnative:
             return ("array" if isinstance(value, np.ndarray) else "scalar"), dtype, dtype.name, value.shape
     torch: Any = sys.modules.get("torch")
-    if torch is not None and kind is torch.Tensor:
-        if is_plain(value):
-            array, name = tensor_as_array(value)
-            return "tensor", array.dtype, name, array.shape
+    if torch is not None and kind is torch.Tensor and is_plain(value):
+        array, name = tensor_as_array(value)
+        return "tensor", array.dtype, name, array.shape
     return "object", np.dtype(object), "", ()
 
 

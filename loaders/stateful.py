@@ -104,8 +104,8 @@ def _find(holder: Any, seen: set[int], levels: int = _LEVELS) -> Iterator[Any]:
 class KeyedTransforms:
     """The stateful transforms of a dataset, keyed before every sample.
 
-    A transform with `set_random_state(generator, random)`, as an albumentations Compose has it, is given generators; one
-    with `set_random_seed(seed)` alone is given a seed.
+    A transform with `set_random_state(generator, random)`, as an albumentations Compose has it, is given generators;
+    one with `set_random_seed(seed)` alone is given a seed.
     """
 
     def __init__(self, dataset: Any) -> None:

@@ -63,7 +63,8 @@ class RowWriter:
         self.spec = spec
         self._puts = [_put_for(f, buffer, at, rows) for f, at in zip(spec.fields, offsets, strict=True)]
         self._values = [
-            f.values(buffer, at, rows) if f.kind == "stack" else None for f, at in zip(spec.fields, offsets, strict=True)
+            f.values(buffer, at, rows) if f.kind == "stack" else None
+            for f, at in zip(spec.fields, offsets, strict=True)
         ]
 
     def write(self, row: int, sample: Any, beside: Beside) -> None:
@@ -72,14 +73,12 @@ class RowWriter:
         if values is None:
             beside.samples.append((row, sample))
             return
-        number = 0
-        for put, value in zip(self._puts, values, strict=True):
+        for number, (put, value) in enumerate(zip(self._puts, values, strict=True)):
             if not put(row, value):
                 beside.fields.setdefault(number, []).append((row, value))
                 kind = self.spec.fields[number].kind
                 if kind in ("pad", "ragged") and hasattr(value, "shape"):
                     beside.need(number, tuple(value.shape))
-            number += 1
 
     def row(self, row: int) -> Any:
         """A sample-like container of writable arrays over one row, for datasets with `read_into`."""
@@ -121,7 +120,11 @@ def _stack_array(spec: FieldSpec, values: np.ndarray[Any, Any]) -> Put:
     scalar = spec.leaf == "scalar"
 
     def put(row: int, value: Any) -> bool:
-        if (isinstance(value, np.generic) if scalar else _is_array(value)) and value.dtype == dtype and value.shape == shape:
+        if (
+            (isinstance(value, np.generic) if scalar else _is_array(value))
+            and value.dtype == dtype
+            and value.shape == shape
+        ):
             values[row] = value
             return True
         return False

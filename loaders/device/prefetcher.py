@@ -78,7 +78,7 @@ class DevicePrefetcher:
                 while end is None and len(copies) <= self.depth:
                     try:
                         copies.start(next(batches))
-                    except Exception as stop:  # noqa: BLE001, PERF203  the end or an error: due after what came before
+                    except Exception as stop:  # noqa: BLE001  the end or an error: due after what came before
                         end = stop
                 if not copies:
                     break

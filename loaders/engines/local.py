@@ -124,7 +124,9 @@ class ThreadEngine:
             set_worker_info(WorkerInfo(number, job.num_workers, job.seed + number, job.dataset), process=False)
             if job.init is not None:
                 job.init(number)
-            worker = Worker(job, number, self.pool.arena.buffer, apart=False, threaded=True)  # after init, which may change the dataset
+            worker = Worker(
+                job, number, self.pool.arena.buffer, apart=False, threaded=True
+            )  # after init, which may change the dataset
         except Exception as error:  # whatever worker_init_fn raises is delivered with every run
             # Each time anew: the traceback of an error that was raised knows the iterator, which ends this thread.
             failure = pickle.dumps(Failure.of(error, "starting"))

@@ -21,7 +21,7 @@ class Job:
 
     Attributes:
         dataset: the user's.
-        fetch: rows one by one (`dataset[key]`), a batch at once (`dataset.__getitems__(keys)`), or from `iter(dataset)`.
+        fetch: rows one by one (`dataset[key]`), a batch at once (`dataset.__getitems__(keys)`), or by `iter(dataset)`.
         collate: the user's collate_fn, which runs here; None where samples go straight into rows.
         batched: False where a "batch" is one sample (`batch_size=None`).
         fields: declared pad and ragged fields.
@@ -140,7 +140,7 @@ def _portable(error: BaseException | None) -> bytes:
 
 @dataclass
 class Parcel:
-    """The result of a collate_fn: a pickle, and per buffer its size in the slot's block of that number, or its bytes."""
+    """The result of a collate_fn: a pickle, and per buffer its size in the slot's block of that number or its bytes."""
 
     pickled: bytes
     pieces: list[int | bytearray]

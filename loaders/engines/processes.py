@@ -180,8 +180,18 @@ class ProcessEngine:
 
     def _place(self, order: Order, lane: int) -> _Placed:
         content = pickle.dumps(
-            (as_keys(order.keys), order.position, order.epoch, order.seed, self._spec_ref(order.spec), order.blocks,
-             order.stride, order.attempt, order.raw, order.resume),
+            (
+                as_keys(order.keys),
+                order.position,
+                order.epoch,
+                order.seed,
+                self._spec_ref(order.spec),
+                order.blocks,
+                order.stride,
+                order.attempt,
+                order.raw,
+                order.resume,
+            ),
             protocol=5,
         )
         [block] = self.pool.acquire([ORDER_HEADER + len(content)], bounded=False)

@@ -154,15 +154,18 @@ class Worker:
                 self._stream = order.epoch, iter(self.job.dataset), base if state is not None else 0
             _, stream, at = self._stream
             self._stream = order.epoch, stream, serial + 1
+            samples: list[Any] = []
             # A stream that was lost with its worker is replayed up to where it was: same batches, errors and draws.
-            for missed in range(at - serial, 0):
+            for batch in range(at - serial, 1):
                 try:
-                    self._draw(order, stream, missed * rows, rows)
-                except Exception:  # was raised in the consumer the first time
+                    samples = self._draw(order, stream, batch * rows, rows)
+                except Exception:
+                    if batch == 0:  # the others were raised the first time
+                        raise
                     continue
-            samples = self._draw(order, stream, 0, rows)
-            if len(samples) < rows:
-                self._stream = order.epoch, iter(()), serial + 1  # it has ended, whatever it would say if asked again
+                if len(samples) < rows:
+                    # It has ended, whatever it would say if it were asked again.
+                    self._stream = order.epoch, (stream := iter(())), serial + 1
         except Exception as error:
             outcome.failures.append(self._failure(error, None, None, "reading"))
             return

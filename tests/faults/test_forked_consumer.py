@@ -52,7 +52,7 @@ class Fork:
             try:
                 work(lambda: os.read(wait, 1))
                 status = 0
-            except BaseException:  # noqa: BLE001  # told to the parent
+            except BaseException:  # told to the parent
                 os.write(report, traceback.format_exc().encode()[-4000:])
             if through_exit:
                 # As the interpreter ends: finalizers at exit, then every object that is left.

@@ -39,7 +39,11 @@ TABLE = [
     ("sigterm", WorkerLostError, LOST + "SIGTERM"),
     ("segfault", WorkerLostError, LOST + r"SIGSEGV\.\n  Likely a crash in native code"),
     ("abort", WorkerLostError, LOST + "SIGABRT"),
-    ("exit_quietly", WorkerLostError, LOST + r"exit with status 0\.\n  Likely something in the dataset ends the process"),
+    (
+        "exit_quietly",
+        WorkerLostError,
+        LOST + r"exit with status 0\.\n  Likely something in the dataset ends the process",
+    ),
     ("exit_with_status", WorkerLostError, LOST + "exit with status 3"),
     ("sys_exit", WorkerLostError, LOST + "exit with status 4"),
     ("exit_in_gc", WorkerLostError, LOST + "exit with status 9"),
@@ -89,7 +93,9 @@ def test_exceptions_cost_their_own_batch_without_processes_too(engine: dict[str,
 
 
 @pytest.mark.parametrize("engine", [{}, {"num_workers": 2, "worker_method": "thread"}], ids=["inline", "thread"])
-@pytest.mark.parametrize(("saboteur", "expected"), [("sys_exit", SystemExit), ("keyboard_interrupt", KeyboardInterrupt)])
+@pytest.mark.parametrize(
+    ("saboteur", "expected"), [("sys_exit", SystemExit), ("keyboard_interrupt", KeyboardInterrupt)]
+)
 def test_exits_pass_through_to_the_consumer_without_processes(
     engine: dict[str, Any], saboteur: str, expected: type[BaseException]
 ) -> None:
@@ -146,9 +152,7 @@ def test_hung_sample_hits_the_timeout_and_is_named(engine: str, saboteur: str, r
 
 
 def test_timeout_in_a_collate_fn_blames_no_sample() -> None:
-    loader = DataLoader(
-        Numbers(10), batch_size=2, num_workers=1, timeout=0.5, collate_fn=saboteurs.collate_hangs
-    )
+    loader = DataLoader(Numbers(10), batch_size=2, num_workers=1, timeout=0.5, collate_fn=saboteurs.collate_hangs)
     iterator = iter(loader)
     assert [indices(next(iterator)) for _ in range(2)] == [[0, 1], [2, 3]]
     with pytest.raises(WorkerTimeoutError, match=r"collate_fn of samples 4, 5 for 0\.\d s"):
@@ -236,7 +240,9 @@ def test_worker_killed_in_the_middle_of_a_large_payload_changes_nothing(collate_
 def test_dataset_that_ends_its_worker_at_unpickle_is_given_up(dataset: type[Numbers], capfd: Any) -> None:
     loader = DataLoader(dataset(8), batch_size=2, num_workers=1, multiprocessing_context="forkserver")
     iterator = iter(loader)
-    with pytest.raises(WorkerLostError, match=r"cannot be kept alive: the last one was lost by (exit with status 7|SIGSEGV)"):
+    with pytest.raises(
+        WorkerLostError, match=r"cannot be kept alive: the last one was lost by (exit with status 7|SIGSEGV)"
+    ):
         next(iterator)
     with pytest.raises(StopIteration):
         next(iterator)
@@ -267,9 +273,7 @@ def test_exception_in_worker_init_fn_is_raised_at_the_first_batch(engine: str) -
 )
 @pytest.mark.parametrize("persistent", [False, True])
 def test_worker_init_fn_that_ends_its_worker_is_given_up(init: Any, how: str, persistent: bool) -> None:
-    loader = DataLoader(
-        Numbers(8), batch_size=2, num_workers=2, worker_init_fn=init, persistent_workers=persistent
-    )
+    loader = DataLoader(Numbers(8), batch_size=2, num_workers=2, worker_init_fn=init, persistent_workers=persistent)
     with pytest.raises(WorkerLostError, match=f"cannot be kept alive: the last one was lost by {how}"):
         next(iter(loader))
     loader.worker_init_fn = None

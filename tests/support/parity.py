@@ -66,7 +66,7 @@ def watch(make: Callable[[], Any], *, epochs: int = 1, length: bool = True) -> S
 def _length(loader: Any) -> Any:
     try:
         return len(loader)
-    except Exception as error:  # noqa: BLE001  # what it is, is compared
+    except Exception as error:  # what it is, is compared
         return type(error)
 
 
@@ -75,14 +75,14 @@ def events_of(loader: Any) -> list[Any]:
     events: list[Any] = []
     try:
         iterator = iter(loader)
-    except Exception as error:  # noqa: BLE001  # what it is, is compared
+    except Exception as error:  # what it is, is compared
         return [error]
     while len(events) < _MOST_EVENTS:
         try:
             events.append(next(iterator))
-        except StopIteration:  # noqa: PERF203  # what comes behind an exception is the question
+        except StopIteration:  # what comes behind an exception is the question
             break
-        except Exception as error:  # noqa: BLE001  # what it is, is compared
+        except Exception as error:  # what it is, is compared
             # Its frames would keep the iterator and its workers alive.
             events.append(error.with_traceback(None))
     return events
