@@ -22,7 +22,7 @@ from loaders.engines.protocol import Engine
 from loaders.epoch import Epoch
 from loaders.errors import StateError
 from loaders.failures import SkippedSample
-from loaders.keys import KeyStream, inner_sampler
+from loaders.keys import KeyStream, inner_sampler, order_at_rest, restore
 from loaders.plan import Plan
 from loaders.rng import Domain, keyed_word
 from loaders.spec import Field
@@ -37,7 +37,7 @@ _DEFAULT_SHARE = 0.5
 _VIRTUAL_FACTOR = 4
 # A consumer that holds this many times the open batches is told once, if it is also this much memory.
 _MANY_HELD = 4
-_MUCH_HELD_NBYTES = 1 << 20
+_MUCH_HELD_NBYTES = 4 << 20
 
 
 class DataLoader(torch.utils.data.DataLoader[_T_co]):
@@ -151,7 +151,7 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
 
     def __iter__(self) -> Any:
         """Begin an epoch."""
-        if os.environ.get("LOADERS_DISABLE") == "1" or self._is_datapipe():
+        if self._is_torchs():
             return super().__iter__()
         if self._pid != os.getpid():
             # A forked child has none of the parent's workers, and must not touch its slots.
@@ -161,12 +161,9 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
         if dispatch is None:
             self._check_iteration()
             self._make_plan()
-        progress = self._resume.copy() if self._resume is not None else Progress(self._epoch_number())
-        keys = None
-        if self._plan.fetch != "stream":
-            keys = KeyStream(self, progress)
-            if self._resume is not None:
-                self._sampler_epoch = getattr(inner_sampler(self), "epoch", 0)  # as the state has set it
+        epoch = self._epoch_number()
+        progress = self._resume.copy() if self._resume is not None else Progress(epoch)
+        keys = KeyStream(self, progress) if self._plan.fetch != "stream" else None
         if dispatch is None:
             # Drawn where torch draws it, so that generators are in the same state afterwards.
             seed = int(torch.empty((), dtype=torch.int64).random_(generator=self.generator).item())
@@ -201,11 +198,14 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
         the same batches to the bit, also with other workers and, at equal global batch, on another number of ranks.
 
         Raises:
-            StateError: with `in_order=False` during an epoch: what comes next depends on who is faster.
+            StateError: with `in_order=False` during an epoch: what comes next depends on who is faster. Also where
+                torch's own DataLoader does the work, which counts nothing.
         """
+        self._check_has_state()
         progress = self._resume or self._progress
         if progress is None:
-            progress = Progress(self._epoch_number())
+            epoch, drawn = self._epoch_number(), self._dispatch is not None
+            progress = Progress(epoch, origin=order_at_rest(inner_sampler(self), drawn=drawn))
         elif not self.in_order and self.num_workers > 0:
             raise StateError(
                 "with in_order=False there is no state in the middle of an epoch: batches come as they may."
@@ -218,18 +218,27 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
         Raises:
             StateError: the state does not fit this loader; the message names the difference. Nothing has changed then.
         """
-        progress = progress_of(self, state)
+        self._check_has_state()
+        progress, sampler = progress_of(self, state), inner_sampler(self)
+        restore(sampler, progress.origin)
         self._resume, self._progress = progress, None
-        self._next_epoch = progress.epoch
+        self._next_epoch, self._sampler_epoch = progress.epoch, getattr(sampler, "epoch", 0)
         if state["seed"] is not None:
             self._sample_seed = state["seed"]
         self.errors = [SkippedSample(*rest) for position, *rest in progress.failed if position < progress.keys]
+        if any(serial > 0 and own is None for serial, own in zip(progress.lanes, progress.streams, strict=True)):
+            warnings.warn(
+                f"{type(self.dataset).__name__} has no state_dict(): to go on behind batch {progress.batches}, all that "
+                "was delivered is read once more and thrown away.",
+                stacklevel=2,
+            )
 
     def _epoch_number(self) -> int:
         epoch = getattr(inner_sampler(self), "epoch", self._sampler_epoch)
         if isinstance(epoch, int) and epoch != self._sampler_epoch:
             # Set on the sampler by the user, or by a framework.
             self._sampler_epoch = self._next_epoch = epoch
+            self._resume = None  # of another one
         return self._next_epoch
 
     def _has_begun(self, progress: Progress) -> None:
@@ -252,9 +261,16 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
         # Workers and buffers stay here; a copy makes its own.
         return {**self.__dict__, "_pool": None, "_dispatch": None, "_iterator": None, "_pid": -1}
 
-    def _is_datapipe(self) -> bool:
-        # torch seeds and shards these by private means: its own iterator serves them.
-        return isinstance(self.dataset, (torch.utils.data.IterDataPipe, torch.utils.data.MapDataPipe))
+    def _is_torchs(self) -> bool:
+        """Whether torch's own iterator does the work: datapipes it seeds and shards by private means."""
+        disabled = os.environ.get("LOADERS_DISABLE") == "1"
+        return disabled or isinstance(self.dataset, (torch.utils.data.IterDataPipe, torch.utils.data.MapDataPipe))
+
+    def _check_has_state(self) -> None:
+        if self._is_torchs():
+            raise StateError(
+                "torch's own DataLoader does the work here (LOADERS_DISABLE=1, or a datapipe): it has no state."
+            )
 
     def _make_plan(self) -> None:
         """Plan anew if what a plan is made of has changed: torch lets these attributes be set at any time."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import islice
@@ -11,6 +12,7 @@ import torch
 from torch.utils.data import BatchSampler, RandomSampler, SubsetRandomSampler, WeightedRandomSampler
 
 from loaders.rng import Domain, keyed_word
+from loaders.sampling.base import KeyedSampler
 
 if TYPE_CHECKING:
     from loaders.dataloader import DataLoader
@@ -27,11 +29,43 @@ def world_of(sampler: Any) -> tuple[int, int]:
 
 
 def inner_sampler(loader: Any) -> Any:
-    """The sampler that fixes the order: the one inside torch's own BatchSampler, a user's batch sampler itself."""
+    """The sampler that fixes the order: the one that the batch sampler draws from, unless that keeps its own state."""
     batches = loader.batch_sampler
     if batches is None:
         return loader.sampler
-    return batches.sampler if type(batches) is BatchSampler else batches
+    own = type(batches) is not BatchSampler and (hasattr(batches, "state_dict") or hasattr(batches, "set_epoch"))
+    return batches if own else getattr(batches, "sampler", batches)
+
+
+def order_at_rest(sampler: Any, *, drawn: bool) -> dict[str, Any]:
+    """The `origin` of an epoch that has not begun. `drawn`: its base seed was drawn already."""
+    if _is_stateful(sampler):
+        return {"sampler": _from_start(sampler)}
+    if type(sampler) in _RANDOM and sampler.generator is not None:
+        return {"generator" if drawn else "before": _bytes_of(sampler.generator.get_state())}
+    return {}
+
+
+def restore(sampler: Any, origin: dict[str, Any]) -> None:
+    """Let the next iteration of a sampler be the one that `origin` tells of.
+
+    Raises:
+        StateError: the sampler refuses its state.
+    """
+    if "sampler" in origin:
+        sampler.load_state_dict(origin["sampler"])
+    elif "epoch" in origin:
+        sampler.set_epoch(origin["epoch"])
+
+
+def _is_stateful(sampler: Any) -> bool:
+    return hasattr(sampler, "state_dict") and hasattr(sampler, "load_state_dict")
+
+
+def _from_start(sampler: Any) -> dict[str, Any]:
+    """A sampler's state, at the start of an epoch also where it still stands at the end of the last one."""
+    state = copy.deepcopy(dict(sampler.state_dict()))
+    return {**state, "position": 0} if "position" in state else state
 
 
 class KeyStream(Iterator[list[Any]]):
@@ -60,25 +94,21 @@ class KeyStream(Iterator[list[Any]]):
         self._rest: list[Any] = []
         self._begin()
         # torch makes these iterators here too, before it draws its base seed; a BatchSampler only with the first key.
-        self._items: Iterator[Any] = iter(()) if auto else iter(self._sampler)
+        self._items: Iterator[Any] = iter(()) if auto else iter(self._sampler if outer is None else outer)
 
     def _begin(self) -> None:
         sampler, origin = self._sampler, self.origin
-        if hasattr(sampler, "state_dict") and hasattr(sampler, "load_state_dict"):
-            if "sampler" not in origin:
-                origin["sampler"] = dict(sampler.state_dict())
-                if "position" in origin["sampler"]:
-                    origin["sampler"]["position"] = 0
-                return
-            state = dict(origin["sampler"])
-            if "position" in state:
+        restore(sampler, origin)
+        if _is_stateful(sampler):
+            origin.setdefault("sampler", _from_start(sampler))
+            if isinstance(sampler, KeyedSampler) and self.size is not None and self._skip:
                 # It can go anywhere at once. Positions are counted over all ranks.
-                state["position"], self._skip = self._skip * world_of(sampler)[1], 0
-            sampler.load_state_dict(state)
+                sampler.load_state_dict({**origin["sampler"], "position": self._skip * world_of(sampler)[1]})
+                self._skip = 0
         elif hasattr(sampler, "set_epoch") and hasattr(sampler, "epoch"):
-            if "epoch" in origin:
-                sampler.set_epoch(origin["epoch"])
             origin["epoch"] = sampler.epoch
+        elif "before" in origin:
+            sampler.generator.set_state(_tensor_of(origin.pop("before")))
 
     def __next__(self) -> list[Any]:
         if self._drawn:
@@ -116,9 +146,9 @@ class KeyStream(Iterator[list[Any]]):
             return
         given = sampler.generator
         if given is not None and "generator" not in origin:
-            origin["generator"] = given.get_state().numpy().tobytes()
+            origin["generator"] = _bytes_of(given.get_state())
         if given is not None:
-            given.set_state(_bytes(origin["generator"]))
+            given.set_state(_tensor_of(origin["generator"]))
             yield
             return
         own = torch.Generator()
@@ -127,7 +157,7 @@ class KeyStream(Iterator[list[Any]]):
         elif "seed" in origin:
             own.manual_seed(origin["seed"])
         elif "torch" in origin:
-            own.set_state(_bytes(origin["torch"]))
+            own.set_state(_tensor_of(origin["torch"]))
         elif type(sampler) is RandomSampler:
             # It is about to draw this seed by itself: look at it, and leave no trace.
             before = torch.get_rng_state()
@@ -136,7 +166,7 @@ class KeyStream(Iterator[list[Any]]):
             yield
             return
         else:
-            origin["torch"] = torch.get_rng_state().numpy().tobytes()
+            origin["torch"] = _bytes_of(torch.get_rng_state())
             yield
             return
         sampler.generator = own
@@ -146,5 +176,9 @@ class KeyStream(Iterator[list[Any]]):
             sampler.generator = None
 
 
-def _bytes(state: bytes) -> torch.Tensor:
+def _bytes_of(state: torch.Tensor) -> bytes:
+    return bytes(state.numpy().tobytes())
+
+
+def _tensor_of(state: bytes) -> torch.Tensor:
     return torch.frombuffer(bytearray(state), dtype=torch.uint8)

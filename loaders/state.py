@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+
+from torch.utils.data import BatchSampler
 
 from loaders.errors import StateError
 from loaders.keys import inner_sampler, world_of
@@ -14,6 +16,22 @@ if TYPE_CHECKING:
     from loaders.dataloader import DataLoader
 
 VERSION = 1
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value >= 0
+
+
+_NO = object()  # nothing fits it
+_FITS: dict[str, Callable[[Any], bool]] = {
+    "version": _is_count,
+    "seed": lambda value: value is None or type(value) is int,
+    "epoch": _is_count,
+    "batches": _is_count,
+    "keys": _is_count,
+    "origin": lambda value: isinstance(value, dict),
+    "failed": lambda value: isinstance(value, (list, tuple)) and all(len(each) == 4 for each in value),
+}
 
 
 @dataclass
@@ -48,19 +66,19 @@ class Progress:
 def state_of(loader: DataLoader[Any], progress: Progress, seed: int | None) -> dict[str, Any]:
     """The state that `loader` is in. `keys` are counted over all ranks, so that another number of ranks can go on."""
     world_size = world_of(inner_sampler(loader))[1]
-    state = {
+    state: dict[str, Any] = {
         "version": VERSION,
         "seed": seed,
         **_must_agree(loader),
         "epoch": progress.epoch,
         "batches": progress.batches,
         "keys": progress.keys * world_size,
-        "origin": dict(progress.origin),
+        "origin": progress.origin,
         "failed": [list(each) for each in progress.failed],
     }
     if progress.lanes:
-        state |= {"lanes": list(progress.lanes), "lane": progress.lane, "streams": list(progress.streams)}
-    return state
+        state |= {"lanes": progress.lanes, "lane": progress.lane, "streams": progress.streams}
+    return copy.deepcopy(state)
 
 
 def progress_of(loader: DataLoader[Any], state: Mapping[str, Any]) -> Progress:
@@ -69,9 +87,11 @@ def progress_of(loader: DataLoader[Any], state: Mapping[str, Any]) -> Progress:
     Raises:
         StateError: the state is of a loader over other data, in other batches or with another seed.
     """
-    missing = [name for name in ("version", "seed", "epoch", "batches", "keys", "origin") if name not in state]
-    if missing:
-        raise StateError(f"This is no state of a loaders.DataLoader: it has no {', '.join(missing)}.")
+    if not isinstance(state, Mapping):
+        raise StateError(f"This is no state of a loaders.DataLoader, but a {type(state).__name__}.")
+    wrong = [f"{name} is {state.get(name, 'missing')!r}" for name, fits in _FITS.items() if not fits(state.get(name, _NO))]
+    if wrong:
+        raise StateError(f"This is no state of a loaders.DataLoader: {', '.join(wrong)}.")
     differences = [
         f"{name} is {state.get(name)!r} in the state and {mine!r} here"
         for name, mine in {"version": VERSION, **_must_agree(loader)}.items()
@@ -88,15 +108,16 @@ def progress_of(loader: DataLoader[Any], state: Mapping[str, Any]) -> Progress:
             "state was taken; only the number of workers, their kind, and at equal global batch the number of ranks "
             "may differ."
         )
+    state = copy.deepcopy(dict(state))
     return Progress(
         epoch=state["epoch"],
         batches=state["batches"],
         keys=state["keys"] // world_size,
-        origin=dict(state["origin"]),
-        failed=[(position, index, source, error) for position, index, source, error in state.get("failed", ())],
-        lanes=list(state.get("lanes", ())),
+        origin=state["origin"],
+        failed=[(position, index, source, error) for position, index, source, error in state["failed"]],
+        lanes=state.get("lanes", []),
         lane=state.get("lane", 0),
-        streams=list(state.get("streams", ())),
+        streams=state.get("streams", []),
     )
 
 
@@ -105,8 +126,16 @@ def _must_agree(loader: DataLoader[Any]) -> dict[str, Any]:
     if loader._plan.fetch == "stream":
         # Each worker has a stream of its own: what it holds depends on how many there are.
         return {"num_workers": loader.num_workers, "batch_size": loader.batch_size, "drop_last": loader.drop_last}
-    size = None if loader.batch_size is None else loader.batch_size * world_size
-    return {"length": _length(loader.dataset), "global_batch": size, "drop_last": loader.drop_last}
+    batches, size, drop_last = loader.batch_sampler, loader.batch_size, loader.drop_last
+    if type(batches) is BatchSampler:
+        size, drop_last = batches.batch_size, batches.drop_last
+    return {
+        "length": _length(loader.dataset),
+        "global_batch": None if size is None else size * world_size,
+        "drop_last": drop_last,
+        # An order that the seed fixes is not kept in the state; any other is.
+        "seeded": loader.seed is not None,
+    }
 
 
 def _length(dataset: Any) -> int | None:

@@ -6,12 +6,15 @@ import os
 import select
 import signal
 import socket
+import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing import resource_tracker
 from multiprocessing.context import BaseContext
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -20,7 +23,7 @@ from loaders.batching.arena import Arena
 from loaders.batching.slots import Block
 from loaders.engines.orders import Job
 from loaders.engines.process_worker import Setup, main
-from loaders.engines.wire import CELL_NBYTES, Inherited
+from loaders.engines.wire import CELL_NBYTES, SINCE_AT, Inherited
 from loaders.errors import WorkerLostError
 
 # Processes that end by themselves, or are killed, without any run being reported in between.
@@ -53,6 +56,10 @@ class Member:
     cell_at: int
     number: int | None
     payloads: deque[tuple[tuple[int, ...], bytearray]] = field(default_factory=deque)
+
+    def is_warm(self) -> bool:
+        """Whether it has started, and only waits for its number or has it already."""
+        return bool(self.cell[SINCE_AT] != -1)
 
 
 class Crew:
@@ -92,6 +99,7 @@ class Crew:
         self._not_theirs = not_theirs
         self._poll = poll
         self._serial = 0
+        self._spares = 1  # wanted
         self._failed_starts = 0
         self._kills = 0
 
@@ -153,19 +161,24 @@ class Crew:
         """
         if not over_a_sample:
             self._count(exitcode)
+        spares = sorted((each for each in self.members.values() if each.number is None), key=Member.is_warm, reverse=True)
         if member.number is not None:
-            spare = next((each for each in self.members.values() if each.number is None), None)
-            if spare is not None:
-                self._promote(spare, member.number)
+            if not (spares and spares[0].is_warm()):
+                # They die faster than one can be started: more at once stand a better chance.
+                self._spares = min(self._spares + 1, len(self._free_cells))
+            if spares:
+                self._promote(spares.pop(0), member.number)
             else:
                 self.start(member.number)
         # With lanes a worker's stream is its own: a spare could not know in time which one to follow.
-        if len(self._lanes) == 1 and not any(each.number is None for each in self.members.values()):
-            self.start(None)
+        if len(self._lanes) == 1:
+            for _ in range(min(self._spares - len(spares), len(self._free_cells))):
+                self.start(None)
 
     def is_working(self) -> None:
         """A run was reported: workers can be kept alive."""
         self._failed_starts = self._kills = 0
+        self._spares = 1
 
     def close(self, push: Callable[[], None]) -> None:
         """Wait until all have ended, by themselves at first, then by force; `push` sends what they are to be told."""
@@ -241,17 +254,36 @@ def _exitcode_of(process: Any) -> int | None:
 
 
 def _start_unhurt_by_ctrl_c(process: Any, method: str) -> None:
-    """Start a process in which SIGINT waits until the worker ignores it, so that Ctrl-C never makes it chatter."""
-    if method == "forkserver":
-        process.start()  # its parent is the server, whose mask is its own affair
+    """Start a process so that Ctrl-C neither interrupts that half-way nor makes the process chatter."""
+    with _ctrl_c_waits():
+        if method == "forkserver":
+            process.start()  # its parent is the server, whose mask is its own affair
+            return
+        if method == "spawn":
+            resource_tracker.ensure_running()  # else started below, for all processes to come, and undoes the mask
+        # In the process it waits until the worker has said that it ignores it.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+@contextmanager
+def _ctrl_c_waits() -> Iterator[None]:
+    handler = signal.getsignal(signal.SIGINT)
+    # In another thread it interrupts nothing; a handler that is none of Python's cannot be put back.
+    if threading.current_thread() is not threading.main_thread() or not callable(handler):
+        yield
         return
-    if method == "spawn":
-        resource_tracker.ensure_running()  # else started below, for all processes to come and with a mask of its own
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    came: list[tuple[int, FrameType | None]] = []
+    signal.signal(signal.SIGINT, lambda number, frame: came.append((number, frame)))
     try:
-        process.start()
+        yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        signal.signal(signal.SIGINT, handler)
+        if came:
+            handler(*came[0])
 
 
 def _sentinel_of(process: Any) -> int:

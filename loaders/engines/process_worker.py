@@ -70,6 +70,7 @@ def main(setup: Setup) -> None:
     _one_opencv_thread()
     threading.Thread(target=_end_with, args=(setup.consumer,), daemon=True).start()
     with socket.socket(fileno=setup.gate.fd) as gate:
+        _cell_of(setup)[SINCE_AT] = time.monotonic_ns()
         first = gate.recv(8)  # warm from here on, and idle until there is a number to take over
         if len(first) == 8:
             serve(setup, int.from_bytes(first, "little"), gate)
@@ -80,7 +81,7 @@ def serve(setup: Setup, number: int, gate: socket.socket) -> None:
     job, arena = setup.job, setup.arena
     view = memoryview(arena.buffer)
     record = view[setup.cell : setup.cell + RUN.size]
-    cell = view[setup.cell : setup.cell + CELL_NBYTES].cast("q")
+    cell = _cell_of(setup)
     worker: Worker | None = None
     failure: Failure | None = None
     orders = _Orders(arena)
@@ -114,6 +115,10 @@ def serve(setup: Setup, number: int, gate: socket.socket) -> None:
             _tell(setup, gate, outcome, order)
         except (BrokenPipeError, ConnectionResetError):
             return  # the consumer does not want to hear it any more
+
+
+def _cell_of(setup: Setup) -> memoryview:
+    return memoryview(setup.arena.buffer)[setup.cell : setup.cell + CELL_NBYTES].cast("q")
 
 
 def _marker(cell: memoryview, cancelled: memoryview) -> Callable[[int], bool]:

@@ -56,13 +56,9 @@ def assert_same(batches: list[Any], reference: list[Any]) -> None:
         assert same(batch, want), f"batch {number} differs: {batch} instead of {want}"
 
 
-def collate_arrays(samples: list[dict[str, Any]]) -> list[Any]:
-    return [np.stack([sample["noise"] for sample in samples]), [sample["name"] for sample in samples]]
-
-
 SHAPES: dict[str, dict[str, Any]] = {
     "rows": {},
-    "own collate_fn": {"collate_fn": collate_arrays, "fields": None},
+    "own collate_fn": {"collate_fn": saboteurs.collate_arrays, "fields": None},
     "single samples": {"batch_size": None, "fields": None},
 }
 
@@ -105,13 +101,15 @@ def test_strike_counts_against_the_row_that_was_being_read_and_no_other(tmp_path
     iterator = iter(loader)
     assert next(iterator)["i"].tolist() == list(range(8))
     dispatch = iterator._dispatch
-    for strikes in (1, 2):
+
+    def strikes() -> dict[tuple[int, int], int]:
+        dispatch.collect(0)
+        return dict(dispatch.engine._strikes)
+
+    for count in (1, 2):
         os.kill(wait_until(lambda: dataset.victim(13), "a worker is in sample 13"), signal.SIGKILL)
-        wait_until(lambda: dispatch.collect(0) or dispatch.engine._strikes, "the worker is missed")
-        wait_until(
-            lambda: (dispatch.collect(0), list(dispatch.engine._strikes.values()) == [strikes])[1], "it is counted"
-        )
-        [(_, row)] = dispatch.engine._strikes
+        wait_until(lambda count=count: count in strikes().values(), "the worker is missed")
+        [(_, row)] = strikes()
         assert row == 13 - 8
     os.kill(wait_until(lambda: dataset.victim(13), "a worker is in sample 13"), signal.SIGKILL)
     rest = [batch["i"].tolist() for batch in iterator]
@@ -148,7 +146,11 @@ def test_neighbours_of_a_killer_in_the_same_run_are_read() -> None:
 @pytest.mark.parametrize("method", ["fork", "forkserver"])
 def test_worker_that_is_killed_while_starting_strikes_no_sample(method: str, tmp_path: Path) -> None:
     loader = DataLoader(
-        Numbers(12), 4, num_workers=2, multiprocessing_context=method, worker_init_fn=WaitsInInit(tmp_path, patient=5)
+        Numbers(12),
+        4,
+        num_workers=2,
+        multiprocessing_context=method,
+        worker_init_fn=saboteurs.WaitsInInit(tmp_path, patient=5),
     )
     iterator = iter(loader)
     killed: list[int] = []
@@ -167,21 +169,6 @@ def test_worker_that_is_killed_while_starting_strikes_no_sample(method: str, tmp
     assert batches == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
     assert len(set(killed)) == 5
     assert iterator._dispatch.engine._strikes == {}
-
-
-class WaitsInInit:
-    """A worker_init_fn in which the first processes wait to be killed."""
-
-    def __init__(self, folder: Path, patient: int) -> None:
-        self.folder = folder
-        self.patient = patient
-
-    def __call__(self, worker: int) -> None:
-        for number in range(self.patient):
-            if saboteurs.is_first(self.folder / str(number)):
-                (self.folder / f"{number} tmp").write_text(str(os.getpid()))
-                (self.folder / f"{number} tmp").rename(self.folder / f"in init {number}")
-                threading.Event().wait()
 
 
 def test_kills_every_tenth_of_a_second_do_not_stop_progress_under_spawn() -> None:
@@ -286,24 +273,35 @@ def test_loader_closes_at_once_although_workers_of_another_have_inherited_its_pi
     assert [batch["i"].tolist() for batch in other] == [[i] for i in range(1, 9)]
 
 
+SIGCHLD_IGNORED = """
+import pathlib, signal, sys
+from support.saboteurs import Numbers, sigkill
+from loaders.dataloader import DataLoader
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+loader = DataLoader(Numbers(12, sigkill, at={5}, once=pathlib.Path(sys.argv[1])), batch_size=4, num_workers=2)
+print([i for batch in loader for i in batch["i"].tolist()])
+"""
+
+
 def test_exit_code_that_somebody_else_took_is_no_hang(tmp_path: Path) -> None:
-    before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-    try:
-        loader = DataLoader(Numbers(12, saboteurs.sigkill, at={5}, once=tmp_path), batch_size=4, num_workers=2)
-        assert [i for batch in loader for i in batch["i"].tolist()] == list(range(12))
-    finally:
-        signal.signal(signal.SIGCHLD, before)
+    with run(["-c", SIGCHLD_IGNORED, str(tmp_path)]) as process:
+        output, noise = process.communicate()
+    assert (output, noise) == (f"{list(range(12))}\n", "")
 
 
-def run_consumer(*methods: str) -> subprocess.Popen[str]:
+def run(arguments: list[str]) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-W", "ignore", consumer.__file__, *methods],
+        [sys.executable, "-W", "ignore", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS.parent)])},
         start_new_session=True,
     )
+
+
+def run_consumer(*methods: str) -> subprocess.Popen[str]:
+    return run([str(consumer.__file__), *methods])
 
 
 METHODS = [["fork"], ["forkserver"], ["spawn"]]

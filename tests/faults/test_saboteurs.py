@@ -1,4 +1,4 @@
-"""Saboteur × expected error: whatever a dataset does to its worker, the consumer hears what happened to which sample."""
+"""Saboteur by saboteur: whatever a dataset does to its worker, the consumer hears what happened to which sample."""
 
 from __future__ import annotations
 

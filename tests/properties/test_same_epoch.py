@@ -19,6 +19,9 @@ from support.waiting import assert_no_workers
 from loaders import DataLoader, ShardedSampler, sample_rng
 from loaders.rng import Domain, enter_sample, keyed_word, leave_sample
 
+# More workers than this machine may have cores: torch says so.
+pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create 4 worker processes")
+
 SEED = 2**40 + 7
 N = 61
 GLOBAL_BATCH = 8

@@ -1,4 +1,4 @@
-"""A program that consumes batches until it is killed or interrupted: `consumer.py METHOD [METHOD …]`, a loader for each.
+"""A program that consumes batches until it is killed or interrupted: `consumer.py METHOD …`, two loaders for each.
 
 It prints the ids of all processes it has started, and then tells what becomes of it.
 """

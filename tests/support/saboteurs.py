@@ -21,7 +21,7 @@ from loaders.rng import sample_rng
 
 
 class Numbers:
-    """Sample `i` is {"x": float32 (3,) full of i, "i": i}. `fault(i)` is called in the samples `at`, before they are read.
+    """Sample `i` is {"x": float32 (3,) full of i, "i": i}. Before a sample in `at` is read `fault(i)` is called.
 
     Args:
         once: a folder in which each faulty sample leaves a mark, and is good from then on.
@@ -349,3 +349,23 @@ class Blocks(Numbers):
             mark.unlink()
             return int(mark.name.split()[1])
         return None
+
+
+def collate_arrays(samples: list[dict[str, Any]]) -> list[Any]:
+    """An own collate_fn that gives arrays and strings."""
+    return [np.stack([sample["noise"] for sample in samples]), [sample["name"] for sample in samples]]
+
+
+class WaitsInInit:
+    """A worker_init_fn in which the first processes wait to be killed."""
+
+    def __init__(self, folder: Path, patient: int) -> None:
+        self.folder = folder
+        self.patient = patient
+
+    def __call__(self, worker: int) -> None:
+        for number in range(self.patient):
+            if is_first(self.folder / str(number)):
+                (self.folder / f"{number} tmp").write_text(str(os.getpid()))
+                (self.folder / f"{number} tmp").rename(self.folder / f"in init {number}")
+                threading.Event().wait()
