@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import mmap
 import os
 import threading
 import time
@@ -52,6 +53,45 @@ def transport(peer: str, shape: list[int], dtype: str, batch_size: int, batches:
     return {"gb_per_s": counted * out.nbytes / elapsed_s / 1e9, "first_s": first_s}
 
 
+def ceiling(shape: list[int], dtype: str, batch_size: int, batches: int, workers: int) -> dict[str, float]:
+    """GB/s of the same copies without a loader: forked loops write samples into reused memory, the consumer copies out.
+
+    Three slots, and as few messages as can be: what the machine's memory and cores allow, and no loader can pass.
+    """
+    torch.set_num_threads(1)
+    ready = Ready(1, shape, dtype).arrays
+    slots = np.ndarray((3, batch_size, *shape), dtype, mmap.mmap(-1, 3 * batch_size * ready[0].nbytes))
+    tasks, done = os.pipe(), os.pipe()
+    pieces = 8
+    bounds = [batch_size * piece // pieces for piece in range(pieces + 1)]
+    for _ in range(workers):
+        if os.fork() == 0:
+            os.close(tasks[1])
+            while task := os.read(tasks[0], 2):
+                slot, piece = slots[task[0]], task[1]
+                for row in range(bounds[piece], bounds[piece + 1]):
+                    slot[row] = ready[row % _KINDS]
+                os.write(done[1], task[:1])
+            os._exit(0)
+    out, finished = torch.empty(slots.shape[1:], dtype=getattr(torch, dtype)), [0] * len(slots)
+    began, warm_up = 0.0, batches // 5
+    for number in range(-len(slots), batches):
+        if number >= 0:
+            slot = number % len(slots)
+            while finished[slot] < pieces:
+                for each in os.read(done[0], 4096):
+                    finished[each] += 1
+            finished[slot] = 0
+            out.copy_(torch.from_numpy(slots[slot]))
+        if number == warm_up:
+            began = time.perf_counter()
+        if number < batches - len(slots):
+            os.write(tasks[1], b"".join(bytes([(number + len(slots)) % len(slots), piece]) for piece in range(pieces)))
+    elapsed_s = time.perf_counter() - began
+    os.close(tasks[1])
+    return {"gb_per_s": (batches - 1 - warm_up) * out.nbytes / elapsed_s / 1e9}
+
+
 def first_batch(peer: str, batch_size: int, workers: int) -> dict[str, float]:
     """Seconds from constructing the loader to its first batch, in a process that has iterated one before."""
     torch.set_num_threads(1)
@@ -77,7 +117,7 @@ def iterate(peer: str, batch_size: int, batches: int, workers: int) -> dict[str,
 
 
 def memory(peer: str, shape: list[int], batch_size: int, batches: int, workers: int) -> dict[str, float]:
-    """The most bytes taken while iterating: all shared-memory pages of the machine, and anonymous memory of all processes.
+    """The most bytes taken while iterating: shared-memory pages of the machine, and anonymous memory of all processes.
 
     Shared pages are counted machine-wide, because queued files are mapped by nobody. The caller subtracts a floor.
     """

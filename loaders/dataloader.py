@@ -165,13 +165,7 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
         progress = self._resume.copy() if self._resume is not None else Progress(epoch)
         keys = KeyStream(self, progress) if self._plan.fetch != "stream" else None
         if dispatch is None:
-            # Drawn where torch draws it, so that generators are in the same state afterwards.
-            seed = int(torch.empty((), dtype=torch.int64).random_(generator=self.generator).item())
-            if self._sample_seed is None:
-                self._sample_seed = seed
-            if self.seed is not None:
-                seed = keyed_word(Domain.ORDER, self.seed, progress.epoch, 1) >> 1
-            dispatch = Dispatch(self._new_engine(seed))
+            dispatch = Dispatch(self._new_engine(self._base_seed(progress)))
             if persistent:
                 self._dispatch = dispatch
                 weakref.finalize(self, dispatch.close, ())
@@ -232,6 +226,20 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
                 "was delivered is read once more and thrown away.",
                 stacklevel=2,
             )
+
+    def _base_seed(self, progress: Progress) -> int:
+        """What the workers' seeds count from; torch's own where `seed` is not given."""
+        seed = None
+        if progress.batches == 0 and (self.seed is None or self.generator is not None):
+            # Drawn where torch draws it, so that generators are in the same state afterwards: once an epoch, not again
+            # in the middle of it, and not from the process's own generator if there is nothing to be drawn.
+            seed = int(torch.empty((), dtype=torch.int64).random_(generator=self.generator).item())
+            if self._sample_seed is None:
+                self._sample_seed = seed
+        if self.seed is not None or seed is None:
+            assert self._sample_seed is not None
+            seed = keyed_word(Domain.ORDER, self._sample_seed, progress.epoch, 1) >> 1
+        return seed
 
     def _epoch_number(self) -> int:
         epoch = getattr(inner_sampler(self), "epoch", self._sampler_epoch)

@@ -149,7 +149,8 @@ class Dispatch:
         # Rows are counted, not runs: the run of a worker that was lost may come back in pieces.
         batch.unreported -= _weight(outcome.start, outcome.stop)
         done = outcome.stop - outcome.start
-        if not (outcome.cancelled or outcome.failures) and done > 0:
+        # The first sample of all tells nothing of those behind it: it pays for imports, and for memory touched first.
+        if not (outcome.cancelled or outcome.failures or outcome.spec) and done > 0:
             cost_s = outcome.elapsed_s / done
             self.cost_s = cost_s if self.cost_s == 0.0 else 0.8 * self.cost_s + 0.2 * cost_s
         if batch.abandoned:

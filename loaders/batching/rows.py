@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from loaders.spec import BatchSpec, FieldSpec, is_plain, tensor_as_array
+from loaders.spec import BatchSpec, FieldSpec, is_masked, is_plain, tensor_as_array
 
 Put = Callable[[int, Any], bool]
 
@@ -112,7 +112,7 @@ def as_row_array(spec: FieldSpec, value: Any) -> np.ndarray[Any, Any] | None:
 
 def _is_array(value: Any) -> bool:
     # What a mask hides is for the collate function to decide.
-    return isinstance(value, np.ndarray) and not isinstance(value, np.ma.MaskedArray)
+    return type(value) is np.ndarray or (isinstance(value, np.ndarray) and not is_masked(value))
 
 
 def _stack_array(spec: FieldSpec, values: np.ndarray[Any, Any]) -> Put:

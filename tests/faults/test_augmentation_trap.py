@@ -3,7 +3,6 @@
 The first test shows the trap in a bare pipeline, so that what the others claim of ours means something.
 """
 
-import multiprocessing
 
 import albumentations as A
 import cv2
@@ -19,8 +18,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threade
 
 SAMPLES, WORKERS, EPOCHS = 32, 2, 2
 METHODS = ("fork", "forkserver", "spawn")
-# A server that has imported what its workers need starts them as fast as fork does.
-multiprocessing.set_forkserver_preload(["albumentations", "torch", "loaders"])
 
 
 class CropCorner:

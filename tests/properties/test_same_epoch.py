@@ -150,7 +150,7 @@ CASES = st.builds(
 )
 
 
-@settings(max_examples=25, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=40, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck))
 @given(CASES)
 @example(Case("inline", 0, 0, 1, 2, 3, None, 0))
 @example(Case("inline", 0, 0, 4, 1, 5, None, 1))

@@ -369,3 +369,19 @@ class WaitsInInit:
                 (self.folder / f"{number} tmp").write_text(str(os.getpid()))
                 (self.folder / f"{number} tmp").rename(self.folder / f"in init {number}")
                 threading.Event().wait()
+
+
+class Shaped(Numbers):
+    """Samples with a field of every kind."""
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        sample = super().__getitem__(index)
+        sample["boxes"] = np.arange(index % 4 * 2, dtype=np.float32).reshape(-1, 2) + index
+        sample["points"] = np.full((index % 3, 2), index, np.int64)
+        sample["name"] = f"number {index}"
+        sample["half"] = (index / 2, np.int16(index))
+        return sample
+
+
+class ShapedAtOnce(Shaped, ReadAtOnce):
+    """The same, a batch at a time."""

@@ -1,0 +1,134 @@
+"""What keyed randomness costs per sample, beside reading one JPEG of about 100 KB.
+
+`python -m benchmarks.randomness`. The work that a worker does for keys alone, in runs of samples as a batch of 64 is
+shared by two workers, against `read_image` of a photograph from the page cache, in the same process and the same round.
+"""
+
+from __future__ import annotations
+
+import random
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from benchmarks.harness import keep, rounds, run_fresh, spread, table, write_section
+
+KINDS = {
+    "nothing": "nothing (generators are only watched)",
+    "sample_rng": "`sample_rng()`",
+    "compose": "an albumentations `Compose`",
+    "process": "`random`, `numpy.random` and torch's generator",
+}
+PLACES = {"worker": "a worker", "inline": "`num_workers=0`"}
+RUN = 8
+PHOTO_NBYTES = 100_000
+GOAL = 3.0  # per cent
+
+
+def cost(kind: str, place: str, samples: int) -> dict[str, float]:
+    """Microseconds per sample for its keys, and per photograph read."""
+    import albumentations as A
+    import cv2
+    import numpy as np
+    import torch  # loaded, so that its generator is watched and keyed too
+
+    from loaders import sample_rng
+    from loaders.decode import read_image
+    from loaders.demo.photos import read_photo
+    from loaders.engines.orders import Job, Order
+    from loaders.engines.work import Worker
+
+    class Reads:
+        transform = None
+
+        def __init__(self) -> None:
+            if kind == "compose":
+                self.transform = A.Compose([A.RandomCrop(224, 224), A.HorizontalFlip(), A.ColorJitter()])
+
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+    job = Job(Reads(), "each", None, True, {}, False, RUN, False, 2, 0, None)
+    worker = Worker(job, 0, bytearray(8), apart=place == "worker")
+    order = Order(0, range(samples), 0, 1, 5, None, ())
+    generators = worker._generators
+    assert generators is not None
+    generators.keyed = kind == "process"  # as it is once a sample was seen to draw
+
+    def key_all() -> None:
+        for start in range(0, samples, RUN):
+            generators.begin()
+            for row in range(start, start + RUN):
+                worker._enter(order, row)
+                if kind == "sample_rng":
+                    sample_rng()
+            assert not generators.drew()
+            generators.end()
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "photo.jpg"
+        photo = read_photo("coffee")
+        for quality in range(70, 101):
+            _, jpeg = cv2.imencode(".jpg", photo, [cv2.IMWRITE_JPEG_QUALITY, quality])
+            if jpeg.nbytes >= PHOTO_NBYTES:
+                break
+        path.write_bytes(jpeg.tobytes())
+
+        def read_all() -> None:
+            for _ in range(samples // 8):
+                assert read_image(path).dtype == np.uint8
+
+        random.seed(0)
+        key_s, read_s = _best(key_all) / samples, _best(read_all) / (samples // 8)
+    return {
+        "key_us": key_s * 1e6,
+        "read_us": read_s * 1e6,
+        "percent": 100 * key_s / read_s,
+        "photo_nbytes": jpeg.nbytes,
+        "height": photo.shape[0],
+        "width": photo.shape[1],
+    }
+
+
+def _best(work: Callable[[], None]) -> float:
+    """Median seconds of a few repetitions, the first left out."""
+    taken = []
+    for _ in range(6):
+        begun = time.perf_counter()
+        work()
+        taken.append(time.perf_counter() - begun)
+    return statistics.median(taken[1:])
+
+
+def main(count: int = 5, samples: int = 512) -> None:
+    peers = [f"{kind} {place}" for kind in KINDS for place in PLACES]
+
+    def run(peer: str) -> dict[str, float]:
+        kind, place = peer.split()
+        return run_fresh("benchmarks.randomness", "cost", kind=kind, place=place, samples=samples)
+
+    figures = rounds(peers, run, count)
+    rows, one = [], figures[peers[0]][0]
+    for peer in peers:
+        kind, place = peer.split()
+        seen: dict[str, list[Any]] = {name: [each[name] for each in figures[peer]] for name in one}
+        over = " — over" if statistics.median(seen["percent"]) >= GOAL else ""
+        rows.append([KINDS[kind], PLACES[place], spread(seen["key_us"], 1), spread(seen["percent"]) + over])
+    keep("randomness", {"goal_percent": GOAL, "runs": RUN, "figures": figures})
+    reads = spread([each["read_us"] for peer in peers for each in figures[peer]], 0)
+    text = (
+        "## Randomness\n\nWhat a sample costs for its keys, per thing that its dataset draws from, and in per cent of "
+        f"reading one JPEG of {one['photo_nbytes'] / 1e3:.0f} KB ({one['height']:.0f} by {one['width']:.0f} pixels: "
+        f"{reads} µs) in the same process: median (least to most) of {count} fresh processes; runs of {RUN} samples. "
+        f"The goal is less than {GOAL:.0f} %. `python -m benchmarks.randomness`\n\n"
+        + table(["draws from", "read by", "µs per sample", "% of a JPEG"], rows)
+    )
+    write_section("randomness", text)
+    print(text)
+
+
+if __name__ == "__main__":
+    main(*map(int, sys.argv[1:]))

@@ -1,0 +1,78 @@
+"""Train a tiny network with a checkpoint every few steps. Kill it at any time, start it again: it goes on to the bit.
+
+python examples/resume.py                     prints the loss of each step
+python examples/resume.py --checkpoint FILE   where the state of the run is kept
+"""
+
+import argparse
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from loaders import DataLoader, sample_rng
+
+
+class Blobs:
+    """Noisy pictures of ten kinds; each reading of a sample draws other noise."""
+
+    def __init__(self, count: int) -> None:
+        self.kinds = np.random.default_rng(0).normal(size=(10, 1, 12, 12)).astype(np.float32)
+        self.count = count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        noise = sample_rng().normal(size=(1, 12, 12)).astype(np.float32)
+        return {"image": self.kinds[index % 10] + noise, "label": index % 10}
+
+
+def save(checkpoint: dict[str, Any], path: Path) -> None:
+    """Write to another name first: a file that is there is whole."""
+    unfinished = path.with_suffix(".part")
+    torch.save(checkpoint, unfinished)
+    os.replace(unfinished, path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoint", type=Path, default=Path("resume.pt"))
+    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--every", type=int, default=4, help="steps between two checkpoints")
+    options = parser.parse_args()
+
+    torch.set_num_threads(1)  # sums of several threads come in any order
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Dropout(0.1), nn.Flatten(), nn.Linear(800, 10))
+    optimizer = torch.optim.Adam(net.parameters(), lr=3e-3)
+    loader = DataLoader(Blobs(650), batch_size=32, shuffle=True, num_workers=options.workers, seed=0)
+    epoch = step = 0
+    if options.checkpoint.exists():
+        checkpoint = torch.load(options.checkpoint)
+        net.load_state_dict(checkpoint["net"])
+        optimizer.load_state_dict(checkpoint["optimizer"])
+        loader.load_state_dict(checkpoint["loader"])
+        torch.set_rng_state(checkpoint["random"])  # the dropout's
+        epoch, step = checkpoint["epoch"], checkpoint["step"]
+
+    for epoch in range(epoch, options.epochs):
+        for batch in loader:
+            loss = F.cross_entropy(net(batch["image"]), batch["label"])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            step += 1
+            print(f"step {step}: loss {loss.item()!r}", flush=True)
+            if step % options.every == 0:
+                state = {"net": net.state_dict(), "optimizer": optimizer.state_dict(), "loader": loader.state_dict()}
+                save({**state, "random": torch.get_rng_state(), "epoch": epoch, "step": step}, options.checkpoint)
+
+
+if __name__ == "__main__":  # workers may be started by importing this file
+    main()

@@ -1,0 +1,71 @@
+"""A run that is killed at any time and started again until it finishes has the losses of one that was left alone."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import select
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "resume.py"
+STEPS = 63  # 650 samples in batches of 32, three times
+_LINE = re.compile(r"step (\d+): loss (\S+)")
+
+
+def losses_of(lines: list[str]) -> dict[int, str]:
+    """Every digit of the loss of each step, as it was printed."""
+    found = [_LINE.fullmatch(line.strip()) for line in lines]
+    return {int(match[1]): match[2] for match in found if match is not None}
+
+
+def start(checkpoint: Path, workers: int) -> subprocess.Popen[str]:
+    command = [sys.executable, str(EXAMPLE), "--checkpoint", str(checkpoint), "--workers", str(workers)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+
+
+def run_until(process: subprocess.Popen[str], lines_wanted: int, delay_s: float) -> tuple[list[str], bool]:
+    """What the run printed, until it ended or, `delay_s` behind its line number `lines_wanted`, was killed."""
+    assert process.stdout is not None
+    lines: list[str] = []
+    while len(lines) < lines_wanted and (line := process.stdout.readline()):
+        lines.append(line)
+    if len(lines) < lines_wanted or lines_wanted == 0:
+        rest, errors = process.communicate(timeout=60)
+        assert process.returncode == 0, errors
+        return lines + rest.splitlines(), True
+    select.select([], [], [], delay_s)  # at any instruction: also in the middle of writing a checkpoint
+    os.kill(process.pid, signal.SIGKILL)
+    rest, _ = process.communicate(timeout=60)
+    # The last line may be cut, or none at all.
+    return lines + [line for line in rest.splitlines(keepends=True) if line.endswith("\n")], process.returncode == 0
+
+
+@pytest.mark.parametrize("seed", [1])
+def test_a_run_killed_at_random_times_has_the_losses_of_an_undisturbed_one(seed: int, tmp_path: Path) -> None:
+    undisturbed, ended = run_until(start(tmp_path / "alone.pt", workers=2), 0, 0)
+    assert ended
+    reference = losses_of(undisturbed)
+    assert sorted(reference) == list(range(1, STEPS + 1))
+
+    rng, seen, deaths, ended = random.Random(seed), dict[int, str](), 0, False
+    while not ended:
+        # Also with other numbers of workers than before.
+        process = start(tmp_path / "killed.pt", workers=rng.choice([0, 1, 2]))
+        lines, ended = run_until(process, rng.randint(8, 20) if deaths < 5 else STEPS + 1, rng.uniform(0, 0.02))
+        deaths += not ended
+        for step, loss in losses_of(lines).items():
+            assert loss == reference[step], f"step {step} behind death {deaths}"
+            assert seen.setdefault(step, loss) == loss
+    assert seen == reference
+    assert deaths >= 3
+    last = torch.load(tmp_path / "killed.pt")
+    alone = torch.load(tmp_path / "alone.pt")
+    assert last["loader"] == alone["loader"]
+    assert all(torch.equal(last["net"][name], alone["net"][name]) for name in alone["net"])
