@@ -89,7 +89,9 @@ def progress_of(loader: DataLoader[Any], state: Mapping[str, Any]) -> Progress:
     """
     if not isinstance(state, Mapping):
         raise StateError(f"This is no state of a loaders.DataLoader, but a {type(state).__name__}.")
-    wrong = [f"{name} is {state.get(name, 'missing')!r}" for name, fits in _FITS.items() if not fits(state.get(name, _NO))]
+    wrong = [
+        f"{name} is {state.get(name, 'missing')!r}" for name, fits in _FITS.items() if not fits(state.get(name, _NO))
+    ]
     if wrong:
         raise StateError(f"This is no state of a loaders.DataLoader: {', '.join(wrong)}.")
     differences = [

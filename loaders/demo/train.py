@@ -12,11 +12,11 @@ import cv2
 import torch
 from rich.console import Console
 from torch.nn import functional as F
-from torch.utils.data import DataLoader
 
 from loaders.augment import Albumentations
 from loaders.batching.collate import numpy_collate
 from loaders.bridge import to_image, to_numpy
+from loaders.dataloader import DataLoader
 from loaders.datasets import ImageFolder
 from loaders.demo.display import Display
 from loaders.demo.network import MEAN, SIZE, STD, SmallNet, normalise
@@ -82,11 +82,10 @@ def photo_set(folder: Path, *, augment: bool) -> ImageFolder:
 def photo_loader(photos: ImageFolder, workers: int, *, shuffle: bool) -> DataLoader[Any]:
     """Batches {"image": uint8 (B, SIZE, SIZE, 3), "label": int64 (B,)}."""
     return DataLoader(
-        photos,  # type: ignore[arg-type]  # torch names its own class, and asks for no more than indexing and len
+        photos,
         batch_size=BATCH_SIZE,
         shuffle=shuffle,
         num_workers=workers,
-        collate_fn=numpy_collate,
         persistent_workers=workers > 0,
     )
 

@@ -161,7 +161,9 @@ class Crew:
         """
         if not over_a_sample:
             self._count(exitcode)
-        spares = sorted((each for each in self.members.values() if each.number is None), key=Member.is_warm, reverse=True)
+        spares = sorted(
+            (each for each in self.members.values() if each.number is None), key=Member.is_warm, reverse=True
+        )
         if member.number is not None:
             if not (spares and spares[0].is_warm()):
                 # They die faster than one can be started: more at once stand a better chance.

@@ -58,7 +58,7 @@ def test_a_run_killed_at_random_times_has_the_losses_of_an_undisturbed_one(seed:
     while not ended:
         # Also with other numbers of workers than before.
         process = start(tmp_path / "killed.pt", workers=rng.choice([0, 1, 2]))
-        lines, ended = run_until(process, rng.randint(8, 20) if deaths < 5 else STEPS + 1, rng.uniform(0, 0.02))
+        lines, ended = run_until(process, rng.randint(8, 20) if deaths < 4 else STEPS + 1, rng.uniform(0, 0.02))
         deaths += not ended
         for step, loss in losses_of(lines).items():
             assert loss == reference[step], f"step {step} behind death {deaths}"
