@@ -10,7 +10,7 @@ demo: $(READY)
 	$(BIN)/python -m loaders demo
 
 test: $(READY)
-	$(BIN)/python -m pytest -q -m "not soak and not gpu"
+	$(BIN)/python -m pytest -q -m "not soak"
 
 check: $(READY)
 	$(BIN)/ruff check .

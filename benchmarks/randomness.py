@@ -1,7 +1,7 @@
 """What keyed randomness costs per sample, beside reading one JPEG of about 100 KB.
 
-`python -m benchmarks.randomness`. The work that a worker does for keys alone, in runs of samples as a batch of 64 is
-shared by two workers, against `read_image` of a photograph from the page cache, in the same process and the same round.
+`python -m benchmarks.randomness`. The work that a worker does for keys alone, in runs as long as a loader cuts them for
+samples that take as long, against `read_image` of a photograph from the page cache, in the same process.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ KINDS = {
     "process": "`random`, `numpy.random` and torch's generator",
 }
 PLACES = {"worker": "a worker", "inline": "`num_workers=0`"}
-RUN = 8
+# Samples in a run: of one to two milliseconds where several workers share a batch; else the batch is one run.
+RUNS = {"worker": 2, "inline": 64}
 PHOTO_NBYTES = 100_000
 GOAL = 3.0  # per cent
 
@@ -51,7 +52,8 @@ def cost(kind: str, place: str, samples: int) -> dict[str, float]:
 
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
-    job = Job(Reads(), "each", None, True, {}, False, RUN, False, 2, 0, None)
+    run = RUNS[place]
+    job = Job(Reads(), "each", None, True, {}, False, run, False, 2, 0, None)
     worker = Worker(job, 0, bytearray(8), apart=place == "worker")
     order = Order(0, range(samples), 0, 1, 5, None, ())
     generators = worker._generators
@@ -59,9 +61,9 @@ def cost(kind: str, place: str, samples: int) -> dict[str, float]:
     generators.keyed = kind == "process"  # as it is once a sample was seen to draw
 
     def key_all() -> None:
-        for start in range(0, samples, RUN):
+        for start in range(0, samples, run):
             generators.begin()
-            for row in range(start, start + RUN):
+            for row in range(start, start + run):
                 worker._enter(order, row)
                 if kind == "sample_rng":
                     sample_rng()
@@ -117,12 +119,13 @@ def main(count: int = 5, samples: int = 512) -> None:
         seen: dict[str, list[Any]] = {name: [each[name] for each in figures[peer]] for name in one}
         over = " — over" if statistics.median(seen["percent"]) >= GOAL else ""
         rows.append([KINDS[kind], PLACES[place], spread(seen["key_us"], 1), spread(seen["percent"]) + over])
-    keep("randomness", {"goal_percent": GOAL, "runs": RUN, "figures": figures})
+    keep("randomness", {"goal_percent": GOAL, "runs": RUNS, "figures": figures})
     reads = spread([each["read_us"] for peer in peers for each in figures[peer]], 0)
     text = (
         "## Randomness\n\nWhat a sample costs for its keys, per thing that its dataset draws from, and in per cent of "
         f"reading one JPEG of {one['photo_nbytes'] / 1e3:.0f} KB ({one['height']:.0f} by {one['width']:.0f} pixels: "
-        f"{reads} µs) in the same process: median (least to most) of {count} fresh processes; runs of {RUN} samples. "
+        f"{reads} µs) in the same process: median (least to most) of {count} fresh processes. The "
+        "generators are watched run by run: runs of 2 samples in a worker, of a batch of 64 without workers. "
         f"The goal is less than {GOAL:.0f} %. `python -m benchmarks.randomness`\n\n"
         + table(["draws from", "read by", "µs per sample", "% of a JPEG"], rows)
     )

@@ -52,16 +52,16 @@ def main() -> None:
     net = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Dropout(0.1), nn.Flatten(), nn.Linear(800, 10))
     optimizer = torch.optim.Adam(net.parameters(), lr=3e-3)
     loader = DataLoader(Blobs(650), batch_size=32, shuffle=True, num_workers=options.workers, seed=0)
-    epoch = step = 0
+    first = step = 0
     if options.checkpoint.exists():
         checkpoint = torch.load(options.checkpoint)
         net.load_state_dict(checkpoint["net"])
         optimizer.load_state_dict(checkpoint["optimizer"])
         loader.load_state_dict(checkpoint["loader"])
         torch.set_rng_state(checkpoint["random"])  # the dropout's
-        epoch, step = checkpoint["epoch"], checkpoint["step"]
+        first, step = checkpoint["epoch"], checkpoint["step"]
 
-    for epoch in range(epoch, options.epochs):
+    for epoch in range(first, options.epochs):
         for batch in loader:
             loss = F.cross_entropy(net(batch["image"]), batch["label"])
             optimizer.zero_grad()

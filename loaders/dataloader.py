@@ -222,8 +222,8 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
         self.errors = [SkippedSample(*rest) for position, *rest in progress.failed if position < progress.keys]
         if any(serial > 0 and own is None for serial, own in zip(progress.lanes, progress.streams, strict=True)):
             warnings.warn(
-                f"{type(self.dataset).__name__} has no state_dict(): to go on behind batch {progress.batches}, all that "
-                "was delivered is read once more and thrown away.",
+                f"{type(self.dataset).__name__} has no state_dict(): to go on behind batch {progress.batches}, all "
+                "that was delivered is read once more and thrown away.",
                 stacklevel=2,
             )
 

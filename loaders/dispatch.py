@@ -76,7 +76,12 @@ class Dispatch:
         self._closed = False
 
     def runs(self, start: int, rows: int) -> list[tuple[int, int]]:
-        """Rows `start` to `rows`, cut so that every worker has a share and a run takes one to two milliseconds."""
+        """Rows `start` to `rows`, cut so that every worker has a share and a run takes one to two milliseconds.
+
+        A single worker shares with nobody: it gets them all, since each run costs a look at the process's generators.
+        """
+        if self.engine.num_workers == 1:
+            return [(start, rows)] if start < rows else []
         share = math.ceil((rows - start) / self.engine.num_workers)
         length = math.ceil(share / _FIRST_RUNS) if self.cost_s == 0.0 else min(share, int(_RUN_S / self.cost_s) + 1)
         return [(row, min(row + length, rows)) for row in range(start, rows, max(1, length))]

@@ -18,6 +18,8 @@ from loaders.rng import Domain, keyed_word
 
 # 624 words of a Mersenne twister, and its position.
 _TWISTER_NBYTES = 625 * 4
+# NumPy makes this view of its generator when it is first asked for, which takes a millisecond: not in every worker.
+_ = np.random.get_bit_generator().ctypes  # type: ignore[attr-defined]  # missing in NumPy's stubs alone
 
 
 class ProcessGenerators:

@@ -123,3 +123,14 @@ def test_feature_maps_plots_what_a_layer_puts_out(run, tmp_path, layer, shape):
     assert done.returncode == 0, done.stderr
     assert shape in done.stdout
     assert_is_picture(tmp_path / "feature_maps.png", 400, 1300)
+
+
+@pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="this torch is built without gloo")
+def test_distributed_reads_every_sample_once_over_two_ranks(tmp_path):
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    command = [*launcher, str(EXAMPLES / "distributed.py")]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    told = [line for line in done.stdout.splitlines() if line.startswith("epoch")]
+    assert told == [f"epoch {epoch}: [160, 160] samples read, each once: True" for epoch in (0, 1)]

@@ -33,12 +33,8 @@ class InlineEngine:
         self._queue: deque[tuple[Order, int, int]] = deque()
 
     def submit(self, order: Order, runs: Sequence[tuple[int, int]], lane: int = 0) -> None:
-        """Queue runs. Those that touch become one: nobody shares them, and each costs a look at the generators."""
-        for start, stop in runs:
-            last = self._queue[-1] if self._queue else None
-            if last is not None and last[0] is order and last[2] == start < stop:
-                start = self._queue.pop()[1]
-            self._queue.append((order, start, stop))
+        """Queue runs."""
+        self._queue.extend((order, start, stop) for start, stop in runs)
 
     def collect(self, timeout_s: float | None) -> list[Outcome]:
         """Execute the next run, unless no time is given."""

@@ -3,7 +3,6 @@
 The first test shows the trap in a bare pipeline, so that what the others claim of ours means something.
 """
 
-
 import albumentations as A
 import cv2
 import numpy as np

@@ -71,7 +71,7 @@ def seeded(dataset: Any, **arguments: Any) -> DataLoader:
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 @pytest.mark.parametrize("method", ["fork", "forkserver"])
 def test_random_kills_change_no_batch(method: str, shape: dict[str, Any]) -> None:
-    dataset = Drawn(400, work_s=0.001)
+    dataset = Drawn(240, work_s=0.001)
     reference = list(seeded(dataset, **shape))
     loader = seeded(dataset, num_workers=2, multiprocessing_context=method, **shape)
     iterator = iter(loader)

@@ -17,6 +17,7 @@ from support.saboteurs import Carries, Numbers
 from support.waiting import assert_no_workers, assert_nothing_is_held, outcomes, wait_until, worker_pids
 
 from loaders.dataloader import DataLoader
+from loaders.engines import crew, local
 from loaders.errors import SampleError, UserCodeError, WorkerLostError, WorkerTimeoutError
 
 FORK = multiprocessing.get_context("fork")
@@ -128,6 +129,13 @@ def test_worker_that_is_lost_once_changes_nothing(saboteur: str, tmp_path: Any, 
     assert_nothing_is_held(loader)
 
 
+@pytest.fixture
+def _short_grace(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(crew, "_GRACE_S", 0.2)
+    monkeypatch.setattr(local, "_GRACE_S", 0.2)
+
+
+@pytest.mark.usefixtures("_short_grace")
 @pytest.mark.parametrize("engine", ["process", "thread"])
 @pytest.mark.parametrize("saboteur", ["hang", "sigstop"])
 def test_hung_sample_hits_the_timeout_and_is_named(engine: str, saboteur: str, request: Any) -> None:
@@ -151,6 +159,7 @@ def test_hung_sample_hits_the_timeout_and_is_named(engine: str, saboteur: str, r
     assert_nothing_is_held(loader)
 
 
+@pytest.mark.usefixtures("_short_grace")
 def test_timeout_in_a_collate_fn_blames_no_sample() -> None:
     loader = DataLoader(Numbers(10), batch_size=2, num_workers=1, timeout=0.5, collate_fn=saboteurs.collate_hangs)
     iterator = iter(loader)

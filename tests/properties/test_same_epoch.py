@@ -1,4 +1,4 @@
-"""The crown: whoever reads it, wherever it is interrupted, an epoch is the same bits as a plain loop over its samples."""
+"""The crown: whoever reads an epoch, wherever it is interrupted: it is the same bits as a plain loop gives."""
 
 from __future__ import annotations
 

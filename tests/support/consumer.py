@@ -33,7 +33,9 @@ def descendants(pid: int) -> list[int]:
 
 def main(methods: list[str]) -> None:
     from loaders.dataloader import DataLoader
+    from loaders.engines import crew
 
+    crew._GRACE_S = 0.5  # two workers never end by themselves
     iterators: list[Any] = []
     try:
         print("starting", flush=True)

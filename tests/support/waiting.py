@@ -14,6 +14,10 @@ from typing import Any
 
 from loaders.engines.processes import ProcessEngine
 
+# What is there by now stays: the collections below look at what the tests make, not at all of torch every time.
+gc.collect()
+gc.freeze()
+
 
 def wait_until(condition: Callable[[], Any], what: str, timeout_s: float = 30.0) -> Any:
     """The first true value of `condition`; fails if it stays false."""

@@ -186,7 +186,9 @@ def test_a_collate_fn_draws_from_its_own_key(draw: Callable[[int], Any], paralle
 
 def test_a_collate_fn_in_a_thread_draws_from_its_own_key() -> None:
     made = {"collate_fn": collate_keyed}
-    assert_equal(epochs(Draws(KEYED["sample_rng"]), **made, **THREADS["2 threads"]), epochs(Draws(KEYED["sample_rng"]), **made))
+    assert_equal(
+        epochs(Draws(KEYED["sample_rng"]), **made, **THREADS["2 threads"]), epochs(Draws(KEYED["sample_rng"]), **made)
+    )
 
 
 # -- the process itself
