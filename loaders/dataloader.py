@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import os
 import warnings
 import weakref
@@ -41,7 +42,7 @@ _MUCH_HELD_NBYTES = 4 << 20
 
 
 class DataLoader(torch.utils.data.DataLoader[_T_co]):
-    """torch's DataLoader, several times faster: workers write samples into the batch itself.
+    """torch's DataLoader without its copies: workers write samples into the batch itself.
 
     Takes every argument of `torch.utils.data.DataLoader` with its meaning; batches have the same structure, dtypes,
     values and order. A batch may be kept for ever: its memory is used again only when the last tensor, array or view
@@ -55,14 +56,16 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
             `generator` as torch draws its base seed, and `state_dict()` remembers it.
         worker_method: "process", or "thread" for datasets that release the GIL most of the time.
         fields: how fields whose samples differ in shape share a batch: `{"boxes": Field(ragged=True)}`.
-        on_error: what a failing sample does: "raise" its exception; "skip" it, as if the sampler had not drawn it
-            (with several ranks use "substitute": ranks of unequal length hang); "substitute" another sample for it.
+            A custom `collate_fn` decides by itself.
+        on_error: what a sample does whose reading raises: "raise" its exception; "skip" it, as if the sampler had not
+            drawn it (with several ranks use "substitute": ranks of unequal length hang); "substitute" another for it.
         max_errors: how many samples may fail in a row before the error is raised all the same.
         max_buffer_bytes: the most memory that batches, made and held, may take; half of what is available by default.
         return_index: deliver `(batch, indices)`, indices as int64 (B,), or as a list if they are no ints.
 
     Attributes:
-        errors: what a policy left out: `SkippedSample(index, source, error)`.
+        errors: what a policy left out, since the loader was made or a state was loaded: `SkippedSample(index, source,
+            error)`.
         beside_count: values that no slot could hold and that travelled beside it.
 
     Raises:
@@ -103,10 +106,13 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
             raise ValueError(f'worker_method should be "process" or "thread", but got {worker_method!r}')
         if on_error not in ("raise", "skip", "substitute"):
             raise ValueError(f'on_error should be "raise", "skip" or "substitute", but got {on_error!r}')
+        if seed is not None and not 0 <= operator.index(seed) < 1 << 63:
+            raise ValueError(f"seed should be at least 0 and less than 2**63, but got {seed}")
         if on_error != "raise" and isinstance(dataset, torch.utils.data.IterableDataset):
             raise ValueError(f"on_error={on_error!r} needs a map-style dataset: a stream cannot go on behind an error")
         if return_index and isinstance(dataset, torch.utils.data.IterableDataset):
             raise ValueError("return_index=True needs a map-style dataset: the samples of a stream have no index")
+        _check_fields(fields)
         super().__init__(
             dataset,
             batch_size,
@@ -358,6 +364,15 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
         if not self.pin_memory or not torch.accelerator.is_available():
             return batch
         return map_tree(lambda leaf: leaf.pin_memory() if isinstance(leaf, torch.Tensor) else leaf, batch)
+
+
+def _check_fields(fields: Mapping[str, Field] | None) -> None:
+    for name, declared in (fields or {}).items():
+        if not isinstance(name, str) or not isinstance(declared, Field):
+            raise TypeError(
+                'fields should be a dict like {"boxes": Field(ragged=True)}; the fields of a tuple are "0", "1", …; '
+                f"but got {name!r}: {declared!r}"
+            )
 
 
 def _release(pool: SlotPool, pid: int) -> None:

@@ -93,6 +93,8 @@ class Dispatch:
                 self.engine.submit(batch.order, runs, batch.lane)
         except BufferMemoryError as error:  # no room even for the order: told when it is this batch's turn
             batch.broken, runs = Failure.of(error, "ordering"), ()
+            # The frames behind its traceback know the iterator, which `weakref.finalize` must be able to outlive.
+            error.__traceback__ = None
         self._open[batch.order.ticket] = batch
         batch.unreported = (batch.unreported or 0) + sum(_weight(start, stop) for start, stop in runs)
 

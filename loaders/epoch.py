@@ -116,7 +116,10 @@ class Epoch(Iterator[Any]):
         if self._error is not None:
             # A sampler that goes on behind its error is followed.
             error, self._error, self._exhausted = self._error, None, False
-            raise error
+            try:
+                raise error
+            finally:
+                del error  # whose traceback holds this frame
         self._stop()
         self._loader._has_ended(self.progress)
         raise StopIteration

@@ -34,7 +34,10 @@ def exception_of(failure: Failure, *, apart: bool) -> BaseException:
 
     Its `__cause__` is a SampleError with the worker's traceback, where the work was done `apart` from the consumer.
     """
-    error = failure.error
+    # Taken out of the failure: its traceback is going to know the frames that hold the failure, and a cycle would keep
+    # them, and the workers of their iterator, until the garbage collector comes by.
+    error, failure.error = failure.error, None
+    rebuilt = error is not None and not isinstance(error, StopIteration)
     where = f"while {failure.doing}"
     if failure.row is not None:
         where += f" {describe_sample(failure.key, failure.source)}"
@@ -44,12 +47,12 @@ def exception_of(failure: Failure, *, apart: bool) -> BaseException:
         where += f" in worker {failure.worker}"
     index = failure.key if isinstance(failure.key, int) else None
     cause = SampleError(f"{where}:\n{failure.text}".rstrip(), index=index, source=failure.source)
-    if error is None or isinstance(error, StopIteration):
+    if error is None or not rebuilt:
         # A StopIteration that went on from here would end the epoch in silence.
         error = UserCodeError(f"{failure.summary}\n  {where}", index=index, source=failure.source)
     elif not isinstance(error, SampleError):
         say_more(error, where)
-    if apart or error is not failure.error:
+    if apart or not rebuilt:
         error.__cause__ = cause
     return error
 

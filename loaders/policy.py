@@ -30,7 +30,10 @@ def give_up(loader: DataLoader[Any], progress: Progress, position: int, failure:
     if in_a_row > loader.max_errors:
         error = exception_of(failure, apart=loader.num_workers > 0)
         say_more(error, f"more than max_errors={loader.max_errors} samples failed in a row; loader.errors lists them.")
-        raise error
+        try:
+            raise error
+        finally:
+            del error  # whose traceback holds this frame
 
 
 class Substituting:

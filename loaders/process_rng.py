@@ -36,16 +36,21 @@ class ProcessGenerators:
         self._shared = shared
         self._left: tuple[Any, ...] | None = None
         self._callers: tuple[Any, Any, Any] | None = None
+        self._touched = False  # since `begin`
 
     def begin(self) -> None:
         """A run begins."""
+        self._touched = self.keyed
+        if not self._shared and (self.keyed or self._left is not None):
+            return
+        legacy: Any = np.random.get_state(legacy=False)
         if self._shared:
             torch = _torch()
-            self._callers = random.getstate(), np.random.get_state(), torch and torch.get_rng_state()
-        if not self.keyed and (self._shared or self._left is None):
+            self._callers = random.getstate(), legacy, torch and torch.get_rng_state()
+        if not self.keyed:
             # NumPy keeps every second normal number for the next call, which would leave no trace in the fingerprint.
-            legacy: Any = np.random.get_state(legacy=False)
             if legacy.get("has_gauss"):
+                self._touched = True
                 np.random.set_state({**legacy, "has_gauss": 0, "gauss": 0.0})
             self._left = _fingerprint()
 
@@ -70,13 +75,13 @@ class ProcessGenerators:
             self._left = (*self._left[:-1], _bytes(unused))
         if now == self._left:
             return False
+        self.keyed = self._touched = True
         self.end()
-        self.keyed = True
         return True
 
     def end(self) -> None:
         """Give the generators back to the caller as they were."""
-        if self._callers is not None:
+        if self._callers is not None and self._touched:
             python, legacy, torchs = self._callers
             random.setstate(python)
             np.random.set_state(legacy)

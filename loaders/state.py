@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from loaders.dataloader import DataLoader
 
 VERSION = 1
+_MAY_DIFFER = {
+    False: "only the number of workers, their kind, and at equal global batch the number of ranks may differ",
+    True: "of an IterableDataset only the kind of workers may differ, not their number: each has a stream of its own",
+}
 
 
 def _is_count(value: Any) -> bool:
@@ -107,8 +111,7 @@ def progress_of(loader: DataLoader[Any], state: Mapping[str, Any]) -> Progress:
     if differences:
         raise StateError(
             f"This state does not fit this loader: {'; '.join(differences)}.\n  Make the loader as it was when the "
-            "state was taken; only the number of workers, their kind, and at equal global batch the number of ranks "
-            "may differ."
+            f"state was taken; {_MAY_DIFFER[loader._plan.fetch == 'stream']}."
         )
     state = copy.deepcopy(dict(state))
     return Progress(
@@ -135,6 +138,7 @@ def _must_agree(loader: DataLoader[Any]) -> dict[str, Any]:
         "length": _length(loader.dataset),
         "global_batch": None if size is None else size * world_size,
         "drop_last": drop_last,
+        "sampler": type(inner_sampler(loader)).__name__,
         # An order that the seed fixes is not kept in the state; any other is.
         "seeded": loader.seed is not None,
     }

@@ -121,7 +121,8 @@ class Crew:
             gate=Inherited(theirs.fileno()),
             # A fork has these too; held there, they would keep the others from seeing that this process has died.
             not_mine=[ours.fileno(), *gates, *self._not_theirs] if self._method == "fork" else [],
-            consumer=None if self._method == "forkserver" else os.getpid(),
+            consumer=os.getpid(),
+            is_parent=self._method != "forkserver",
         )
         name = f"loaders-{'spare' if number is None else number}"
         process = self._context.Process(target=main, args=(setup,), name=name, daemon=True)  # type: ignore[attr-defined]

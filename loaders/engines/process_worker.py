@@ -6,6 +6,7 @@ import itertools
 import multiprocessing
 import os
 import pickle
+import select
 import signal
 import socket
 import sys
@@ -44,7 +45,7 @@ class Setup:
     Attributes:
         cell: offset of this worker's cell in the arena.
         serial: unique among all processes of the engine; `gate` brings the worker's number once it is needed.
-        consumer: the consumer's process id, or None where it is not this process's parent (forkserver).
+        consumer: the consumer's process id; `is_parent` is False where a server has forked this process.
     """
 
     job: Job
@@ -55,7 +56,8 @@ class Setup:
     done: Inherited
     gate: Inherited
     not_mine: list[int]
-    consumer: int | None
+    consumer: int
+    is_parent: bool
 
 
 def main(setup: Setup) -> None:
@@ -68,7 +70,8 @@ def main(setup: Setup) -> None:
         os.close(fd)
     renounce()  # the batches its dataset may hold are held by the consumer's dataset, too
     _one_opencv_thread()
-    threading.Thread(target=_end_with, args=(setup.consumer,), daemon=True).start()
+    watch = {"consumer": setup.consumer, "is_parent": setup.is_parent}
+    threading.Thread(target=_end_with, kwargs=watch, daemon=True).start()
     with socket.socket(fileno=setup.gate.fd) as gate:
         _cell_of(setup)[SINCE_AT] = time.monotonic_ns()
         first = gate.recv(8)  # warm from here on, and idle until there is a number to take over
@@ -214,11 +217,20 @@ def _one_torch_thread() -> None:
         torch.set_num_threads(1)
 
 
-def _end_with(consumer: int | None) -> None:
+def _end_with(consumer: int, *, is_parent: bool) -> None:
     """End this process when the consumer has died, however it died."""
     parent = multiprocessing.parent_process()
-    while parent is not None:
-        parent.join(1.0)
-        # A sibling that was forked later may hold the other end of the sentinel open; the parent's id cannot lie.
-        if not parent.is_alive() or (consumer is not None and os.getppid() != consumer):
-            os._exit(1)
+    watch = select.poll()
+    try:
+        watch.register(os.pidfd_open(consumer), select.POLLIN)
+        wait_s = None
+    except (AttributeError, OSError):
+        wait_s = 1.0  # not to be had here: look again and again
+    # A process that was forked from the consumer may hold its end of multiprocessing's own sentinel open, but the ids
+    # cannot lie; they are looked at when the descriptor is there, as another process may have got the consumer's by then.
+    while (parent is None or parent.is_alive()) and not (is_parent and os.getppid() != consumer):
+        if wait_s is None:
+            watch.poll()
+            break
+        time.sleep(wait_s)
+    os._exit(1)

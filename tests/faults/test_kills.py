@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import select
 import signal
 import subprocess
 import sys
@@ -192,10 +193,13 @@ def test_killed_stream_is_followed_again_from_its_start(workers: int, draws: boo
         )
 
     reference = [batch["i"] for batch in stream(None)]
-    assert not list(tmp_path.iterdir())
+    assert not list(tmp_path.glob("[0-9]*"))
     loader = stream(saboteurs.sigkill)
     assert_same([batch["i"] for batch in loader], reference)
-    assert len(list(tmp_path.iterdir())) == 8
+    kills = len(list(tmp_path.glob("[0-9]*")))
+    assert kills == 8
+    # Not again and again: the batches that were ordered already are in their order for whoever comes next.
+    assert len((tmp_path / "begun").read_bytes()) == 2 * workers + kills
     assert_nothing_is_held(loader)
 
 
@@ -227,6 +231,9 @@ class Counted(IterableDataset):  # type: ignore[type-arg]
         self.draws = draws
 
     def __iter__(self) -> Iterator[Any]:
+        if self.numbers.once is not None:
+            with open(self.numbers.once / "begun", "ab") as begun:
+                begun.write(b".")
         left = list(range(len(self.numbers)))
         while left:
             yield self.numbers[left.pop(int(sample_rng().integers(len(left))) if self.draws else 0)]
@@ -273,6 +280,13 @@ def test_loader_closes_at_once_although_workers_of_another_have_inherited_its_pi
     assert [batch["i"].tolist() for batch in other] == [[i] for i in range(1, 9)]
 
 
+def test_worker_that_is_killed_before_it_reads_a_sample_strikes_none(tmp_path: Path) -> None:
+    """Here it is killed while it learns which samples to read, more often than a sample may."""
+    loader = DataLoader(Numbers(4), sampler=[0, saboteurs.KillsReaders(tmp_path, 5, 1), 2], batch_size=3, num_workers=2)
+    assert [batch["i"].tolist() for batch in loader] == [[0, 1, 2]]
+    assert len(list(tmp_path.iterdir())) == 5
+
+
 SIGCHLD_IGNORED = """
 import pathlib, signal, sys
 from support.saboteurs import Numbers, sigkill
@@ -304,42 +318,75 @@ def run_consumer(*methods: str) -> subprocess.Popen[str]:
     return run([str(consumer.__file__), *methods])
 
 
-METHODS = [["fork"], ["forkserver"], ["spawn"]]
+METHODS = ["fork", "forkserver", "spawn"]
 
 
-@pytest.mark.parametrize("methods", METHODS, ids=" ".join)
-def test_workers_are_gone_soon_after_their_consumer_was_killed(methods: list[str]) -> None:
-    process = run_consumer(*methods)
-    with process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "starting\n"
-        pids = [int(pid) for pid in process.stdout.readline().split()]
-        assert len(pids) >= 4
+def started_by(process: subprocess.Popen[str]) -> tuple[list[int], list[int]]:
+    """The ids of the workers once all is running, and of the other processes: a bystander first, then their servers."""
+    assert process.stdout is not None
+    assert process.stdout.readline() == "starting\n"
+    workers, others = ([int(pid) for pid in process.stdout.readline().split()] for _ in range(2))
+    assert len(workers) == 4
+    return workers, others
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_workers_are_gone_soon_after_their_consumer_was_killed(method: str) -> None:
+    with run_consumer(method) as process:
+        workers, (bystander, *servers) = started_by(process)
         process.kill()
-        process.communicate()
-    wait_until(lambda: all(map(is_gone, pids)), "every worker is gone", timeout_s=10.0)
+        wait_until(lambda: all(map(is_gone, workers)), "every worker is gone", timeout_s=10.0)
+        assert not is_gone(bystander)
+        os.kill(bystander, signal.SIGKILL)
+        wait_until(lambda: all(map(is_gone, servers)), "their servers are gone", timeout_s=10.0)
+        assert process.communicate() == ("", "")
 
 
-@pytest.mark.parametrize("methods", METHODS, ids=" ".join)
-def test_ctrl_c_reaches_the_consumer_alone_and_leaves_nothing(methods: list[str]) -> None:
-    process = run_consumer(*methods)
-    with process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "starting\n"
-        pids = [int(pid) for pid in process.stdout.readline().split()]
+@pytest.mark.parametrize("method", METHODS)
+def test_ctrl_c_reaches_the_consumer_alone_and_leaves_nothing(method: str) -> None:
+    with run_consumer(method) as process:
+        workers, (bystander, *servers) = started_by(process)
         os.killpg(process.pid, signal.SIGINT)
-        output, noise = process.communicate()
-    assert (process.returncode, output, noise) == (0, "interrupted\nended\n", "")
-    wait_until(lambda: all(map(is_gone, pids)), "every worker is gone", timeout_s=10.0)
+        wait_until(lambda: all(map(is_gone, workers)), "every worker is gone", timeout_s=10.0)
+        os.kill(bystander, signal.SIGKILL)
+        assert process.communicate() == ("interrupted\nended\n", "")
+        wait_until(lambda: all(map(is_gone, servers)), "their servers are gone", timeout_s=10.0)
+    assert process.returncode == 0
+
+
+def is_starting(pid: int, method: str) -> bool:
+    """Whether a process is a worker, and not the server that spawn needs."""
+    try:
+        return method == "fork" or "spawn_main" in Path(f"/proc/{pid}/cmdline").read_text()
+    except FileNotFoundError:
+        return False
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
-def test_ctrl_c_while_workers_are_starting_makes_none_of_them_chatter(method: str) -> None:
-    process = run_consumer(method)
-    with process:
+def test_ctrl_c_in_the_consumer_while_workers_are_starting_ends_in_order(method: str) -> None:
+    with run_consumer(method) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "starting\n"
-        wait_until(lambda: len(consumer.descendants(process.pid)) >= 1, "a worker is starting")
+        wait_until(
+            lambda: any(is_starting(pid, method) for pid in consumer.descendants(process.pid)), "a worker is starting"
+        )
         os.killpg(process.pid, signal.SIGINT)
         output, noise = process.communicate()
     assert (process.returncode, output, noise) == (0, "interrupted\nended\n", "")
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_ctrl_c_neither_stops_a_worker_that_is_starting_nor_makes_it_chatter(method: str) -> None:
+    with run_consumer(method) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "starting\n"
+        while not select.select([process.stdout], [], [], 0.005)[0]:
+            for pid in consumer.descendants(process.pid):
+                if is_starting(pid, method) and pid != process.pid:
+                    os.kill(pid, signal.SIGINT)
+        workers = [int(pid) for pid in process.stdout.readline().split()]
+        [bystander, *_] = [int(pid) for pid in process.stdout.readline().split()]
+        assert not any(map(is_gone, workers))
+        os.kill(bystander, signal.SIGKILL)
+        process.kill()
+        assert process.communicate() == ("", "")

@@ -134,6 +134,18 @@ def test_batches_of_an_own_batch_sampler_keep_their_sizes(engine: str, shape: st
     assert_nothing_is_held(loader)
 
 
+@settings(max_examples=60, deadline=None)
+@given(sizes=st.lists(st.integers(1, 5), max_size=8), shape=st.sampled_from(["rows", "own collate_fn"]), data=st.data())
+def test_batches_of_an_own_batch_sampler_agree_with_the_model(sizes: list[int], shape: str, data: Any) -> None:
+    length = sum(sizes)
+    at = data.draw(st.sets(st.integers(0, max(0, length - 1))))
+    every, good = iter(range(length)), iter([i for i in range(length) if i not in at])
+    batches = [list(itertools.islice(every, size)) for size in sizes]
+    want = [chunk for chunk in (list(itertools.islice(good, size)) for size in sizes) if chunk]
+    loader = DataLoader(faulty(at, length), batch_sampler=batches, on_error="skip", max_errors=1000, **SHAPES[shape])
+    assert [batch["i"].tolist() for batch in loader] == want
+
+
 @pytest.mark.parametrize("drop_last", [False, True])
 def test_torchs_own_batch_sampler_is_as_good_as_batch_size(drop_last: bool) -> None:
     at = {1, 9}
@@ -202,6 +214,17 @@ def test_batches_without_a_failure_are_still_delivered_from_their_slot() -> None
     assert not inside[0]
     assert inside[-1]
     assert inside.count(False) <= 4  # the open batches when it happened; then a short one has made up for it
+
+
+def test_whatever_lies_in_the_row_of_a_failed_sample_is_not_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOADERS_DEBUG", "slots")  # fills what is free with nonsense
+    at = FAULTS["here and there"]
+    loader = skipping(at, batch_size=4, fields=FIELDS)
+    want = [
+        plain(batch) for batch in DataLoader(Shaped(LENGTH), 4, sampler=sorted(set(range(LENGTH)) - at), fields=FIELDS)
+    ]
+    for _ in range(2):
+        assert [plain(batch) for batch in loader] == want
 
 
 def test_last_short_batch_is_not_read_twice() -> None:
@@ -424,6 +447,20 @@ def test_substitutes_are_the_same_in_every_engine_and_every_time(at: set[int], s
 def test_substitutes_do_not_depend_on_workers_or_depth(engine: str) -> None:
     at = FAULTS["here and there"]
     assert substituted(ENGINES[engine], at, fields=FIELDS) == substituted({}, at, fields=FIELDS)
+
+
+def test_substitutes_do_not_depend_on_whether_a_batch_was_seen_before() -> None:
+    """The shape of a batch is unknown in the first epoch of a loader, and here nearly every sample fails often."""
+
+    def loader() -> DataLoader[Any]:
+        return DataLoader(
+            faulty(set(range(20))), batch_size=4, on_error="substitute", max_errors=1000, fields=FIELDS, seed=3
+        )
+
+    first, again = loader(), loader()
+    assert len(list(first)) == 6
+    again.load_state_dict(first.state_dict())
+    assert [plain(batch) for batch in again] == [plain(batch) for batch in first]
 
 
 def test_substitutes_do_not_depend_on_the_batch_size() -> None:

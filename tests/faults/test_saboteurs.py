@@ -227,11 +227,10 @@ def test_hundred_megabytes_beside_the_slot_arrive() -> None:
     assert large == b"\x01" * 100_000_000
 
 
+@pytest.mark.parametrize("value", [saboteurs.eight_megabytes, saboteurs.eight_megabytes_and_a_child])
 @pytest.mark.parametrize("collate_fn", [None, list], ids=["rows", "own collate_fn"])
-def test_worker_killed_in_the_middle_of_a_large_payload_changes_nothing(collate_fn: Any) -> None:
-    loader = DataLoader(
-        Carries(6, saboteurs.eight_megabytes, at={0, 1, 4}), batch_size=1, num_workers=2, collate_fn=collate_fn
-    )
+def test_worker_killed_in_the_middle_of_a_large_payload_changes_nothing(collate_fn: Any, value: Any) -> None:
+    loader = DataLoader(Carries(6, value, at={0, 1, 4}), batch_size=1, num_workers=2, collate_fn=collate_fn, timeout=20)
     iterator = iter(loader)
     engine = iterator._dispatch.engine
     # The header is told before the payload, which is too large to be sent while nobody reads it.
@@ -245,6 +244,12 @@ def test_worker_killed_in_the_middle_of_a_large_payload_changes_nothing(collate_
     assert values == want
 
 
+@pytest.fixture
+def _only_kills_are_forgiven(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(crew, "_FRUITLESS_KILLS", 1_000_000)
+
+
+@pytest.mark.usefixtures("_only_kills_are_forgiven")
 @pytest.mark.parametrize("dataset", [saboteurs.ExitsAtUnpickle, saboteurs.CrashesAtUnpickle])
 def test_dataset_that_ends_its_worker_at_unpickle_is_given_up(dataset: type[Numbers], capfd: Any) -> None:
     loader = DataLoader(dataset(8), batch_size=2, num_workers=1, multiprocessing_context="forkserver")
@@ -277,6 +282,7 @@ def test_exception_in_worker_init_fn_is_raised_at_the_first_batch(engine: str) -
     assert_nothing_is_held(loader)
 
 
+@pytest.mark.usefixtures("_only_kills_are_forgiven")
 @pytest.mark.parametrize(
     ("init", "how"), [(saboteurs.init_exits, "exit with status 5"), (saboteurs.init_crashes, "SIGSEGV")]
 )

@@ -1,11 +1,13 @@
 """A program that consumes batches until it is killed or interrupted: `consumer.py METHOD …`, two loaders for each.
 
-It prints the ids of all processes it has started, and then tells what becomes of it.
+It prints the ids of all workers, those of all other processes that have come of it, and then what becomes of it.
 """
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import signal
 import sys
 import threading
 from pathlib import Path
@@ -31,6 +33,19 @@ def descendants(pid: int) -> list[int]:
     return found
 
 
+def fork_bystander() -> int:
+    """A process that has inherited everything from the consumer and lives on, whatever becomes of that."""
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    pid = os.fork()
+    if pid > 0:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    else:
+        os.closerange(0, 3)
+        signal.alarm(60)
+        signal.pause()
+    return pid
+
+
 def main(methods: list[str]) -> None:
     from loaders.dataloader import DataLoader
     from loaders.engines import crew
@@ -45,7 +60,11 @@ def main(methods: list[str]) -> None:
                 loader = DataLoader(dataset, batch_size=4, num_workers=2, multiprocessing_context=method)
                 iterators.append(iter(loader))
                 next(iterators[-1])
-        print(*descendants(os.getpid()), flush=True)
+        workers = {child.pid for child in multiprocessing.active_children()}
+        servers = {*descendants(os.getpid())} - workers
+        bystander = fork_bystander()
+        print(*workers, flush=True)
+        print(bystander, *servers, flush=True)
         threading.Event().wait()
     except KeyboardInterrupt:
         print("interrupted", flush=True)

@@ -385,3 +385,28 @@ class Shaped(Numbers):
 
 class ShapedAtOnce(Shaped, ReadAtOnce):
     """The same, a batch at a time."""
+
+
+class KillsReaders:
+    """A key that kills the first `times` processes that unpickle it, and is `key` for those that come later."""
+
+    def __init__(self, folder: Path, times: int, key: int) -> None:
+        self.folder, self.times, self.key = folder, times, key
+
+    def __reduce__(self) -> Any:
+        return _kill_reader, (self.folder, self.times, self.key)
+
+
+def _kill_reader(folder: Path, times: int, key: int) -> int:
+    for number in range(times):
+        if is_first(folder / str(number)):
+            sigkill(key)
+    return key
+
+
+def eight_megabytes_and_a_child(index: int) -> bytes:
+    """The child holds every descriptor of the worker, and outlives it by far."""
+    if os.fork() == 0:
+        signal.alarm(60)
+        signal.pause()
+    return eight_megabytes(index)

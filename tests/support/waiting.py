@@ -48,7 +48,7 @@ def worker_threads() -> list[threading.Thread]:
 
 
 def assert_nothing_is_held(loader: Any) -> None:
-    """No block of the loader's slots is leased or in use, but those of living persistent workers themselves."""
+    """No block of the loader's slots is leased or in use, but those of persistent workers; no ticket is left over."""
     gc.collect()
     pool, dispatch = loader._pool, loader._dispatch
     if pool is None:
@@ -60,10 +60,10 @@ def assert_nothing_is_held(loader: Any) -> None:
         if dispatch is not None and not dispatch._closed:
             dispatch.collect(0)  # what was abandoned is reported by and by
         pool.reclaim()
-        return pool.leased_count == 0 and sum(pool._in_use.values()) == own
+        tickets = len(dispatch._open) if dispatch is not None else 0
+        return (pool.leased_count, sum(pool._in_use.values()), tickets) == (0, own, 0)
 
-    wait_until(is_free, f"every block is free; held: {pool.holders() or dict(pool._in_use)}", timeout_s=10.0)
-    assert dispatch is None or not dispatch._open, "tickets are left over"
+    wait_until(is_free, f"every block and ticket is free; held: {pool.holders() or dict(pool._in_use)}", timeout_s=10.0)
 
 
 def assert_no_workers() -> None:

@@ -308,3 +308,15 @@ def test_what_torch_warns_about_is_warned_about_as_often(
         told.append([each.category for each in caught if "fork()" not in str(each.message)])
     assert told[1] == told[0]
     assert told[0]
+
+
+@pytest.mark.parametrize("fields", [{"boxes": "pad"}, {0: loaders.Field(ragged=True)}])
+def test_fields_that_declare_nothing_are_refused_with_an_example(fields: Any) -> None:
+    with pytest.raises(TypeError, match=r"a dict like .*Field\(ragged=True\)"):
+        loaders.DataLoader(DATASET, fields=fields)
+
+
+@pytest.mark.parametrize(("seed", "error"), [("a", TypeError), (-1, ValueError), (1 << 63, ValueError)])
+def test_a_seed_that_is_none_is_refused_at_once(seed: Any, error: type[Exception]) -> None:
+    with pytest.raises(error):
+        loaders.DataLoader(DATASET, seed=seed)

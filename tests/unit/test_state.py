@@ -698,3 +698,11 @@ def test_delivering_indices_changes_neither_batches_nor_states() -> None:
     state = other.state_dict()
     assert seen(first) + seen(batch for batch, _ in iterator) == whole
     assert seen(resumed(state)) == whole[3:]
+
+
+@pytest.mark.parametrize("shuffled", [True, False])
+def test_a_state_of_another_kind_of_order_is_refused(shuffled: bool) -> None:
+    one = loader(shuffle=shuffled)
+    next(iter(one))
+    with pytest.raises(StateError, match="sampler is '(Random|Sequential)Sampler' in the state"):
+        resumed(one.state_dict(), shuffle=not shuffled)
