@@ -74,7 +74,8 @@ def _row(name: str, figures: dict[str, list[dict[str, float]]], figure: str, goa
 
 def _system_calls(peer: str, batch_size: int) -> float:
     """Calls of all processes per batch: the difference of a long and a short run, so that starting up cancels out."""
-    short, long = 10, 60
+    short, long = 20, 220
+    _calls_of_run(peer, batch_size, short)  # so that nothing is left to compile
     calls = [_calls_of_run(peer, batch_size, batches) for batches in (short, long)]
     return (calls[1] - calls[0]) / (long - short)
 

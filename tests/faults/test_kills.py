@@ -72,7 +72,8 @@ def seeded(dataset: Any, **arguments: Any) -> DataLoader:
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 @pytest.mark.parametrize("method", ["fork", "forkserver"])
 def test_random_kills_change_no_batch(method: str, shape: dict[str, Any]) -> None:
-    dataset = Drawn(240, work_s=0.001)
+    # Short samples: one that is long is likely to be met three times by accident.
+    dataset = Drawn(800, work_s=0.0002)
     reference = list(seeded(dataset, **shape))
     loader = seeded(dataset, num_workers=2, multiprocessing_context=method, **shape)
     iterator = iter(loader)
@@ -174,7 +175,7 @@ def test_worker_that_is_killed_while_starting_strikes_no_sample(method: str, tmp
 
 def test_kills_every_tenth_of_a_second_do_not_stop_progress_under_spawn() -> None:
     """Spares and starting workers are killed, too: a process lives for three tenths of a second on average."""
-    dataset = Drawn(80, work_s=0.005)
+    dataset = Drawn(500, work_s=0.001)
     reference = list(seeded(dataset))
     iterator = iter(seeded(dataset, num_workers=2, multiprocessing_context="spawn"))
     first = next(iterator)

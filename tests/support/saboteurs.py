@@ -248,11 +248,16 @@ def runs_a_program(index: int) -> None:
     subprocess.run([sys.executable, "-c", "pass"], check=True)
 
 
-def leaves_a_child_and_dies(index: int) -> None:
-    """The child holds every descriptor of the worker, and outlives it by far."""
+def leave_a_child() -> None:
+    """It holds every descriptor of the worker but the standard ones, and outlives it by far."""
     if os.fork() == 0:
-        signal.alarm(60)
+        os.closerange(0, 3)
+        signal.alarm(30)
         signal.pause()
+
+
+def leaves_a_child_and_dies(index: int) -> None:
+    leave_a_child()
     os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -405,8 +410,5 @@ def _kill_reader(folder: Path, times: int, key: int) -> int:
 
 
 def eight_megabytes_and_a_child(index: int) -> bytes:
-    """The child holds every descriptor of the worker, and outlives it by far."""
-    if os.fork() == 0:
-        signal.alarm(60)
-        signal.pause()
+    leave_a_child()
     return eight_megabytes(index)
