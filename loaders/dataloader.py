@@ -38,7 +38,7 @@ _DEFAULT_SHARE = 0.5
 _VIRTUAL_FACTOR = 4
 # A consumer that holds this many times the open batches is told once, if it is also this much memory.
 _MANY_HELD = 4
-_MUCH_HELD_NBYTES = 4 << 20
+_MUCH_HELD_NBYTES = 16 << 20
 
 
 class DataLoader(torch.utils.data.DataLoader[_T_co]):

@@ -128,17 +128,22 @@ class Crew:
         process = self._context.Process(target=main, args=(setup,), name=name, daemon=True)  # type: ignore[attr-defined]
         try:
             _start_unhurt_by_ctrl_c(process, self._method)
+            # A socket object would close its descriptor in a forked child when it is collected there: not a `with`.
+            theirs.close()
+            if setup.pickled is not None:
+                # Through the socket, not with the rest: multiprocessing would wait for ever for a process that was
+                # killed before it had read everything.
+                ours.sendall(len(setup.pickled).to_bytes(8, "little"))
+                ours.sendall(setup.pickled)
         except BaseException as error:
+            theirs.close()
             ours.close()
             self._free_cells.append(cell_at)
-            if not isinstance(error, BrokenPipeError):
+            if not isinstance(error, (BrokenPipeError, ConnectionResetError)):
                 raise
-            self._count(-signal.SIGKILL)  # it was killed while it was being told what to do
+            self._count(_exitcode_of(process) if process.pid is not None else -signal.SIGKILL)
             self.start(number)
             return
-        finally:
-            # A socket object would close its descriptor in a forked child when it is collected there.
-            theirs.close()
         member = Member(serial, process, ours, _sentinel_of(process), cell, cell_at, None)
         self.members[serial] = self.by_sentinel[member.sentinel] = member
         self._poll.register(member.sentinel, select.POLLIN)

@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 import numpy as np
@@ -43,12 +44,14 @@ class Setup:
     """What a worker process is started with.
 
     Attributes:
+        job: in a forked process; others are sent it through `gate`.
+        pickled: the job as it is sent. It is made while the rest is pickled, when locks and descriptors can be.
         cell: offset of this worker's cell in the arena.
         serial: unique among all processes of the engine; `gate` brings the worker's number once it is needed.
         consumer: the consumer's process id; `is_parent` is False where a server has forked this process.
     """
 
-    job: Job
+    job: Job | None
     arena: Arena
     cell: int
     serial: int
@@ -58,6 +61,11 @@ class Setup:
     not_mine: list[int]
     consumer: int
     is_parent: bool
+    pickled: Any = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        self.pickled = ForkingPickler.dumps(self.job)
+        return {**self.__dict__, "job": None, "pickled": None}
 
 
 def main(setup: Setup) -> None:
@@ -73,6 +81,9 @@ def main(setup: Setup) -> None:
     watch = {"consumer": setup.consumer, "is_parent": setup.is_parent}
     threading.Thread(target=_end_with, kwargs=watch, daemon=True).start()
     with socket.socket(fileno=setup.gate.fd) as gate:
+        if setup.job is None:
+            size = int.from_bytes(_receive(gate, 8), "little")
+            setup.job = pickle.loads(_receive(gate, size))
         _cell_of(setup)[SINCE_AT] = time.monotonic_ns()
         first = gate.recv(8)  # warm from here on, and idle until there is a number to take over
         if len(first) == 8:
@@ -82,6 +93,7 @@ def main(setup: Setup) -> None:
 def serve(setup: Setup, number: int, gate: socket.socket) -> None:
     """Read runs, do them, tell."""
     job, arena = setup.job, setup.arena
+    assert job is not None
     view = memoryview(arena.buffer)
     record = view[setup.cell : setup.cell + RUN.size]
     cell = _cell_of(setup)
@@ -115,9 +127,20 @@ def serve(setup: Setup, number: int, gate: socket.socket) -> None:
         except Exception as error:  # a worker that ended in silence would be a hang
             outcome = Outcome(number, ticket, start, stop, failures=[Failure.of(error, "working")])
         try:
-            _tell(setup, gate, outcome, order)
+            _tell(setup, job, gate, outcome, order)
         except (BrokenPipeError, ConnectionResetError):
             return  # the consumer does not want to hear it any more
+
+
+def _receive(gate: socket.socket, nbytes: int) -> bytearray:
+    """So many bytes; ends this process if the consumer does not want it any more."""
+    received = bytearray()
+    while len(received) < nbytes:
+        data = gate.recv(min(nbytes - len(received), 1 << 20))
+        if not data:
+            sys.exit()
+        received += data
+    return received
 
 
 def _cell_of(setup: Setup) -> memoryview:
@@ -133,8 +156,8 @@ def _marker(cell: memoryview, cancelled: memoryview) -> Callable[[int], bool]:
     return reading
 
 
-def _tell(setup: Setup, gate: socket.socket, outcome: Outcome, order: Order | None) -> None:
-    payload = b"" if outcome.is_plain or outcome.cancelled else _pickled(setup.job, outcome, order)
+def _tell(setup: Setup, job: Job, gate: socket.socket, outcome: Outcome, order: Order | None) -> None:
+    payload = b"" if outcome.is_plain or outcome.cancelled else _pickled(job, outcome, order)
     inline = len(payload) <= INLINE_NBYTES
     header = DONE.pack(
         setup.serial,
@@ -227,7 +250,7 @@ def _end_with(consumer: int, *, is_parent: bool) -> None:
     except (AttributeError, OSError):
         wait_s = 1.0  # not to be had here: look again and again
     # A process that was forked from the consumer may hold its end of multiprocessing's own sentinel open, but the ids
-    # cannot lie; they are looked at when the descriptor is there, as another process may have got the consumer's by then.
+    # cannot lie. They are looked at once the descriptor is there: another process may have got the consumer's before.
     while (parent is None or parent.is_alive()) and not (is_parent and os.getppid() != consumer):
         if wait_s is None:
             watch.poll()

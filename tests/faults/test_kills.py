@@ -73,7 +73,7 @@ def seeded(dataset: Any, **arguments: Any) -> DataLoader:
 @pytest.mark.parametrize("method", ["fork", "forkserver"])
 def test_random_kills_change_no_batch(method: str, shape: dict[str, Any]) -> None:
     # Short samples: one that is long is likely to be met three times by accident.
-    dataset = Drawn(800, work_s=0.0002)
+    dataset = Drawn(800 if shape.get("batch_size", 16) else 300, work_s=0.0002)
     reference = list(seeded(dataset, **shape))
     loader = seeded(dataset, num_workers=2, multiprocessing_context=method, **shape)
     iterator = iter(loader)
@@ -182,6 +182,31 @@ def test_kills_every_tenth_of_a_second_do_not_stop_progress_under_spawn() -> Non
     with Killer(iterator, random.Random(3), mean_s=0.1, at_most=40):
         batches = [first, *iterator]
     assert_same(batches, reference)
+
+
+@pytest.mark.parametrize("method", ["forkserver", "spawn"])
+def test_worker_that_is_killed_while_it_is_sent_a_large_dataset_is_no_hang(method: str) -> None:
+    dataset = Numbers(12)
+    dataset.ballast = bytes(8_000_000)  # type: ignore[attr-defined]
+    loader = DataLoader(dataset, batch_size=4, num_workers=2, multiprocessing_context=method)
+    iterators = [iter(loader)]  # the server, if there is one, is running from here on
+    killed = set(consumer.descendants(os.getpid()))
+
+    def kill() -> None:
+        for _ in range(3):
+            [pid, *_] = wait_until(
+                lambda: [pid for pid in consumer.descendants(os.getpid()) if pid not in killed], "a process is starting"
+            )
+            killed.add(pid)
+            os.kill(pid, signal.SIGSTOP)  # so that it does not come to read before it is killed
+            os.kill(pid, signal.SIGKILL)
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    iterators.append(iter(loader))
+    thread.join()
+    for iterator in iterators:
+        assert [batch["i"].tolist() for batch in iterator] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
 
 
 @pytest.mark.parametrize("workers", [1, 2])

@@ -704,5 +704,5 @@ def test_delivering_indices_changes_neither_batches_nor_states() -> None:
 def test_a_state_of_another_kind_of_order_is_refused(shuffled: bool) -> None:
     one = loader(shuffle=shuffled)
     next(iter(one))
-    with pytest.raises(StateError, match="sampler is '(Random|Sequential)Sampler' in the state"):
+    with pytest.raises(StateError, match=r"sampler is '(Random|Sequential)Sampler' in the state"):
         resumed(one.state_dict(), shuffle=not shuffled)
