@@ -130,6 +130,10 @@ class BatchSpec:
         """Bytes of each field's block; 0 for fields that travel beside the slot."""
         return [0 if field.kind == "object" else field.nbytes(rows) for field in self.fields]
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Not what is cached: another thread may be adding it to the dictionary that a plain pickle walks over.
+        return BatchSpec, (self.fields, self.skeleton)
+
     @functools.cached_property
     def _names(self) -> tuple[Any, ...] | None:
         """The keys of a sample that is one flat dict, the usual case; None for all others."""

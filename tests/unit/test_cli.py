@@ -10,6 +10,8 @@ from typer.testing import CliRunner
 
 from loaders.cli import app
 
+EPOCHS = 16
+
 
 def demo_command(*options: object) -> list[str]:
     return [sys.executable, "-m", "loaders", "demo", *map(str, options)]
@@ -21,7 +23,7 @@ def runs(few_photos, tmp_path_factory):
     done = []
     for name in ("first", "second"):
         folder = tmp_path_factory.mktemp(name)
-        command = demo_command("--data", few_photos, "--out", folder / "demo.png", "--epochs", 3, "--workers", 2)
+        command = demo_command("--data", few_photos, "--out", folder / "demo.png", "--epochs", EPOCHS, "--workers", 2)
         environment = os.environ | {"XDG_CACHE_HOME": str(folder / "cache")}
         run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         assert run.returncode == 0, run.stderr
@@ -46,9 +48,11 @@ finally:
 def test_the_demo_reports_every_epoch_in_plain_lines_when_piped(runs):
     run, _ = runs[0]
     lines = re.findall(
-        r"^epoch (\d)/3 +[\d,]+ samples/s  waiting +\d+%  loss \d\.\d+  accuracy +[\d.]+%$", run.stdout, re.MULTILINE
+        rf"^epoch +(\d+)/{EPOCHS} +[\d,]+ samples/s  waiting +\d+%  loss \d\.\d+  accuracy +[\d.]+%$",
+        run.stdout,
+        re.MULTILINE,
     )
-    assert lines == ["1", "2", "3"]
+    assert lines == [str(epoch) for epoch in range(1, EPOCHS + 1)]
     assert "\x1b" not in run.stdout
     assert run.stderr == ""
 
@@ -68,7 +72,7 @@ def test_the_demo_learns(runs):
 
 def test_equal_settings_give_equal_losses_and_accuracies(runs):
     losses = [re.findall(r"loss (\S+)  accuracy +(\S+)", run.stdout) for run, _ in runs]
-    assert len(losses[0]) == 3
+    assert len(losses[0]) == EPOCHS
     assert losses[0] == losses[1]
 
 

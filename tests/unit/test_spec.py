@@ -254,3 +254,11 @@ def test_growing_gives_half_as_much_again_as_was_needed():
 def test_rows_never_shrink_and_a_spec_that_need_not_grow_is_itself():
     spec = BatchSpec.from_sample({"x": np.zeros((100, 2))}, {"x": Field(pad=0)})
     assert spec.grown({0: (4, 2)}) is spec
+
+
+def test_a_pickled_spec_carries_its_fields_and_nothing_that_was_computed_from_them():
+    spec = BatchSpec.from_sample({"image": np.zeros((2, 3), np.uint8), "label": 1})
+    before = pickle.dumps(spec)
+    assert spec.flatten({"image": np.ones((2, 3), np.uint8), "label": 2}) is not None  # which computes some
+    assert pickle.dumps(spec) == before
+    assert pickle.loads(before) == spec

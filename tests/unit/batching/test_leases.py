@@ -214,7 +214,7 @@ ENGINES = {
 
 @pytest.fixture(scope="module", params=ENGINES)
 def loader(request):
-    loader = DataLoader(Numbers(), batch_size=4, **ENGINES[request.param])
+    loader = DataLoader(Numbers(256), batch_size=4, **ENGINES[request.param])
     list(loader)  # the first batch of all is made before its spec is known
     gc.collect()
     return loader
