@@ -20,15 +20,29 @@ if TYPE_CHECKING:
     from loaders.bridge import shares_memory as shares_memory
     from loaders.bridge import to_image as to_image
     from loaders.bridge import to_numpy as to_numpy
+    from loaders.crops import CenterCrop as CenterCrop
+    from loaders.crops import RandomResizedCrop as RandomResizedCrop
+    from loaders.crops import Resize as Resize
     from loaders.dataloader import DataLoader as DataLoader
     from loaders.datasets import ArrayDataset as ArrayDataset
     from loaders.datasets import Dataset as Dataset
+    from loaders.datasets import DecodedCache as DecodedCache
     from loaders.datasets import ImageFiles as ImageFiles
     from loaders.datasets import ImageFolder as ImageFolder
+    from loaders.decode import image_size as image_size
     from loaders.decode import read_image as read_image
+    from loaders.device import CutMix as CutMix
     from loaders.device import DevicePrefetcher as DevicePrefetcher
+    from loaders.device import MixUp as MixUp
+    from loaders.device import Normalize as Normalize
+    from loaders.device import OutputCollector as OutputCollector
+    from loaders.device import ScalarLog as ScalarLog
+    from loaders.device import TransferTime as TransferTime
+    from loaders.device import record_stream as record_stream
+    from loaders.device import transfer_time as transfer_time
     from loaders.errors import ArrayKindError as ArrayKindError
     from loaders.errors import BufferMemoryError as BufferMemoryError
+    from loaders.errors import CollectError as CollectError
     from loaders.errors import ConversionError as ConversionError
     from loaders.errors import DatasetError as DatasetError
     from loaders.errors import DecodeError as DecodeError
@@ -60,13 +74,25 @@ _NAMES = {
     "loaders.batching.assemble": ("Padded", "Ragged"),
     "loaders.batching.collate": ("numpy_collate",),
     "loaders.bridge": ("as_array", "as_tensor", "shares_memory", "to_image", "to_numpy"),
+    "loaders.crops": ("CenterCrop", "RandomResizedCrop", "Resize"),
     "loaders.dataloader": ("DataLoader",),
-    "loaders.datasets": ("ArrayDataset", "Dataset", "ImageFiles", "ImageFolder"),
-    "loaders.decode": ("read_image",),
-    "loaders.device": ("DevicePrefetcher",),
+    "loaders.datasets": ("ArrayDataset", "Dataset", "DecodedCache", "ImageFiles", "ImageFolder"),
+    "loaders.decode": ("image_size", "read_image"),
+    "loaders.device": (
+        "CutMix",
+        "DevicePrefetcher",
+        "MixUp",
+        "Normalize",
+        "OutputCollector",
+        "ScalarLog",
+        "TransferTime",
+        "record_stream",
+        "transfer_time",
+    ),
     "loaders.errors": (
         "ArrayKindError",
         "BufferMemoryError",
+        "CollectError",
         "ConversionError",
         "DatasetError",
         "DecodeError",

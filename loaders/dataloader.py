@@ -13,7 +13,9 @@ from typing import Any, Literal, TypeVar
 import torch
 import torch.utils.data
 
+from loaders.accelerator import open_accelerator
 from loaders.batching.arena import Arena, available_nbytes
+from loaders.batching.device_reads import Reader
 from loaders.batching.slots import SlotPool
 from loaders.dispatch import Dispatch
 from loaders.engines.local import InlineEngine, ThreadEngine
@@ -23,7 +25,7 @@ from loaders.engines.protocol import Engine
 from loaders.epoch import Epoch
 from loaders.errors import StateError
 from loaders.failures import SkippedSample
-from loaders.keys import KeyStream, inner_sampler, order_at_rest, restore
+from loaders.keys import KeyStream, inner_sampler, order_at_rest, restore, world_of
 from loaders.plan import Plan
 from loaders.rng import Domain, keyed_word
 from loaders.spec import Field
@@ -151,6 +153,7 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
         self._progress: Progress | None = None  # of the epoch that was begun last, until it ends
         self._resume: Progress | None = None  # loaded, for the next epoch
         self._pool: SlotPool | None = None
+        self._reader: Reader | None = None  # the accelerator that reads the slots where they lie
         self._dispatch: Dispatch | None = None
         self._pid = os.getpid()
         self._told_of_held = False
@@ -161,12 +164,14 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
             return super().__iter__()
         if self._pid != os.getpid():
             # A forked child has none of the parent's workers, and must not touch its slots.
-            self._pid, self._pool, self._dispatch = os.getpid(), None, None
+            self._pid, self._pool, self._dispatch, self._reader = os.getpid(), None, None, None
         persistent = self.persistent_workers and self.num_workers > 0
         dispatch = self._dispatch if persistent else None
         if dispatch is None:
             self._check_iteration()
             self._make_plan()
+        if self.pin_memory and self._reader is None:
+            self._reader = open_accelerator()
         epoch = self._epoch_number()
         progress = self._resume.copy() if self._resume is not None else Progress(epoch)
         keys = KeyStream(self, progress) if self._plan.fetch != "stream" else None
@@ -175,6 +180,8 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
             if persistent:
                 self._dispatch = dispatch
                 weakref.finalize(self, dispatch.close, ())
+        if self._reader is not None and self._pool is not None:
+            self._pool.page_lock(self._reader)
         assert self._sample_seed is not None
         return Epoch(self, dispatch, keys, progress, self._sample_seed, owns_engine=not persistent)
 
@@ -264,6 +271,13 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
         if self._progress is progress:
             self._progress = None
 
+    def _batch_key(self) -> tuple[int, int, int] | None:
+        """(seed, epoch, number over all ranks) of the batch that was handed out last."""
+        if self._progress is None or self._sample_seed is None:
+            return None
+        rank, ranks = world_of(inner_sampler(self))
+        return self._sample_seed, self._progress.epoch, (self._progress.batches - 1) * ranks + rank
+
     def holders(self) -> str:
         """Who holds batches: a line per field of each, with size and age; with LOADERS_DEBUG=slots also from where."""
         if self._pool is None or self._pid != os.getpid():
@@ -273,7 +287,7 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
 
     def __getstate__(self) -> dict[str, Any]:
         # Workers and buffers stay here; a copy makes its own.
-        return {**self.__dict__, "_pool": None, "_dispatch": None, "_iterator": None, "_pid": -1}
+        return {**self.__dict__, "_pool": None, "_dispatch": None, "_iterator": None, "_reader": None, "_pid": -1}
 
     def _is_torchs(self) -> bool:
         """Whether torch's own iterator does the work: datapipes it seeds and shards by private means."""
@@ -312,11 +326,12 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
 
     def _new_engine(self, seed: int) -> Engine:
         processes = self.num_workers > 0 and self.worker_method == "process"
-        if self._pool is None or self._pool.arena.shared != processes:
+        shared = processes or self._reader is not None
+        if self._pool is None or self._pool.arena.shared != shared:
             ceiling = self.max_buffer_bytes
             if ceiling is None:
                 ceiling = int(available_nbytes() * _DEFAULT_SHARE)
-            arena = Arena(ceiling * _VIRTUAL_FACTOR + (1 << 24), shared=processes)
+            arena = Arena(ceiling * _VIRTUAL_FACTOR + (1 << 24), shared=shared)
             self._pool = SlotPool(arena, ceiling_nbytes=ceiling)
             weakref.finalize(self, _release, self._pool, os.getpid())
         job = Job(
@@ -361,6 +376,7 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
                 )
 
     def _pinned(self, batch: Any) -> Any:
+        """The batch in page-locked memory: as it is where its slot was locked, else copied."""
         if not self.pin_memory or not torch.accelerator.is_available():
             return batch
         return map_tree(lambda leaf: leaf.pin_memory() if isinstance(leaf, torch.Tensor) else leaf, batch)

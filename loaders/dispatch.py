@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+from loaders.batching.blocks import Block
 from loaders.batching.rows import Beside
-from loaders.batching.slots import Block
 from loaders.engines.orders import Failure, Order, Outcome, Parcel
 from loaders.engines.protocol import Engine
 from loaders.errors import BufferMemoryError, WorkerLostError

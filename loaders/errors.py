@@ -23,6 +23,7 @@
     ├── DatasetError (ValueError)           a dataset cannot be built from what it was given
     ├── StateError (ValueError)             a saved state does not fit what it is loaded into
     ├── DeviceError (RuntimeError)          an accelerator is missing or refused
+    ├── CollectError (ValueError)           a model's outputs do not fit together, or rows of them are missing
     └── MissingExtraError (ImportError)     an optional dependency is not installed
 
 Each also derives from the built-ins that torch or NumPy raise in the same place, so `except TypeError` keeps working.
@@ -142,6 +143,10 @@ class StateError(LoadersError, ValueError):
 
 class DeviceError(LoadersError, RuntimeError):
     """An accelerator is missing, unknown to torch, or refused what was asked."""
+
+
+class CollectError(LoadersError, ValueError):
+    """What a model puts out does not fit what it put out before, or rows of the dataset are missing."""
 
 
 class MissingExtraError(LoadersError, ImportError):

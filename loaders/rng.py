@@ -30,6 +30,7 @@ class Domain(enum.IntEnum):
     MIXTURE = 6
     PROCESS = 7
     COLLATE_PROCESS = 8
+    DEVICE = 9
 
 
 class KeyedGenerator:

@@ -15,14 +15,18 @@ LAYERS = {
     "loaders.opencv": 0,
     "loaders.process_rng": 0,
     "loaders.workers": 0,
+    "loaders.accelerator": 1,
     "loaders.spec": 1,
     "loaders.bridge": 1,
     "loaders.decode": 2,
+    "loaders.crops": 2,
+    "loaders.planes": 2,
     "loaders.augment": 2,
     "loaders.datasets": 2,
     "loaders.stateful": 2,
     "loaders.sampling": 2,
     "loaders.batching": 3,
+    "loaders.batching.arena": 1,
     "loaders.engines": 4,
     "loaders.dispatch": 5,
     "loaders.plan": 5,
@@ -42,6 +46,7 @@ LAYERS = {
 }
 # Only these may import torch; nothing below layer 5 but the bridge and what makes tensors of rows.
 TORCH = (
+    "loaders.accelerator",
     "loaders.bridge",
     "loaders.batching.collate",
     "loaders.batching.assemble",

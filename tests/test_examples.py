@@ -7,10 +7,12 @@ import sys
 from pathlib import Path
 
 import cv2
+import numpy as np
 import pytest
 import torch
 
-from loaders.demo.network import SmallNet, load, save
+from loaders import ImageFolder
+from loaders.demo.network import SIZE, SmallNet, load, normalise, save
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -64,13 +66,51 @@ def test_an_example_is_short(path):
 
 
 def test_train_learns_and_keeps_the_network(run, few_photos, tmp_path):
-    done = run("train.py", few_photos, "--epochs", 3, "--workers", 1, "--out", "kept.pt")
+    done = run("train.py", few_photos, "--epochs", 16, "--workers", 1, "--out", "kept.pt")
     assert done.returncode == 0, done.stderr
-    accuracies = re.findall(r"^epoch \d: loss \d\.\d+, validation accuracy ([\d.]+)%$", done.stdout, re.MULTILINE)
-    assert len(accuracies) == 3
+    accuracies = re.findall(r"^epoch \d+: loss \d\.\d+, validation accuracy ([\d.]+)%$", done.stdout, re.MULTILINE)
+    assert len(accuracies) == 16
     assert float(accuracies[-1]) > 60  # chance is 33
     _, classes = load(tmp_path / "kept.pt")
     assert classes == ["coffee", "galaxies", "pagoda"]
+
+
+def test_train_device_learns_with_few_readings_of_the_device(run, few_photos):
+    done = run("train_device.py", few_photos, "--epochs", 24, "--workers", 1)
+    assert done.returncode == 0, done.stderr
+    assert re.match(r"training on (cpu|cuda)", done.stdout)
+    losses = [float(loss) for loss in re.findall(r"^step +\d+: loss (\d\.\d+)$", done.stdout, re.MULTILINE)]
+    assert len(losses) == 4
+    assert losses[-1] < losses[0]
+    accuracy = re.search(r"^validation accuracy ([\d.]+)%$", done.stdout, re.MULTILINE)
+    assert float(accuracy[1]) > 60  # chance is 33
+
+
+def test_evaluate_keeps_what_the_network_finds_in_dataset_order(run, few_photos, tmp_path):
+    torch.manual_seed(0)
+    net = SmallNet(3).eval()
+    save(tmp_path / "network.pt", net, ["coffee", "galaxies", "pagoda"])
+    done = run("evaluate.py", few_photos / "val", "--batch-size", 1, "--workers", 1)
+    assert done.returncode == 0, done.stderr
+    assert re.findall(r"^(at|the rest of) (\d+) photographs: loss", done.stdout, re.MULTILINE) == [
+        ("at", "10"),
+        ("at", "20"),
+        ("the rest of", "24"),
+    ]
+    dataset = ImageFolder(few_photos / "val")
+    images = torch.stack([torch.from_numpy(cv2.resize(dataset[n]["image"], (SIZE, SIZE))) for n in range(24)])
+    with torch.inference_mode():
+        features = net.features(normalise({"image": images})["image"]).mean(dim=(2, 3))
+        scores = net.head(features).softmax(dim=1)
+    np.testing.assert_allclose(np.load(tmp_path / "found" / "features.npy"), features, atol=1e-5)
+    np.testing.assert_allclose(np.load(tmp_path / "found" / "scores.npy"), scores, atol=1e-5)
+
+
+def test_evaluate_names_the_command_that_trains_a_network(run, few_photos):
+    done = run("evaluate.py", few_photos / "val")
+    assert done.returncode == 1
+    assert "train.py --out network.pt" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_classify_image_plots_a_photograph_with_its_most_probable_classes(run, few_photos, tmp_path):

@@ -27,6 +27,18 @@ def test_the_training_loop_runs_as_it_stands(few_photos, tmp_path):
     assert re.fullmatch(r"loss \d+\.\d{3}\n", done.stdout)
 
 
+def test_the_way_to_the_device_and_back_runs_as_it_stands():
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/device.md").read_text(encoding="utf-8"), re.DOTALL)
+    names = {}
+    exec(code, names)
+    features, photos, normalize = names["features"], names["photos"], names["normalize"]
+    assert features.shape == (256, 8)
+    for number in range(0, 256, 64):  # mixed with the one before it
+        pair = [normalize(photos[number - step][0]).float().flatten()[:8].numpy() for step in (0, -63)]
+        low, high = np.minimum(*pair), np.maximum(*pair)
+        assert ((features[number] >= low - 0.02) & (features[number] <= high + 0.02)).all()
+
+
 def test_the_commands_are_targets_of_the_makefile():
     targets = re.findall(r"^(\w[\w-]*):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
     named = set(re.findall(r"\bmake (\w+)", README))
@@ -47,7 +59,7 @@ def test_every_dependency_is_explained():
     groups = [project["dependencies"], *project["optional-dependencies"].values()]
     explained = re.findall(r"^\| (\S+) ≥ (\S+) \|", (ROOT / "docs/dependencies.md").read_text("utf-8"), re.MULTILINE)
     assert {f"{name}>={version}" for name, version in explained} == {
-        line for group in groups for line in group if not line.startswith("loaders[")
+        line.partition(";")[0] for group in groups for line in group if not line.startswith("loaders[")
     }
 
 

@@ -173,7 +173,10 @@ def _mixed(field: FieldSpec, values: Sequence[Any], odd: Sequence[tuple[int, Any
         if array.ndim != field.ndim or (field.kind == "pad" and array.shape[1:] != field.shape[1:]):
             rest = "".join(f", {n}" for n in field.shape[1:])
             want = f"(…{rest})" if field.kind == "pad" else f"{field.ndim} dimensions"
-            raise _error(FieldShapeError, row, field.path, f"{_looks(value)}, expected {want}", name)
+            detail = f"{_looks(value)}, expected {want}"
+            if field.kind == "pad" and array.ndim == field.ndim:
+                detail += ".\n  Padding makes up for the first dimension: where others vary, use Field(ragged=True)"
+            raise _error(FieldShapeError, row, field.path, detail, name)
         arrays.append(array)
     if field.kind == "ragged":
         for row, _ in odd:
@@ -243,7 +246,10 @@ def _error(kind: Any, row: int, path: str | None, detail: str, name: Name) -> Ex
     where = f', field "{path}"' if path else ""
     who = describe_sample(index, source, row)
     error: Exception = kind(
-        f"{who}{where}: {detail}.", index=index if isinstance(index, int) else None, source=source, field=path
+        f"{who}{where}: {detail.rstrip('.')}.",
+        index=index if isinstance(index, int) else None,
+        source=source,
+        field=path,
     )
     return error
 

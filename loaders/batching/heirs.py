@@ -9,10 +9,8 @@ from __future__ import annotations
 import multiprocessing
 from collections.abc import Iterable
 from multiprocessing.connection import Connection
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from loaders.batching.slots import Block
+from loaders.batching.blocks import Block
 
 # In a forked child: the ends that close when it ends, however it ends.
 _inherited: list[Connection] = []

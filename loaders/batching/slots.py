@@ -1,78 +1,44 @@
 """Slots: the reused memory of batches, and the leases that say when it may be used again.
 
 A slot is the blocks of one open batch, one block per field, so that keeping the labels of an epoch does not keep its
-images. A block's life is this machine and nothing else:
-
-    FREE ──acquire──► FILLING ──finish──► READY ──lease──► LEASED ──the last view dies──► FREE
-                         │                  └───────────── discard ─────────────────────► FREE
-                         └──abandon──► ABANDONED ──discard: the last writer is done ────► FREE
+images. What becomes of a block is in `loaders.batching.blocks`.
 """
 
 from __future__ import annotations
 
 import ctypes
-import enum
 import os
 import threading
 import time
 import traceback
 import weakref
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any
 
 from loaders.batching.arena import Arena, round_up
+from loaders.batching.blocks import Block, BlockState
+from loaders.batching.device_reads import DeviceReads, Reader
 from loaders.batching.heirs import Heirs
 from loaders.errors import BufferMemoryError, SlotStateError
 
 # What a released block is filled with under LOADERS_DEBUG=slots: a reader that outlived its lease shows at once.
 DEBUG_PATTERN = 0xDB
 _WINDOW = 64
-
-
-class BlockState(enum.Enum):
-    """Where a block is in its life."""
-
-    FREE = "free"
-    FILLING = "filling"
-    READY = "ready"
-    LEASED = "leased"
-    ABANDONED = "abandoned"
-
-
-_BEFORE = {
-    BlockState.FILLING: (BlockState.FREE,),
-    BlockState.READY: (BlockState.FILLING,),
-    BlockState.LEASED: (BlockState.READY,),
-    BlockState.ABANDONED: (BlockState.FILLING, BlockState.READY),
-    BlockState.FREE: (BlockState.FILLING, BlockState.READY, BlockState.ABANDONED, BlockState.LEASED),
-}
-
-
-class Block:
-    """`nbytes` bytes at `offset` of the pool's arena: the memory of one field of one batch."""
-
-    __slots__ = ("nbytes", "offset", "state")
-
-    def __init__(self, offset: int, nbytes: int) -> None:
-        self.offset = offset
-        self.nbytes = nbytes
-        self.state = BlockState.FREE
-
-    def become(self, state: BlockState) -> None:
-        """Move to `state`, or raise SlotStateError if the machine has no such arrow."""
-        if self.state not in _BEFORE[state]:
-            raise SlotStateError(f"a block that is {self.state.value} cannot become {state.value}.")
-        self.state = state
+# So many blocks of a size may wait for the device before a new one is asked for in vain: a consumer that runs ahead of
+# its device must not fill the memory with batches that are still to be read.
+_READ_BEHIND = 6
 
 
 class _Lease(weakref.ref[Any]):
     """Dies with the exporter of a block's buffer, and then stands in the pool's queue of ended leases."""
 
-    __slots__ = ("block", "label", "since_s")
+    __slots__ = ("address", "block", "label", "since_s", "streams")
     block: Block
     label: str
     since_s: float
+    address: int
+    streams: set[Hashable] | None  # of the device, that may read the block; None: whoever reads it waits for that
 
 
 def _caller() -> str:
@@ -101,6 +67,7 @@ class SlotPool:
         # Blocks on their way to FREE. Finalizers fill it, which run inside the garbage collector, on any thread and in
         # the middle of anything: they append, and never wait for the lock.
         self._ended: deque[Block] = deque()
+        self._reads: DeviceReads | None = None
         self._late: list[tuple[Callable[[], bool], list[Block]]] = []
         self._keep: Counter[int] | None = None  # how many FREE blocks of each size to keep while nothing is acquired
         self._lock = threading.Lock()
@@ -113,6 +80,18 @@ class SlotPool:
         self._peaks: dict[int, tuple[int, int]] = {}  # per size: most in use in the last window, and in this one
         self._acquired = 0
         self._debug = "slots" in os.environ.get("LOADERS_DEBUG", "").split(",")
+
+    def page_lock(self, reader: Reader) -> None:
+        """Let an accelerator read the blocks that are handed out from now on where they lie. Of shared memory only.
+
+        Private pages would be copied by a fork, and the device go on reading those that are the child's from then on.
+        """
+        with self._lock:
+            if self._reads is None and self.arena.shared:
+                self._reads = DeviceReads(reader, self.arena)
+                for block in [block for free in self._free.values() for block in free]:
+                    self._reads.lock(block)
+                _locked_pools.add(self)
 
     def acquire(self, sizes: Sequence[int], *, bounded: bool = True) -> list[Block]:
         """A slot: one FILLING block for each of `sizes` (bytes), recently used memory first.
@@ -178,6 +157,7 @@ class SlotPool:
         roots = []
         now = time.monotonic()
         where = _caller() if self._debug else ""
+        streams = self._reads.current_streams() if self._reads is not None else None
         with self._lock:
             for block, label in zip(slot, labels, strict=True):
                 block.become(BlockState.LEASED)
@@ -187,6 +167,8 @@ class SlotPool:
                 root.pool = self  # batches may outlive the loader; their memory still goes back to the machine
                 lease = _Lease(root, self._end)
                 lease.block, lease.label, lease.since_s = block, label + where, now
+                lease.address = ctypes.addressof(root)
+                lease.streams = set(streams) if streams is not None else None
                 self._leases[block] = lease
                 self.leased_nbytes += block.nbytes
                 roots.append(root)
@@ -211,6 +193,11 @@ class SlotPool:
         self.trim()
         self.arena.close()
 
+    def lease_at(self, address: int) -> _Lease | None:
+        """The lease of the block that this byte lies in."""
+        leases = list(self._leases.values())
+        return next((lease for lease in leases if 0 <= address - lease.address < lease.block.nbytes), None)
+
     @property
     def leased_count(self) -> int:
         """Blocks that readers hold, or held when they were last reclaimed."""
@@ -226,6 +213,10 @@ class SlotPool:
         return "\n".join(f"{each.label}: {each.block.nbytes:,} bytes for {now - each.since_s:.1f} s" for each in leases)
 
     def _take(self, size: int, bounded: bool) -> Block:
+        if self._reads is not None:
+            while not self._free.get(size) and self._reads.count(size) >= _READ_BEHIND:
+                self._reads.wait(size)
+                self._reclaim()
         free = self._free.get(size)
         block = free.pop() if free else self._grow(size, bounded)
         block.become(BlockState.FILLING)
@@ -236,25 +227,41 @@ class SlotPool:
         return block
 
     def _grow(self, size: int, bounded: bool) -> Block:
-        if bounded and self.arena.reserved_nbytes + size > self.ceiling_nbytes:
-            for other in list(self._free):
-                self._release_free(other, keep=0)
-        if bounded and self.arena.reserved_nbytes + size > self.ceiling_nbytes:
-            raise BufferMemoryError(
-                f"batch buffers would take {self.arena.reserved_nbytes + size:,} bytes, of which batches still held "
-                f"take {self.leased_nbytes:,}; max_buffer_bytes allows {self.ceiling_nbytes:,}.\n"
-                "  Let go of batches that are kept, copy what you keep (tensor.clone()), or raise max_buffer_bytes."
-            )
-        try:
-            return Block(self.arena.reserve(size), size)
-        except BufferMemoryError:
-            # Idle blocks of other sizes may be all that stands in the way.
-            for other in list(self._free):
-                self._release_free(other, keep=0)
-            return Block(self.arena.reserve(size), size)
+        while bounded and self.arena.reserved_nbytes + size > self.ceiling_nbytes:
+            if not self._release_all_free():
+                raise BufferMemoryError(
+                    f"batch buffers would take {self.arena.reserved_nbytes + size:,} bytes, of which batches still "
+                    f"held take {self.leased_nbytes:,}; max_buffer_bytes allows {self.ceiling_nbytes:,}.\n"
+                    "  Let go of batches that are kept, copy what you keep (tensor.clone()), or raise max_buffer_bytes."
+                )
+        while True:
+            try:
+                block = Block(self.arena.reserve(size), size)
+                break
+            except BufferMemoryError:
+                # Idle blocks of other sizes may be all that stands in the way.
+                if not self._release_all_free():
+                    raise
+        if self._reads is not None:
+            self._reads.lock(block)
+        return block
+
+    def _release_all_free(self) -> bool:
+        """Give all FREE blocks back to the machine, else one that the device reads; False if there is nothing."""
+        if not any(self._free.values()):
+            if self._reads is None or not self._reads.wait():
+                return False
+            self._reclaim()
+        for size in list(self._free):
+            self._release_free(size, keep=0)
+        return True
 
     def _end(self, lease: _Lease) -> None:
-        self._ended.append(lease.block)
+        try:
+            if lease.streams is not None and self._reads is not None:
+                lease.streams |= self._reads.current_streams()
+        finally:
+            self._ended.append(lease.block)
         self._settle()
 
     def _settle(self) -> None:
@@ -286,22 +293,40 @@ class SlotPool:
             self._late.remove(entry)
             self.discard(entry[1])
         self._ended.extend(self._heirs.ended())
-        while self._ended:
-            block = self._ended.popleft()
+        # What other threads let go of meanwhile comes in a round of its own: an event is later than all it stands for.
+        ended = [self._ended.popleft() for _ in range(len(self._ended))]
+        if self._reads is not None:
+            self._reads.new_round()
+        for block in ended:
             if self._heirs.claim(block):
                 continue
             lease = self._leases.pop(block, None)
-            if lease is not None:
-                self.leased_nbytes -= block.nbytes
+            if lease is None:
+                self._take_back(block)
+                continue
+            self.leased_nbytes -= block.nbytes
+            if self._reads is not None and lease.streams:
+                block.become(BlockState.DEVICE_READING)
+                self._reads.begin(block, lease.streams)
+            else:
                 block.become(BlockState.FREE)
-            self._in_use[block.nbytes] -= 1
-            if self._debug:
-                at = ctypes.c_char.from_buffer(self.arena.buffer, block.offset)
-                ctypes.memset(ctypes.addressof(at), DEBUG_PATTERN, block.nbytes)
-            self._free.setdefault(block.nbytes, []).append(block)
+                self._take_back(block)
+        if self._reads is not None:
+            if self._closed:
+                self._reads.wait_for_all()
+            for block in self._reads.ended():
+                block.become(BlockState.FREE)
+                self._take_back(block)
         if (keep := self._keep) is not None:
             for size in list(self._free):
                 self._release_free(size, keep[size])
+
+    def _take_back(self, block: Block) -> None:
+        self._in_use[block.nbytes] -= 1
+        if self._debug:
+            at = ctypes.c_char.from_buffer(self.arena.buffer, block.offset)
+            ctypes.memset(ctypes.addressof(at), DEBUG_PATTERN, block.nbytes)
+        self._free.setdefault(block.nbytes, []).append(block)
 
     def _trim(self) -> None:
         # What was not in use at once during the last two windows is idle. The oldest go: the newest are in the cache.
@@ -313,11 +338,22 @@ class SlotPool:
         free = self._free.get(size, [])
         surplus = len(free) - max(keep, 0)
         for block in free[: max(surplus, 0)]:
+            if self._reads is not None:
+                self._reads.unlock(block)
             self.arena.release(block.offset, block.nbytes)
         del free[: max(surplus, 0)]
 
 
 _shared_pools: weakref.WeakSet[SlotPool] = weakref.WeakSet()
+_locked_pools: weakref.WeakSet[SlotPool] = weakref.WeakSet()
+
+
+def lease_at(address: int) -> _Lease | None:
+    """The lease of page-locked memory that this byte lies in, whichever pool's it is."""
+    found = (pool.lease_at(address) for pool in list(_locked_pools))
+    return next((lease for lease in found if lease is not None), None)
+
+
 _forking = threading.local()
 
 

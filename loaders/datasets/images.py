@@ -9,9 +9,12 @@ from typing import Any, SupportsIndex
 
 import numpy as np
 
+from loaders.crops import Crop
+from loaders.datasets.into import copy_into
 from loaders.datasets.protocol import IndexedDataset, in_range
 from loaders.decode import EXTENSIONS, printable, read_image
-from loaders.errors import DatasetError
+from loaders.errors import DatasetError, FieldDtypeError, FieldNameError, FieldShapeError, SampleError, describe_sample
+from loaders.planes import NormalizedPlanes
 
 _NAMES_SHOWN = 4
 
@@ -53,6 +56,13 @@ class ImageFiles(IndexedDataset):
         labels: one per path: an ndarray (a row may be a vector or a mask), a table's column, or any sequence. Kept as
             an ndarray, of dtype object where the labels have no common shape.
         transform: sample → sample, applied to the dict.
+        crop: what of each image is decoded, and to what size it is resized: `RandomResizedCrop`, `CenterCrop` or
+            `Resize`; before the transform. None decodes all of it. In a `loaders.DataLoader` without a transform the
+            pixels are written where the batch has them.
+        normalize: (mean, std), one number per channel, of pixels scaled to 0 … 1. The image comes out as float32
+            (3, H, W), `(x / 255 - mean) / std`; after the transform, which must leave it uint8. In a
+            `loaders.DataLoader` it is written where the batch has it. For training on a CPU: where there is an
+            accelerator, bytes cross to it in a quarter of the time, and `loaders.Normalize` does the rest there.
 
     Sample:
         {"image": uint8 (H, W, 3) RGB as `read_image` gives it, "label": int, str, NumPy scalar or ndarray}; no "label"
@@ -61,6 +71,7 @@ class ImageFiles(IndexedDataset):
     Raises:
         DatasetError: paths and labels differ in length.
         DecodeError: on reading; names the sample's index and path.
+        FieldNameError, FieldDtypeError, FieldShapeError: on reading; the transform left nothing that can be normalised.
     """
 
     def __init__(
@@ -68,8 +79,16 @@ class ImageFiles(IndexedDataset):
         paths: Iterable[str | bytes | os.PathLike[str]] | PackedPaths,
         labels: Sequence[Any] | np.ndarray | None = None,
         transform: Callable[[Any], Any] | None = None,
+        *,
+        crop: Crop | None = None,
+        normalize: tuple[Sequence[float], Sequence[float]] | None = None,
     ) -> None:
         super().__init__(transform)
+        if crop is not None and not isinstance(crop, Crop):
+            raise TypeError(f"crop is {crop!r}: expected a step of decoding, such as loaders.RandomResizedCrop(224).")
+        self.crop = crop
+        self.normalize = normalize
+        self._planes = None if normalize is None else _planes_of(normalize)
         if isinstance(paths, (str, bytes, os.PathLike)):
             raise TypeError(
                 f"paths is one path, {os.fspath(paths)!r}, not several; did you mean ImageFolder or [path]?"
@@ -82,12 +101,77 @@ class ImageFiles(IndexedDataset):
     def __len__(self) -> int:
         return len(self.paths)
 
+    def __getitem__(self, index: SupportsIndex) -> Any:
+        sample = super().__getitem__(index)
+        if self._planes is None:
+            return sample
+        image = self._planes(self._checked_image(sample, in_range(index, len(self))))
+        return {**sample, "image": image}
+
     def _read(self, index: int) -> dict[str, Any]:
-        sample: dict[str, Any] = {"image": read_image(self.paths[index], index=index)}
+        path = self.paths[index]
+        image = read_image(path, index=index) if self.crop is None else self.crop.read(path, index=index)
+        return {"image": image} if self.labels is None else {"image": image, "label": self._label_of(index)}
+
+    def _label_of(self, index: int) -> Any:
+        label = self.labels[index]  # type: ignore[index]  # only where there are labels
+        return label.item() if isinstance(label, (np.integer, np.str_)) else label
+
+    @property
+    def read_into(self) -> Callable[[SupportsIndex, Any], None]:
+        """`read_into(index, out)` writes a sample into the arrays of `out`, which has its structure.
+
+        It is there where that saves a copy of the image: with `normalize`, and with a `crop` of one size if no
+        transform comes behind it. A subclass that reads in its own way has none.
+
+        Raises:
+            AttributeError: it is not there.
+        """
+        kind = type(self)
+        if kind.__getitem__ is ImageFiles.__getitem__ and kind._read is ImageFiles._read:
+            if self._planes is not None:
+                return self._read_planes_into
+            one_size = self.crop is not None and self.crop.shape is not None
+            if one_size and self.transform is None and (self.labels is None or self.labels.dtype != object):
+                return self._read_crop_into
+        raise AttributeError(f"this {type(self).__name__} has no read_into: it would save no copy")
+
+    def _read_crop_into(self, index: SupportsIndex, out: dict[str, Any]) -> None:
+        position = in_range(index, len(self))
+        self.crop.read(self.paths[position], out["image"], index=position)  # type: ignore[union-attr]  # there is one
         if self.labels is not None:
-            label = self.labels[index]
-            sample["label"] = label.item() if isinstance(label, (np.integer, np.str_)) else label
-        return sample
+            out["label"][...] = self._label_of(position)
+
+    def _read_planes_into(self, index: SupportsIndex, out: dict[str, Any]) -> None:
+        position = in_range(index, len(self))
+        sample, planes = super().__getitem__(position), self._planes
+        assert planes is not None
+        image = self._checked_image(sample, position)
+        if out["image"].shape[1:] != image.shape[:2]:
+            copy_into(out, {**sample, "image": planes(image)}, position, self.describe)  # which says what is wrong
+        planes(image, out["image"])
+        copy_into(_without_image(out), _without_image(sample), position, self.describe)
+
+    def _checked_image(self, sample: Any, index: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
+        """The image of a sample that comes from the transform, fit to be normalised."""
+        image = sample.get("image") if isinstance(sample, dict) else None
+        kind: type[SampleError]
+        if isinstance(image, np.ndarray) and image.dtype == np.uint8:
+            if image.ndim == 3 and image.shape[2] == 3 and image.size:
+                return image
+            kind, found = FieldShapeError, f"uint8 {image.shape}"
+        elif image is not None:
+            kind = FieldDtypeError
+            found = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
+        else:
+            kind, found = FieldNameError, f"a {type(sample).__name__} without one"
+        raise kind(
+            f'{describe_sample(index, self.describe(index))}, field "image": the transform gave {found}; normalize= '
+            "needs uint8 (H, W, 3) in a dict.\n  Leave its own normalisation and ToTensorV2 out.",
+            index=index,
+            source=self.describe(index),
+            field="image",
+        )
 
     def describe(self, index: SupportsIndex) -> str:
         """The path of the sample's file, fit for printing."""
@@ -108,6 +192,8 @@ class ImageFolder(ImageFiles):
         root: the folder that holds the class folders.
         transform: sample → sample, applied to the dict.
         extensions: endings that make a file an image, in lower case; upper case in file names counts too.
+        crop: what of each image is decoded, and to what size: `RandomResizedCrop(224)`; as in `ImageFiles`.
+        normalize: (mean, std), for float32 (3, H, W); as in `ImageFiles`.
 
     Attributes:
         classes: names of the class folders, sorted. A class without images keeps its place, and a warning names it.
@@ -121,6 +207,7 @@ class ImageFolder(ImageFiles):
     Raises:
         DatasetError: `root` is no folder, or no class folder holds an image.
         DecodeError: on reading; names the sample's index and path.
+        Others: as in `ImageFiles`.
     """
 
     def __init__(
@@ -129,6 +216,8 @@ class ImageFolder(ImageFiles):
         transform: Callable[[Any], Any] | None = None,
         *,
         extensions: Sequence[str] = EXTENSIONS,
+        crop: Crop | None = None,
+        normalize: tuple[Sequence[float], Sequence[float]] | None = None,
     ) -> None:
         self.root = root
         self.extensions = (extensions,) if isinstance(extensions, str) else tuple(extensions)
@@ -152,7 +241,8 @@ class ImageFolder(ImageFiles):
                 stacklevel=2,
             )
         labels = np.repeat(np.arange(len(images)), [len(found) for found in images])
-        super().__init__([path for found in images for path in found], labels, transform)
+        paths = [path for found in images for path in found]
+        super().__init__(paths, labels, transform, crop=crop, normalize=normalize)
 
     def __repr__(self) -> str:
         names = _first([printable(name) for name in self.classes])
@@ -162,6 +252,20 @@ class ImageFolder(ImageFiles):
 
 def _first(names: list[str]) -> str:
     return ", ".join(names[:_NAMES_SHOWN]) + (", …" if len(names) > _NAMES_SHOWN else "")
+
+
+def _planes_of(normalize: Any) -> NormalizedPlanes:
+    try:
+        mean, std = (tuple(map(float, values)) for values in normalize)
+    except (TypeError, ValueError):
+        mean = std = ()
+    if len(mean) != 3 or len(std) != 3:
+        raise ValueError(f"normalize={normalize!r}: expected (mean, std), three numbers each, for red, green and blue.")
+    return NormalizedPlanes(mean, std)
+
+
+def _without_image(fields: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in fields.items() if name != "image"}
 
 
 def _as_rows(labels: Any) -> np.ndarray:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
+from loaders.device import Normalize
+
 SIZE = 80  # pixels, the side of the images the network is trained on
 MEAN = (0.485, 0.456, 0.406)  # of RGB in 0 … 1: the values that torchvision's ImageNet models were trained with
 STD = (0.229, 0.224, 0.225)
+
+# The prefetcher calls this on the device, so that only bytes cross to it.
+normalise = Normalize(MEAN, STD, dtype=torch.float32)
 
 
 class SmallNet(nn.Module):
@@ -40,18 +44,6 @@ def _block(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
         nn.BatchNorm2d(outputs),
         nn.ReLU(inplace=True),
     )
-
-
-def normalise(batch: dict[str, Any]) -> dict[str, Any]:
-    """Prepare a batch where it is: the prefetcher calls this on the device, so that only bytes cross to it.
-
-    "image": uint8 (B, H, W, C) → float32 (B, C, H, W) with the mean and deviation of ImageNet taken out. The bytes are
-    read in their own order, so the result is in the channels-last layout that convolutions are fastest on.
-    """
-    image = batch["image"].permute(0, 3, 1, 2).float()
-    mean = torch.tensor(MEAN, device=image.device).view(3, 1, 1)
-    std = torch.tensor(STD, device=image.device).view(3, 1, 1)
-    return batch | {"image": image.div_(255).sub_(mean).div_(std)}
 
 
 def save(path: Path, net: SmallNet, classes: list[str]) -> None:

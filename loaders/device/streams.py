@@ -2,73 +2,177 @@
 
 from __future__ import annotations
 
+import contextlib
+from typing import Any, Protocol
+
 import torch
 
+from loaders.accelerator import Accelerator
+from loaders.batching.device_reads import Event, Reader
 from loaders.errors import DeviceError
 
 
-class Streams:
-    """A side stream that copies, and its waits from and to the compute stream.
+class Streams(Protocol):
+    """A side stream that copies, and its waits from and to other streams.
 
-    The compute stream is whichever stream is current where a method is called. `pin` works on the host; the other
-    methods only enqueue, and return at once. Written over torch's device-generic `torch.Stream`, `torch.Event` and
-    `torch.accelerator`; of those, CUDA has all that is needed.
+    `pin` works on the host; the other methods only enqueue, and return at once.
 
-    Args:
-        device: an accelerator; without an index, the one that is current now.
-
-    Raises:
-        DeviceError: torch cannot use the device, or has no side streams for it.
+    Attributes:
+        reader: what page-locks the slots of our own loaders, or None where that cannot be done.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        try:
-            self.device = torch.empty(0, device=device).device  # with its index
-            self._side = torch.Stream(device=self.device)
-            self._compute()
-        except Exception as error:
-            says = str(error).strip().partition("\n")[0].rstrip(".")
-            raise DeviceError(
-                f"device {str(device)!r} cannot be used: torch {torch.__version__} says: {says}.\n"
-                '  Install a torch build that has this device and check its driver, or pass device="cpu": '
-                "the same script runs there."
-            ) from error
-
-    def _compute(self) -> torch.Stream:
-        return torch.accelerator.current_stream(self.device)
+    reader: Reader | None
 
     def pin(self, tensor: torch.Tensor) -> torch.Tensor:
         """The tensor in memory that the copy engine reads: itself if it lies there or on a device, else a copy."""
+        ...
+
+    def current_stream(self) -> Any:
+        """The compute stream: whichever the calling thread gives its work to."""
+        ...
+
+    def side_waits_for(self, stream: Any) -> None:
+        """What the side stream is given from now on runs after what `stream` was given so far."""
+        ...
+
+    def empty(self, nbytes: int) -> torch.Tensor:
+        """uint8 (nbytes,) on the device, in memory that belongs to the side stream."""
+        ...
+
+    def copy(self, tensor: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+        """The tensor on the device, copied on the side stream, into `out` where that is given.
+
+        The source may change once a later event is reached.
+        """
+        ...
+
+    def record_event(self) -> Event:
+        """An event at the end of what the side stream was given so far."""
+        ...
+
+    def compute_waits_for(self, event: Any) -> None:
+        """What the compute stream is given from now on runs after `event`."""
+        ...
+
+    def record_stream(self, tensor: torch.Tensor) -> None:
+        """Once freed, the memory is reused only after what the compute stream was given until then."""
+        ...
+
+
+class _TorchStreams:
+    """Written over torch's device-generic `torch.Stream`, `torch.Event` and `torch.accelerator`.
+
+    Args:
+        device: with its index.
+
+    Raises:
+        RuntimeError, NotImplementedError: torch has no streams for this device, or no memory that they read late.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._side = torch.Stream(device=device)
+        self.current_stream()
+        # Elsewhere torch offers nothing to page-lock memory with that is not its own.
+        self.reader: Reader | None = Accelerator(device) if device.type == "cuda" else None
+        torch.empty(1, device="cpu", pin_memory=True)
+
+    def pin(self, tensor: torch.Tensor) -> torch.Tensor:
         # Sparse and jagged tensors go as they are: of pageable memory the driver has read all when it returns.
         if tensor.device.type != "cpu" or tensor.layout is not torch.strided or tensor.is_pinned():
             return tensor
         # Not tensor.pin_memory(): it keeps the strides, and cannot write into those of an expanded tensor.
         return torch.empty_like(tensor, pin_memory=True).copy_(tensor)
 
-    def side_waits_for_compute(self) -> None:
-        """What the side stream is given from now on runs after what the compute stream was given so far."""
-        self._side.wait_stream(self._compute())
+    def current_stream(self) -> torch.Stream:
+        return torch.accelerator.current_stream(self.device)
 
-    def copy(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The tensor on the device, copied on the side stream. The source may change once a later event is reached."""
+    def side_waits_for(self, stream: torch.Stream) -> None:
+        self._side.wait_stream(stream)
+
+    def empty(self, nbytes: int) -> torch.Tensor:
         with self._side:
-            return tensor.to(self.device, non_blocking=True)
+            return torch.empty(nbytes, dtype=torch.uint8, device=self.device)
+
+    def copy(self, tensor: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+        with self._side:
+            return tensor.to(self.device, non_blocking=True) if out is None else out.copy_(tensor, non_blocking=True)
 
     def record_event(self) -> torch.Event:
-        """An event at the end of what the side stream was given so far."""
         return self._side.record_event()
 
     def compute_waits_for(self, event: torch.Event) -> None:
-        """What the compute stream is given from now on runs after `event`."""
-        self._compute().wait_event(event)
+        self.current_stream().wait_event(event)
 
     def record_stream(self, tensor: torch.Tensor) -> None:
-        """Once freed, the memory is reused only after what the compute stream was given until then."""
-        # torch has no record_stream for sparse tensors: side_waits_for_compute alone protects those.
+        # torch has no record_stream for sparse tensors: that the side stream waits for this one protects those.
         if tensor.layout is torch.strided:
-            tensor.record_stream(self._compute())
+            tensor.record_stream(self.current_stream())
+
+
+class _NoStreams:
+    """A device that torch has no streams for: everything happens in order, and copies are done when they return."""
+
+    reader: Reader | None = None
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    def pin(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor
+
+    def current_stream(self) -> None:
+        return None
+
+    def side_waits_for(self, stream: None) -> None:
+        pass
+
+    def empty(self, nbytes: int) -> torch.Tensor:
+        return torch.empty(nbytes, dtype=torch.uint8, device=self.device)
+
+    def copy(self, tensor: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+        return tensor.to(self.device) if out is None else out.copy_(tensor)
+
+    def record_event(self) -> Event:
+        return _Reached()
+
+    def compute_waits_for(self, event: Event) -> None:
+        pass
+
+    def record_stream(self, tensor: torch.Tensor) -> None:
+        pass
+
+
+class _Reached:
+    def query(self) -> bool:
+        return True
+
+    def synchronize(self) -> None:
+        pass
 
 
 def open_streams(device: torch.device) -> Streams | None:
-    """The streams of an accelerator, or None for the CPU, where there is nothing to copy or to wait for."""
-    return None if device.type == "cpu" else Streams(device)
+    """The streams of an accelerator, or None for the CPU, where there is nothing to copy or to wait for.
+
+    Args:
+        device: without an index, the one of its kind that is current now.
+
+    Raises:
+        DeviceError: torch cannot use the device.
+    """
+    if device.type == "cpu":
+        return None
+    try:
+        probe = torch.ones(1, device=device)
+        probe.cpu()  # which a device without memory, such as "meta", refuses
+        device = probe.device  # with its index
+    except Exception as error:
+        says = str(error).strip().partition("\n")[0].rstrip(".")
+        raise DeviceError(
+            f"device {str(device)!r} cannot be used: torch {torch.__version__} says: {says}.\n"
+            '  Install a torch build that has this device and check its driver, or pass device="cpu": '
+            "the same script runs there."
+        ) from error
+    with contextlib.suppress(RuntimeError, NotImplementedError):
+        return _TorchStreams(device)
+    return _NoStreams(device)

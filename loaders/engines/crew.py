@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from loaders.batching.arena import Arena
-from loaders.batching.slots import Block
+from loaders.batching.blocks import Block
 from loaders.engines.orders import Job
 from loaders.engines.process_worker import Setup, main
 from loaders.engines.wire import CELL_NBYTES, SINCE_AT, Inherited

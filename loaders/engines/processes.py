@@ -18,7 +18,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.context import BaseContext
 
-from loaders.batching.slots import Block, SlotPool
+from loaders.batching.blocks import Block
+from loaders.batching.slots import SlotPool
 from loaders.engines.crew import Crew, Member, ended
 from loaders.engines.orders import Failure, Job, Order, Outcome
 from loaders.engines.protocol import Reading, describe_work

@@ -10,7 +10,8 @@ from support.numpy_datasets import PATIENCE_S, Draws, Gate, Numbers
 
 from loaders import worker_info
 from loaders.batching.arena import Arena
-from loaders.batching.slots import BlockState, SlotPool
+from loaders.batching.blocks import BlockState
+from loaders.batching.slots import SlotPool
 from loaders.engines.orders import Job, Order
 from loaders.rng import Domain, KeyedGenerator
 from loaders.spec import BatchSpec

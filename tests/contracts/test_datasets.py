@@ -1,9 +1,11 @@
+import pickle
+
 import cv2
 import numpy as np
 import pytest
 from dataset_contract import DatasetContract
 
-from loaders import ArrayDataset, ImageFiles, ImageFolder
+from loaders import ArrayDataset, DatasetError, DecodedCache, ImageFiles, ImageFolder
 
 
 def write_photos(root, count=4):
@@ -44,3 +46,22 @@ class TestArrayDatasetOnDisk(DatasetContract):
         np.save(tmp_path / "label.npy", np.arange(4, dtype=np.int16))
         fields = {"image": tmp_path / "image.npy", "label": str(tmp_path / "label.npy")}
         return lambda transform: ArrayDataset(fields, transform)
+
+
+class TestDecodedCacheInMemory(DatasetContract):
+    @pytest.fixture
+    def make(self, tmp_path):
+        write_photos(tmp_path)
+        return lambda transform: DecodedCache(ImageFolder(tmp_path), 1 << 20, transform)
+
+    def test_a_pickled_copy_reads_the_same(self, dataset):
+        # Its memory goes to workers as they are started, and nowhere else.
+        with pytest.raises(DatasetError, match="Give it a path="):
+            pickle.dumps(dataset)
+
+
+class TestDecodedCacheInAFile(DatasetContract):
+    @pytest.fixture
+    def make(self, tmp_path):
+        write_photos(tmp_path)
+        return lambda transform: DecodedCache(ImageFolder(tmp_path), 1 << 20, transform, path=tmp_path / "cache")

@@ -16,8 +16,8 @@ import pytest
 import torch
 
 from loaders import DeviceError, DevicePrefetcher
-from loaders.device.prefetcher import _Copies
-from loaders.device.streams import Streams
+from loaders.device.copies import Copies
+from loaders.device.streams import open_streams
 
 pytestmark = [
     pytest.mark.gpu,
@@ -169,14 +169,14 @@ def test_leaving_early_leaves_the_side_stream_idle(loader):
 
 
 def test_the_next_batch_is_copied_while_the_device_computes():
-    copies = _Copies(Streams(torch.device("cuda")), depth=1)
-    copies.start(torch.ones(SIZE, pin_memory=True))
-    copies.start(torch.ones(SIZE, pin_memory=True))
+    copies = Copies(open_streams(torch.device("cuda")), depth=1, buffers=None)
+    copies.start(torch.ones(SIZE, pin_memory=True), None)
+    copies.start(torch.ones(SIZE, pin_memory=True), None)
     copies.hand_out()
     torch.cuda._sleep(20 * SPIN)
     computed = torch.cuda.Event()
     computed.record()
-    _, copied = copies._ahead[0]
+    _, copied, _, _ = copies._ahead[0]
     copied.synchronize()
     assert not computed.query()
     torch.cuda.synchronize()

@@ -7,6 +7,7 @@ import os
 import random
 import signal
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,10 @@ import pytest
 import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from support.photo_zoo import jpeg, photo
 from support.waiting import assert_no_workers
 
-from loaders import DataLoader, ShardedSampler, sample_rng
+from loaders import DataLoader, ImageFolder, RandomResizedCrop, ShardedSampler, sample_rng
 from loaders.rng import Domain, enter_sample, keyed_word, leave_sample
 
 # More workers than this machine may have cores: torch says so.
@@ -167,4 +169,20 @@ def test_every_way_of_reading_an_epoch_gives_the_bits_of_a_plain_loop(case: Case
 @pytest.mark.parametrize("method", ["spawn", "forkserver"])
 def test_freshly_started_workers_give_the_bits_of_a_plain_loop(method: str) -> None:
     check(Case(method, 2, 0, 1, 2, 4, 1, 1))
+    assert_no_workers()
+
+
+@pytest.mark.parametrize("workers", [{}, {"num_workers": 2}, {"num_workers": 2, "worker_method": "thread"}])
+def test_random_crops_are_those_of_a_plain_loop(tmp_path: Path, workers: dict[str, Any]) -> None:
+    (tmp_path / "class").mkdir()
+    for number in range(N):
+        (tmp_path / "class" / f"{number:02d}.jpg").write_bytes(jpeg(photo(40 + number, 90 - number)))
+    dataset = ImageFolder(tmp_path, crop=RandomResizedCrop(8))
+    loader = DataLoader(dataset, GLOBAL_BATCH, seed=SEED, **workers)
+    loader.set_epoch(1)
+    found = torch.cat([batch["image"] for batch in loader]).numpy()
+    for position in range(N):
+        enter_sample(SEED, 1, position)
+        np.testing.assert_array_equal(found[position], dataset[position]["image"])
+    leave_sample()
     assert_no_workers()

@@ -10,7 +10,8 @@ from hypothesis import settings
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, precondition, rule
 
 from loaders.batching.arena import PAGE, Arena
-from loaders.batching.slots import BlockState, SlotPool
+from loaders.batching.blocks import BlockState
+from loaders.batching.slots import SlotPool
 from loaders.errors import BufferMemoryError
 
 CEILING = 24 * PAGE

@@ -11,6 +11,7 @@ addresses and no references: it reads and writes whatever lies there when it run
 
 from __future__ import annotations
 
+import ctypes
 import random
 import weakref
 from collections import deque
@@ -82,6 +83,7 @@ class SimulatedDevice:
         self._streams: list[Stream] = []
         self._blocks: dict[int, Block] = {}  # by address
         self._freed: deque[Block] = deque()  # leases that ended since the last call
+        self._locked: dict[int, int] = {}  # address → bytes
         self._leaving: list[tuple[Block, list[SimulatedEvent]]] = []  # freed, but other streams may still use them
         self._free: list[Block] = []
         self.current = self.new_stream()
@@ -142,6 +144,26 @@ class SimulatedDevice:
         weakref.finalize(array, self._end_lease, block)
         return torch.from_numpy(array)
 
+    def page_lock(self, address: int, nbytes: int) -> None:
+        """Memory of somebody else's that copies read late from now on."""
+        self._locked[address] = nbytes
+
+    def page_unlock(self, address: int) -> None:
+        del self._locked[address]
+
+    def is_locked(self, tensor: torch.Tensor) -> bool:
+        return self._range_of(tensor) is not None
+
+    def _range_of(self, tensor: torch.Tensor) -> int | None:
+        address = tensor.data_ptr()
+        return next((start for start, nbytes in self._locked.items() if start <= address < start + nbytes), None)
+
+    def current_streams(self) -> tuple[Stream, ...]:
+        return (self.current,)
+
+    def record_event(self, stream: Stream) -> SimulatedEvent:
+        return self.record(stream)
+
     def host_blocks(self) -> list[Block]:
         return [block for block in self._blocks.values() if block.stream is None]
 
@@ -190,14 +212,25 @@ class SimulatedDevice:
 
     def copy(self, source: torch.Tensor, target: torch.Tensor, stream: Stream) -> None:
         """Queue a copy. As with CUDA, pageable memory is read before the call returns."""
-        block = self.block_of(source)
-        read = source.numpy().copy() if block is None else self._raw(source)
+        block, locked = self.block_of(source), self._range_of(source)
+        if block is not None:
+            read = self._raw(source)
+        elif locked is not None:
+            # An array without an owner: like the copy engine, it keeps nothing alive.
+            memory = (ctypes.c_char * source.nbytes).from_address(source.data_ptr())
+            read = np.frombuffer(memory, source.detach().numpy().dtype).reshape(tuple(source.shape))
+        else:
+            read = source.detach().numpy().copy()
         write = self._raw(target)
 
         def work() -> None:
             if block is not None and block.stream is None and not block.is_leased:
                 self.late_reads += 1
-            np.copyto(write, read)
+            if locked is not None and locked not in self._locked:
+                self.late_reads += 1
+                write.view(np.uint8).fill(0xEE)  # it may not even be mapped any more
+            else:
+                np.copyto(write, read)
 
         self.enqueue(stream, work)
 
@@ -205,8 +238,8 @@ class SimulatedDevice:
         block = self.block_of(tensor)
         assert block is not None, "not memory of this device"
         assert tensor.is_contiguous()
-        assert tensor.nbytes == block.memory.nbytes
-        return block.memory.view(tensor.numpy().dtype).reshape(tuple(tensor.shape))
+        nbytes = tensor.nbytes
+        return block.memory[:nbytes].view(tensor.detach().numpy().dtype).reshape(tuple(tensor.shape))
 
 
 class SimulatedStreams:
@@ -215,23 +248,30 @@ class SimulatedStreams:
     def __init__(self, device: SimulatedDevice) -> None:
         self.device = device
         self.side = device.new_stream()
+        self.reader = device
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         raise TypeError("streams belong to one process and cannot be copied")
 
     def pin(self, tensor: torch.Tensor) -> torch.Tensor:
-        if self.device.block_of(tensor) is not None:
+        if self.device.block_of(tensor) is not None or self.device.is_locked(tensor):
             return tensor
         return self.device.empty(tuple(tensor.shape), tensor.dtype, stream=None).copy_(tensor)
 
-    def side_waits_for_compute(self) -> None:
-        self.device.wait(self.side, self.device.record(self.device.current))
+    def current_stream(self) -> Stream:
+        return self.device.current
 
-    def copy(self, tensor: torch.Tensor) -> torch.Tensor:
+    def side_waits_for(self, stream: Stream) -> None:
+        self.device.wait(self.side, self.device.record(stream))
+
+    def empty(self, nbytes: int) -> torch.Tensor:
+        return self.device.empty((nbytes,), torch.uint8, stream=self.side)
+
+    def copy(self, tensor: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
         block = self.device.block_of(tensor)
         if block is not None and block.stream is not None:
             return tensor
-        target = self.device.empty(tuple(tensor.shape), tensor.dtype, stream=self.side)
+        target = self.device.empty(tuple(tensor.shape), tensor.dtype, stream=self.side) if out is None else out
         self.device.copy(tensor, target, self.side)
         return target
 
@@ -247,3 +287,44 @@ class SimulatedStreams:
         assert block is not None
         if self.device.tracks_streams and block.stream is not self.device.current:
             block.users.add(self.device.current)
+
+
+class SimulatedReadback:
+    """`loaders.device.collector.Readback` over a SimulatedDevice."""
+
+    def __init__(self, device: SimulatedDevice) -> None:
+        self.device = device
+        self.side = device.new_stream()
+
+    def of(self, tensor: torch.Tensor) -> SimulatedReadback | None:
+        """In place of `readback_of`."""
+        block = self.device.block_of(tensor)
+        return self if block is not None and block.stream is not None else None
+
+    def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        return self.device.empty(tuple(shape), dtype, stream=None)
+
+    def wait_for_compute(self) -> None:
+        self.device.wait(self.side, self.device.record(self.device.current))
+
+    def copy(self, source: torch.Tensor, target: torch.Tensor) -> None:
+        read, write = (self._bytes(tensor) for tensor in (source, target))
+        block = self.device.block_of(source)
+
+        def work() -> None:
+            self.device.late_reads += block is not None and not block.is_leased
+            np.copyto(write, read)
+
+        self.device.enqueue(self.side, work)
+
+    def record_event(self) -> SimulatedEvent:
+        return self.device.record(self.side)
+
+    def _bytes(self, tensor: torch.Tensor) -> np.ndarray:
+        """The memory and no reference to its lease: the start of a block, or a copy of what is in pageable memory."""
+        assert tensor.is_contiguous()
+        assert tensor.storage_offset() == 0
+        block = self.device.block_of(tensor)
+        if block is None:
+            return np.frombuffer(tensor.numpy().tobytes(), np.uint8)
+        return block.memory[: tensor.nbytes]

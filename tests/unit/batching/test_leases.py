@@ -18,7 +18,8 @@ import torch
 
 from loaders import DataLoader
 from loaders.batching.arena import Arena
-from loaders.batching.slots import BlockState, SlotPool, _Lease
+from loaders.batching.blocks import BlockState
+from loaders.batching.slots import SlotPool, _Lease
 
 SHAPE = (4, 6)
 NBYTES = 4 * 4 * 6
@@ -125,6 +126,7 @@ class NaivePool(SlotPool):
         block.become(BlockState.LEASED)
         lease = _Lease(anchor, self._end)
         lease.block, lease.label, lease.since_s = block, "naive", 0.0
+        lease.streams, lease.address = None, 0
         self._leases[block] = lease
         self.leased_nbytes += block.nbytes
 

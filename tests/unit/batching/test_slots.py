@@ -10,7 +10,8 @@ import pytest
 
 from loaders.batching import arena as arena_module
 from loaders.batching.arena import PAGE, Arena
-from loaders.batching.slots import DEBUG_PATTERN, BlockState, SlotPool
+from loaders.batching.blocks import BlockState
+from loaders.batching.slots import DEBUG_PATTERN, SlotPool
 from loaders.errors import BufferMemoryError, SlotStateError
 
 MB = 1 << 20

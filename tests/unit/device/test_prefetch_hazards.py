@@ -17,7 +17,7 @@ from support.simulated_device import SimulatedDevice, SimulatedStreams
 
 from loaders import DevicePrefetcher
 from loaders.device import prefetcher as prefetcher_module
-from loaders.device.prefetcher import _Copies
+from loaders.device.copies import Copies
 
 SEEDS = range(8)
 STEPS = 60
@@ -80,8 +80,11 @@ SCENARIOS = [
 ]
 
 
-def wrong_reads(scenario, seed, depth=2, streams_type=SimulatedStreams, transform=False):
-    """Run a training loop that reads, holds and drops at random. Returns (number of wrong reads, the device)."""
+def wrong_reads(scenario, seed, depth=2, streams_type=SimulatedStreams, transform=False, static=False):
+    """Run a training loop that reads, holds and drops at random. Returns (number of wrong reads, the device).
+
+    Static batches are let go before the next one is asked for, as their rule says.
+    """
     device, loader, compute_streams = scenario(seed)
     choose = random.Random(seed)
     wrong = []
@@ -97,7 +100,7 @@ def wrong_reads(scenario, seed, depth=2, streams_type=SimulatedStreams, transfor
         device.launch(lambda image, out: np.subtract(255, image, out=out), once, twice)
         return {"image": twice, "meta": batch["meta"]}
 
-    prefetcher = DevicePrefetcher(loader, "cpu", depth, inverted_twice if transform else None)
+    prefetcher = DevicePrefetcher(loader, "cpu", depth, inverted_twice if transform else None, static)
     prefetcher._streams = streams_type(device)
     batches = iter(prefetcher)
     for step in range(STEPS):
@@ -110,19 +113,20 @@ def wrong_reads(scenario, seed, depth=2, streams_type=SimulatedStreams, transfor
                 )
             held.append(batch)
             del batch
-            while len(held) > choose.randint(0, 3):
+            while len(held) > (0 if static else choose.randint(0, 3)):
                 held.popleft()
     assert next(batches, None) is None
     device.drain()
     return sum(wrong), device
 
 
+@pytest.mark.parametrize("static", [False, True])
 @pytest.mark.parametrize("depth", [1, 2, 5])
 @pytest.mark.parametrize("scenario", SCENARIOS)
-def test_no_batch_is_ever_read_before_it_came_or_after_it_was_overwritten(scenario, depth):
+def test_no_batch_is_ever_read_before_it_came_or_after_it_was_overwritten(scenario, depth, static):
     for seed in SEEDS:
         for transform in (False, True):
-            wrong, device = wrong_reads(scenario, seed, depth, transform=transform)
+            wrong, device = wrong_reads(scenario, seed, depth, transform=transform, static=static)
             assert (wrong, device.late_reads) == (0, 0), f"seed {seed}, transform {transform}"
 
 
@@ -132,7 +136,7 @@ class NoWaitForTheCopy(SimulatedStreams):
 
 
 class NoWaitForTheLoop(SimulatedStreams):
-    def side_waits_for_compute(self):
+    def side_waits_for(self, stream):
         pass
 
 
@@ -163,12 +167,36 @@ def test_a_prefetcher_without_this_guard_reads_wrong_bytes(naive, scenario, seed
 
 
 @pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize(
+    ("naive", "scenario"),
+    [(NoWaitForTheCopy, plain_loop), (NoWaitForTheLoop, plain_loop), (NoWaitForTheLoop, loop_that_changes_its_stream)],
+)
+def test_static_buffers_without_this_guard_give_wrong_bytes(naive, scenario, seed):
+    wrong, _ = wrong_reads(scenario, seed, streams_type=naive, static=True)
+    assert wrong > 0
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_static_buffers_that_wait_for_the_current_stream_alone_give_wrong_bytes(seed):
+    class OnlyCurrent(SimulatedStreams):
+        def side_waits_for(self, stream):
+            if stream is self.device.current:
+                super().side_waits_for(stream)
+
+    wrong = sum(
+        wrong_reads(loop_that_changes_its_stream, 100 * seed + each, streams_type=OnlyCurrent, static=True)[0]
+        for each in range(5)
+    )
+    assert wrong > 0
+
+
+@pytest.mark.parametrize("seed", SEEDS)
 def test_a_prefetcher_that_lets_sources_go_early_reads_wrong_bytes(monkeypatch, seed):
-    class Forgetful(_Copies):
+    class Forgetful(Copies):
         def release_sources(self, keep):
             self._sources.clear()
 
-    monkeypatch.setattr(prefetcher_module, "_Copies", Forgetful)
+    monkeypatch.setattr(prefetcher_module, "Copies", Forgetful)
     wrong, device = wrong_reads(plain_loop, seed)
     assert wrong > 0
     assert device.late_reads > 0
@@ -229,10 +257,10 @@ def test_leaving_early_leaves_no_copy_under_way_and_no_source_held(seed):
 @pytest.mark.parametrize("seed", SEEDS)
 def test_sources_outlive_their_copies_when_a_later_copy_of_the_batch_fails(seed):
     class OutOfMemory(SimulatedStreams):
-        def copy(self, tensor):
+        def copy(self, tensor, out=None):
             if tensor.dtype is torch.int64:
                 raise torch.OutOfMemoryError("no room")
-            return super().copy(tensor)
+            return super().copy(tensor, out)
 
     device, loader, _ = plain_loop(seed)
     prefetcher = DevicePrefetcher(loader, "cpu")

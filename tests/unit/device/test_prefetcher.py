@@ -15,8 +15,10 @@ import torch
 from support.simulated_device import SimulatedDevice, SimulatedStreams
 from torch.utils.data import DataLoader, TensorDataset
 
-from loaders import DeviceError, DevicePrefetcher
+import loaders
+from loaders import DeviceError, DevicePrefetcher, SlotStateError, StateError
 from loaders.device import prefetcher as prefetcher_module
+from loaders.device.streams import _NoStreams
 
 Pair = namedtuple("Pair", "image label")
 
@@ -37,6 +39,15 @@ def prefetch(device, loader, **kwargs):
     prefetcher = DevicePrefetcher(loader, "cpu", **kwargs)
     prefetcher._streams = SimulatedStreams(device)
     return prefetcher
+
+
+def addresses(batches):
+    """Where each batch lies."""
+    found = []
+    for batch in batches:
+        found.append(batch.data_ptr())
+        del batch
+    return found
 
 
 class CountingLoader:
@@ -129,7 +140,7 @@ def test_a_tensor_that_is_pinned_is_read_where_it_lies(device):
 def test_a_tensor_that_is_on_the_device_is_handed_out_as_it_is(device):
     resident = device.empty((4,), torch.uint8, device.current)
     [batch] = prefetch(device, [resident])
-    assert batch is resident
+    assert batch.data_ptr() == resident.data_ptr()
 
 
 def test_the_transform_gets_the_copied_batch_on_the_stream_of_the_loop(device):
@@ -291,14 +302,6 @@ def test_a_loader_without_length_still_makes_a_list():
         len(prefetcher)
 
 
-def test_the_loaders_position_is_not_passed_off_as_the_prefetchers():
-    class Resumable(list):
-        def state_dict(self):
-            return {"batches": 3}
-
-    assert not hasattr(DevicePrefetcher(Resumable(), "cpu"), "state_dict")
-
-
 def test_a_missing_attribute_is_an_attribute_error():
     with pytest.raises(AttributeError, match="no_such_name"):
         _ = DevicePrefetcher([], "cpu").no_such_name
@@ -335,3 +338,180 @@ def test_a_device_that_is_not_there_is_refused_with_what_torch_says_and_what_to_
 def test_a_device_that_torch_does_not_know_is_refused():
     with pytest.raises(DeviceError, match="'gpu' is unknown"):
         DevicePrefetcher([], "gpu")
+
+
+def test_a_device_without_streams_gets_each_batch_by_a_plain_copy(monkeypatch):
+    # The CPU stands in for one: torch has no side streams for it either.
+    monkeypatch.setattr(prefetcher_module, "open_streams", lambda device: _NoStreams(device))
+    batches = [{"image": torch.full((2, 3), step), "name": f"photo {step}"} for step in range(5)]
+    for static in (False, True):
+        ours = DevicePrefetcher(batches, "cpu", transform=lambda batch: batch["image"] + 1, static=static)
+        assert [batch[0, 0].item() for batch in ours] == [1, 2, 3, 4, 5]
+
+
+# -- static buffers --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("depth", [1, 3])
+def test_static_batches_lie_at_the_same_few_addresses_in_every_epoch(device, depth):
+    prefetcher = prefetch(device, CountingLoader(20), depth=depth, static=True)
+    first = addresses(prefetcher)
+    assert len(set(first)) == depth + 2
+    assert all(address in first for address in addresses(prefetcher))
+    blocks = len(device.device_blocks())
+    addresses(prefetcher)
+    assert len(device.device_blocks()) == blocks
+
+
+@pytest.mark.parametrize(
+    "keep",
+    [
+        lambda batch: batch,
+        lambda batch: batch[:1],
+        lambda batch: batch.detach(),
+        lambda batch: batch.view(torch.float64),
+        lambda batch: batch.untyped_storage(),
+        lambda batch: {"deep": [batch.reshape(1, 1)]},
+    ],
+    ids=["itself", "a slice", "detached", "another dtype", "its storage", "in containers"],
+)
+def test_whoever_holds_a_static_batch_until_its_memory_is_needed_is_told(device, keep):
+    batches = iter(prefetch(device, CountingLoader(20), depth=2, static=True))
+    held = keep(next(batches))
+    with pytest.raises(SlotStateError, match=r"batch 0 .* static=True is still held.*needed for batch 4") as caught:
+        list(batches)
+    assert "clone" in str(caught.value)
+    assert held is not None
+
+
+def test_a_static_batch_that_the_loop_variable_still_names_is_no_mistake(device):
+    seen = []
+    for _ in range(2):
+        for batch in prefetch(device, CountingLoader(9), static=True):
+            image = batch  # a second name, that lives until the next round
+            device.launch(lambda array: seen.append(int(array[0])), image)
+    device.drain()
+    assert seen == [*range(9), *range(9)]
+
+
+@pytest.mark.parametrize("static", [False, True])
+def test_batches_may_differ_in_size_strides_and_structure(device, static):
+    batches = [
+        torch.arange(6).reshape(2, 3),
+        torch.arange(20).reshape(4, 5),
+        [torch.arange(3), {"a": torch.arange(2.0)}],
+        torch.arange(0),
+        torch.arange(3)[:1],
+        torch.tensor(7),
+        torch.arange(40).reshape(4, 10)[:, :7],
+        torch.arange(400).reshape(4, 100)[:, ::25],
+        torch.zeros(3, requires_grad=True),
+        torch.arange(24).reshape(1, 2, 3, 4).to(memory_format=torch.channels_last),
+        torch.arange(3).expand(4, 3),
+    ]
+    for ours, own in zip(prefetch(device, batches, static=static), batches, strict=True):
+        device.drain()
+        for a, b in zip(*(torch.utils._pytree.tree_leaves(tree) for tree in (ours, own)), strict=True):
+            assert a.dtype is b.dtype
+            assert torch.equal(a, b)
+            assert a.stride() == b.stride() or not b.is_contiguous()
+
+
+def test_iterating_a_static_prefetcher_inside_itself_is_refused(device):
+    prefetcher = prefetch(device, CountingLoader(4), static=True, depth=1)
+    outer = iter(prefetcher)
+    next(outer)
+    with pytest.raises(SlotStateError, match="is still held"):
+        list(prefetcher)
+
+
+# -- positions and keys ----------------------------------------------------------------------------------------------
+
+
+class Squares:
+    def __len__(self):
+        return 32
+
+    def __getitem__(self, index):
+        return np.array([index * index], np.int64)
+
+
+def squares(**options):
+    return loaders.DataLoader(Squares(), batch_size=2, shuffle=True, seed=5, **options)
+
+
+@pytest.mark.parametrize("taken", [0, 1, 5, 15, 16])
+@pytest.mark.parametrize("static", [False, True])
+def test_the_state_counts_batches_handed_out_not_those_on_their_way(device, taken, static):
+    everything = [batch.flatten().tolist() for batch in squares()]
+    ours = prefetch(device, squares(), depth=3, static=static)
+    batches = iter(ours)
+    for _ in range(taken):
+        next(batches)
+    state = ours.state_dict()
+    for resumed in (squares(), prefetch(device, squares(), depth=1)):
+        resumed.load_state_dict(state)
+        rest = []
+        for batch in resumed:
+            device.drain()
+            rest.append(batch.flatten().tolist())
+        assert rest == everything[taken:]
+
+
+def test_after_an_epoch_or_a_broken_one_the_next_begins_where_the_loaders_own_would(device):
+    plain, ours = squares(), prefetch(device, squares(), depth=2)
+    for stop in (16, 3, 16):
+        for loader in (plain, ours):
+            for step, _ in enumerate(loader, start=1):
+                if step == stop:
+                    break
+            else:
+                pass
+        assert ours.state_dict() == plain.state_dict()
+
+
+def test_a_loader_without_state_has_none_here_and_one_that_refuses_refuses_here(device):
+    assert not hasattr(prefetch(device, CountingLoader(3)), "state_dict")
+    assert not hasattr(prefetch(device, CountingLoader(3)), "load_state_dict")
+    ours = prefetch(device, squares(in_order=False, num_workers=1, multiprocessing_context="fork"))
+    batches = iter(ours)
+    next(batches)
+    with pytest.raises(StateError, match="in_order=False"):
+        ours.state_dict()
+
+
+def drawn(device, loader, **options):
+    """What a transform draws for each batch."""
+    transform = lambda batch: int(loaders.sample_rng().integers(1 << 60))  # noqa: E731
+    return list(prefetch(device, loader, transform=transform, **options))
+
+
+@pytest.mark.parametrize("options", [{}, {"depth": 4}, {"static": True}])
+def test_a_transform_draws_the_same_numbers_for_a_batch_at_any_depth_and_after_resuming(device, options):
+    loader = squares()
+    expected = [drawn(device, loader), drawn(device, loader)]
+    assert len({number for epoch in expected for number in epoch}) == 32
+    on_the_cpu = DevicePrefetcher(squares(), "cpu", transform=lambda _: int(loaders.sample_rng().integers(1 << 60)))
+    assert list(on_the_cpu) == expected[0]
+    workers = squares(num_workers=2, multiprocessing_context="fork")
+    assert [drawn(device, workers, **options), drawn(device, workers, **options)] == expected
+    cut = squares()
+    for step, _ in enumerate(cut, start=1):
+        if step == 5:
+            break
+    resumed = squares()
+    resumed.load_state_dict(cut.state_dict())
+    assert drawn(device, resumed, **options) == expected[0][5:]
+
+
+def test_over_a_stock_loader_the_draws_of_a_transform_follow_torchs_seed_and_the_epoch(device):
+    stock = DataLoader(TensorDataset(torch.arange(12)), batch_size=3)
+
+    def two_epochs(seed):
+        torch.manual_seed(seed)
+        transform = lambda batch: int(loaders.sample_rng().integers(1 << 60))  # noqa: E731
+        prefetcher = prefetch(device, stock, transform=transform)
+        return [*prefetcher, *prefetcher]
+
+    assert two_epochs(1) == two_epochs(1)
+    assert len({*two_epochs(1), *two_epochs(2)}) == 16

@@ -1,0 +1,234 @@
+"""What is measured on a CUDA device: each function runs in a process of its own and returns figures."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from benchmarks import trace
+from benchmarks.feeds import FEEDS, Batches
+from benchmarks.photos import JpegCrops, ReadyImages
+from benchmarks.resnet import resnet50
+from benchmarks.scenarios import _meminfo
+
+_COPIES = 4  # enqueued together when copies are timed: what the host takes to enqueue one counts for less
+_ENDLESS = 1 << 20  # batches
+
+
+class Training:
+    """ResNet-50 in bfloat16 and channels last, with SGD.
+
+    Args:
+        size: pixels of a side of the images.
+    """
+
+    def __init__(self, device: torch.device, batch_size: int, size: int) -> None:
+        torch.manual_seed(0)
+        torch.backends.cudnn.benchmark = True
+        self.device = device
+        self.batch_size = batch_size
+        self.size = size
+        self._net = resnet50().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's
+        self._optimizer = torch.optim.SGD(
+            self._net.parameters(), lr=1e-3, momentum=0.9, weight_decay=1e-4, fused=device.type == "cuda"
+        )
+
+    def step(self, batch: dict[str, torch.Tensor]) -> None:
+        """Forward, backward, update; nothing waits for the device."""
+        with torch.autocast(self.device.type, dtype=torch.bfloat16):
+            loss = functional.cross_entropy(self._net(batch["image"]), batch["label"])
+        loss.backward()  # type: ignore[no-untyped-call]  # torch's
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+
+    def run(self, batches: Batches, steps: int) -> None:
+        """So many steps; the device may be behind."""
+        for _ in range(steps):
+            self.step(next(batches))
+
+    def feed(self, name: str, data: str, workers: int, files: str) -> Batches:
+        """Batches as one of `feeds.FEEDS` brings them, of ready arrays or of JPEG files."""
+        count = _ENDLESS * self.batch_size
+        dataset: Any = ReadyImages(count, self.size)
+        if data == "jpeg":
+            dataset = JpegCrops(sorted(map(str, Path(files).glob("*.jpg"))), count, self.size)
+        return FEEDS[name](dataset, self.batch_size, workers, self.device)
+
+    def synchronize(self) -> None:
+        """Wait for the device."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    def warm_up(self, steps: int) -> None:
+        """Steps on a resident batch: algorithms are chosen, memory is taken."""
+        with closing(self.feed("resident", "ready", 0, "")) as batches:  # type: ignore[type-var]  # generators all
+            self.run(batches, steps)
+            self.synchronize()
+
+
+def train(
+    variants: list[list[Any]], batch_size: int, size: int, workers: int, files: str, device: str = "cuda"
+) -> dict[str, float]:
+    """Steps per second of each variant, in this order.
+
+    Args:
+        variants: [feed, data, steps of warm-up, steps that count].
+    """
+    training = Training(torch.device(device), batch_size, size)
+    training.warm_up(5)
+    figures = {}
+    for feed, data, warm_up, steps in variants:
+        with closing(training.feed(feed, data, workers, files)) as batches:  # type: ignore[type-var]
+            training.run(batches, warm_up)
+            training.synchronize()
+            began = time.perf_counter()
+            training.run(batches, steps)
+            training.synchronize()
+            figures[f"{feed}, {data}"] = steps / (time.perf_counter() - began)
+    return figures
+
+
+def overlap(
+    feeds: list[str], batch_size: int, size: int, workers: int, steps: int, repeats: int
+) -> dict[str, list[float]]:
+    """The share of copying that is hidden behind computing, of ready arrays, `repeats` times for each feed."""
+    training = Training(torch.device("cuda"), batch_size, size)
+    training.warm_up(5)
+    trace.record(lambda: training.warm_up(2))  # the profiler's own start
+    figures = defaultdict(list)
+    for feed in itertools.chain.from_iterable([feeds] * repeats):
+        with closing(training.feed(feed, "ready", workers, "")) as batches:  # type: ignore[type-var]
+            training.run(batches, 10)
+
+            def work(batches: Batches = batches) -> None:
+                training.run(batches, steps)
+                training.synchronize()
+
+            figures[feed].append(trace.hidden_share(trace.record(work), lead_in=0.25))
+    return figures
+
+
+def h2d(shapes: list[list[int]], rounds: int, runs: int) -> dict[str, list[dict[str, float]]]:
+    """GB/s to the device from a slot, from memory that torch has pinned and from pageable memory, by bytes copied."""
+    return {str(int(np.prod(shape))): _h2d_of(shape, rounds, runs) for shape in shapes}
+
+
+def _h2d_of(shape: list[int], rounds: int, runs: int) -> list[dict[str, float]]:
+    from loaders import DataLoader, transfer_time
+
+    loader: Any = DataLoader(ReadyImages(4 * shape[0], shape[1]), shape[0], num_workers=2, pin_memory=True)
+    slot = next(iter(loader))["image"]
+    if list(slot.shape) != shape or not slot.is_pinned() or not _lies_in_a_slot(slot):
+        raise RuntimeError(f"{tuple(slot.shape)}: the batch does not lie in a page-locked slot.")
+    sources = {
+        "slot": slot,
+        "pinned": torch.empty(shape, dtype=torch.uint8, pin_memory=True).copy_(slot),
+        "pageable": slot.clone(),
+    }
+    target = torch.empty(shape, dtype=torch.uint8, device="cuda")
+
+    def copy(source: torch.Tensor) -> None:
+        for _ in range(_COPIES):
+            target.copy_(source, non_blocking=True)
+
+    figures = []
+    for number in range(rounds):
+        names = list(sources) if number % 2 == 0 else list(reversed(sources))
+        figures.append(
+            {
+                name: transfer_time(
+                    lambda source=sources[name]: copy(source), device="cuda", runs=runs, nbytes=_COPIES * slot.nbytes
+                ).gb_per_s
+                for name in names
+            }
+        )
+    return figures
+
+
+def _lies_in_a_slot(tensor: torch.Tensor) -> bool:
+    from loaders.batching.slots import lease_at
+
+    return lease_at(tensor.data_ptr()) is not None
+
+
+def memory(
+    feed: str, data: str, batch_size: int, size: int, workers: int, steps: int, files: str, device: str = "cuda"
+) -> dict[str, float]:
+    """The most memory that is taken while training, in bytes.
+
+    Returns:
+        pss_nbytes: of this process and its workers, shared pages divided among those that map them. Memory that a
+            driver has pinned by itself is not in it.
+        machine_nbytes: by how much the machine's available memory fell from before there was a loader, everything
+            that anybody took counted.
+        device_nbytes, device_reserved_nbytes: of torch's allocator: in use, and kept.
+    """
+    training = Training(torch.device(device), batch_size, size)
+    training.warm_up(3)
+    is_cuda = training.device.type == "cuda"
+    if is_cuda:
+        torch.cuda.reset_peak_memory_stats()
+    available, pss, least, over = _meminfo("MemAvailable"), 0, 1 << 62, threading.Event()
+
+    def look() -> None:
+        nonlocal pss, least
+        pss, least = max(pss, pss_nbytes(os.getpid())), min(least, _meminfo("MemAvailable"))
+
+    watcher = threading.Thread(target=lambda: _repeat(look, over))
+    with closing(training.feed(feed, data, workers, files)) as batches:  # type: ignore[type-var]
+        training.run(batches, 1)  # workers are up: forking a process with threads is to be avoided
+        watcher.start()
+        training.run(batches, steps)
+        training.synchronize()
+        look()
+        over.set()
+        watcher.join()
+    return {
+        "pss_nbytes": pss,
+        "machine_nbytes": available - least,
+        "device_nbytes": torch.cuda.max_memory_allocated() if is_cuda else 0,
+        "device_reserved_nbytes": torch.cuda.max_memory_reserved() if is_cuda else 0,
+    }
+
+
+def _repeat(look: Callable[[], None], over: threading.Event) -> None:
+    while not over.wait(0.05):
+        look()
+
+
+def pss_nbytes(pid: int) -> int:
+    """Proportional set size of a process and its descendants."""
+    parents: dict[int, list[int]] = defaultdict(list)
+    for child, parent in _parents():
+        parents[parent].append(child)
+    pids, total = [pid], 0
+    for each in pids:
+        pids.extend(parents[each])
+        try:
+            for line in Path(f"/proc/{each}/smaps_rollup").read_text().splitlines():
+                if line.startswith("Pss:"):
+                    total += int(line.split()[1]) * 1024
+        except OSError:
+            pass  # gone in between
+    return total
+
+
+def _parents() -> Iterator[tuple[int, int]]:
+    """(process, its parent) of all there are."""
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            try:
+                yield int(folder.name), int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            except OSError:
+                pass  # gone in between

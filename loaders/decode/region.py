@@ -1,0 +1,82 @@
+"""Rectangles of a picture: in upright coordinates, as stored in the file, and at a reduced scale."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+
+# What turns a stored picture upright, by EXIF orientation (EXIF 2.3, tag 274): first swap rows and columns, then
+# reverse the rows, then reverse the columns.
+_TURNS = {
+    1: (False, False, False),
+    2: (False, False, True),
+    3: (False, True, True),
+    4: (False, True, False),
+    5: (True, False, False),
+    6: (True, False, True),
+    7: (True, True, True),
+    8: (True, True, False),
+}
+
+
+class Region(NamedTuple):
+    """A rectangle of pixels; (0, 0) is the picture's upper left corner."""
+
+    left: int
+    top: int
+    width: int
+    height: int
+
+    def is_inside(self, width: int, height: int) -> bool:
+        """Whether it has pixels, and all of them lie in a picture of width by height."""
+        return (
+            min(self.left, self.top) >= 0
+            and min(self.width, self.height) > 0
+            and self.left + self.width <= width
+            and self.top + self.height <= height
+        )
+
+    def stored(self, width: int, height: int, orientation: int) -> Region:
+        """The same pixels in the file, where self is in the upright picture of width by height."""
+        left, top = self.left, self.top
+        swapped, rows_reversed, columns_reversed = _TURNS[orientation]
+        if rows_reversed:
+            top = height - top - self.height
+        if columns_reversed:
+            left = width - left - self.width
+        return Region(top, left, self.height, self.width) if swapped else Region(left, top, self.width, self.height)
+
+    def reduced(self, scale: int) -> Region:
+        """The pixels of the picture at 1/scale that touch self: each stands for a block of scale by scale pixels."""
+        left, top = self.left // scale, self.top // scale
+        right, bottom = -(-(self.left + self.width) // scale), -(-(self.top + self.height) // scale)
+        return Region(left, top, right - left, bottom - top)
+
+    def of(self, picture: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """The pixels: a view into the picture."""
+        return picture[self.top : self.top + self.height, self.left : self.left + self.width]
+
+
+def turn_upright(stored: np.ndarray[Any, Any], orientation: int) -> np.ndarray[Any, Any]:
+    """A stored picture, or a part of one, as it is to be looked at."""
+    swapped, rows_reversed, columns_reversed = _TURNS[orientation]
+    if swapped:
+        stored = cv2.transpose(stored)
+    if rows_reversed or columns_reversed:
+        stored = cv2.flip(stored, -1 if rows_reversed and columns_reversed else int(columns_reversed))
+    return stored
+
+
+def shrink(picture: np.ndarray[Any, Any], region: Region, scale: int) -> np.ndarray[Any, Any]:
+    """The region at 1/scale, each pixel the mean of a block; where blocks reach over the edge, the edge is repeated.
+
+    That is what a JPEG's reduced scales hold, whose encoder fills its last blocks in the same way.
+    """
+    reduced = region.reduced(scale)
+    blocks = Region(*(scale * side for side in reduced)).of(picture)
+    below, beside = reduced.height * scale - blocks.shape[0], reduced.width * scale - blocks.shape[1]
+    if below or beside:
+        blocks = cv2.copyMakeBorder(blocks, 0, below, 0, beside, cv2.BORDER_REPLICATE)
+    return cv2.resize(blocks, (reduced.width, reduced.height), interpolation=cv2.INTER_AREA)

@@ -1,0 +1,73 @@
+"""Pixels as normalised float32 planes on the CPU: `ImageFolder(…, normalize=(mean, std))`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import cv2
+import numpy as np
+
+
+class NormalizedPlanes:
+    """`(x / 255 - mean) / std`, channels first, in one pass: each of the 256 values is looked up in a table.
+
+    The tables are computed in float64 and rounded once, so that the results are the nearest float32 numbers to the true
+    ones.
+
+    Args:
+        mean: one number per channel, of pixels scaled to 0 … 1.
+        std: likewise.
+
+    Raises:
+        ValueError: mean and std are of different length, empty or not finite, or a std is 0.
+    """
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        self.mean = tuple(float(value) for value in mean)
+        self.std = tuple(float(value) for value in std)
+        if len(self.mean) != len(self.std) or not self.mean:
+            raise ValueError(f"mean={mean!r}, std={std!r}: expected one number per channel in both.")
+        if not all(map(math.isfinite, self.mean + self.std)) or 0 in self.std:
+            raise ValueError(f"mean={mean!r}, std={std!r}: expected finite numbers, and no std of 0.")
+        values = np.arange(256) / 255
+        self._tables = [
+            ((values - mean) / std).astype(np.float32) for mean, std in zip(self.mean, self.std, strict=True)
+        ]
+
+    def __call__(
+        self, image: np.ndarray[Any, np.dtype[np.uint8]], out: np.ndarray[Any, np.dtype[np.float32]] | None = None
+    ) -> np.ndarray[Any, np.dtype[np.float32]]:
+        """The image as planes.
+
+        Args:
+            image: uint8 (H, W, C), one channel per mean.
+            out: where they are written, float32 (C, H, W); None makes a new array.
+
+        Returns:
+            float32 (C, H, W); `out` if it was given.
+
+        Raises:
+            ValueError: `image` or `out` has another dtype or shape.
+        """
+        channels = len(self.mean)
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != channels or not image.size:
+            raise ValueError(
+                f"{image.dtype} of shape {image.shape}: expected uint8 pixels of shape (H, W, {channels}), with one "
+                "channel per mean."
+            )
+        shape = (channels, *image.shape[:2])
+        if out is None:
+            out = np.empty(shape, np.float32)
+        elif out.shape != shape or out.dtype != np.float32:
+            raise ValueError(f"out is {out.dtype} of shape {out.shape}; the planes are float32 of shape {shape}.")
+        for channel, (plane, table) in enumerate(zip(out, self._tables, strict=True)):
+            target = plane if plane.flags.c_contiguous else None
+            values = cv2.LUT(cv2.extractChannel(image, channel), table, dst=target)
+            if values is not plane:
+                plane[...] = values
+        return out
+
+    def __repr__(self) -> str:
+        return f"NormalizedPlanes(mean={self.mean}, std={self.std})"
