@@ -188,15 +188,13 @@ class Epoch(Iterator[Any]):
         return True
 
     def _new_batch(self, keys: Sequence[Any], position: int, rows: int) -> OpenBatch:
-        sizes = self._plan.sizes()
+        spec, sizes = self._plan.layout()
         slot = self._dispatch.engine.pool.acquire([size for size in sizes if size > 0])
         at = iter(slot)
         blocks = [
             (block.offset, block.nbytes) if (block := next(at) if size > 0 else None) else (0, 0) for size in sizes
         ]
-        order = Order(
-            new_ticket(), keys, position, self.progress.epoch, self._seed, self._plan.spec, tuple(blocks), self._ranks
-        )
+        order = Order(new_ticket(), keys, position, self.progress.epoch, self._seed, spec, tuple(blocks), self._ranks)
         return OpenBatch(order, slot, rows)
 
     def _start(self, batch: OpenBatch) -> None:

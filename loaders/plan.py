@@ -60,9 +60,14 @@ class Plan:
 
     def sizes(self) -> list[int]:
         """Bytes of the blocks of the next slot; 0 where a field has none."""
+        return self.layout()[1]
+
+    def layout(self) -> tuple[BatchSpec | None, list[int]]:
+        """The spec of the next slot and the bytes of its blocks, of one moment: other threads may iterate as well."""
+        spec = self.spec
         if not self.by_rows:
-            return self._parcel_sizes
-        return self.spec.sizes(self.room) if self.spec is not None else []
+            return spec, list(self._parcel_sizes)
+        return spec, spec.sizes(self.room) if spec is not None else []
 
     def learn(self, needs: Mapping[int, tuple[int, ...]], parcel: Parcel | None) -> None:
         """Make room in the slots to come for what did not fit into this one.
