@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check soak test-gpu clean
+.PHONY: demo test check soak test-gpu bench-gpu clean
 
 demo: $(READY)
 	$(BIN)/python -m loaders demo
@@ -22,6 +22,9 @@ soak: $(READY)
 
 test-gpu: $(READY)
 	$(BIN)/python -m pytest -q tests/gpu
+
+bench-gpu: $(READY)
+	$(BIN)/python -m benchmarks.gpu
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv --clear $(VENV)

@@ -39,7 +39,7 @@ class Training:
         self.device = device
         self.batch_size = batch_size
         self.size = size
-        self._net = resnet50().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's
+        self._net = resnet50().to(device, memory_format=torch.channels_last)
         self._optimizer = torch.optim.SGD(
             self._net.parameters(), lr=1e-3, momentum=0.9, weight_decay=1e-4, fused=device.type == "cuda"
         )
@@ -48,7 +48,7 @@ class Training:
         """Forward, backward, update; nothing waits for the device."""
         with torch.autocast(self.device.type, dtype=torch.bfloat16):
             loss = functional.cross_entropy(self._net(batch["image"]), batch["label"])
-        loss.backward()  # type: ignore[no-untyped-call]  # torch's
+        loss.backward()
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
 
@@ -72,7 +72,7 @@ class Training:
 
     def warm_up(self, steps: int) -> None:
         """Steps on a resident batch: algorithms are chosen, memory is taken."""
-        with closing(self.feed("resident", "ready", 0, "")) as batches:  # type: ignore[type-var]  # generators all
+        with closing(self.feed("resident", "ready", 0, "")) as batches:
             self.run(batches, steps)
             self.synchronize()
 
@@ -89,7 +89,7 @@ def train(
     training.warm_up(5)
     figures = {}
     for feed, data, warm_up, steps in variants:
-        with closing(training.feed(feed, data, workers, files)) as batches:  # type: ignore[type-var]
+        with closing(training.feed(feed, data, workers, files)) as batches:
             training.run(batches, warm_up)
             training.synchronize()
             began = time.perf_counter()
@@ -108,7 +108,7 @@ def overlap(
     trace.record(lambda: training.warm_up(2))  # the profiler's own start
     figures = defaultdict(list)
     for feed in itertools.chain.from_iterable([feeds] * repeats):
-        with closing(training.feed(feed, "ready", workers, "")) as batches:  # type: ignore[type-var]
+        with closing(training.feed(feed, "ready", workers, "")) as batches:
             training.run(batches, 10)
 
             def work(batches: Batches = batches) -> None:
@@ -138,21 +138,17 @@ def _h2d_of(shape: list[int], rounds: int, runs: int) -> list[dict[str, float]]:
     }
     target = torch.empty(shape, dtype=torch.uint8, device="cuda")
 
-    def copy(source: torch.Tensor) -> None:
-        for _ in range(_COPIES):
-            target.copy_(source, non_blocking=True)
+    def gb_per_s(source: torch.Tensor) -> float:
+        def copy() -> None:
+            for _ in range(_COPIES):
+                target.copy_(source, non_blocking=True)
+
+        return transfer_time(copy, device="cuda", runs=runs, nbytes=_COPIES * slot.nbytes).gb_per_s
 
     figures = []
     for number in range(rounds):
         names = list(sources) if number % 2 == 0 else list(reversed(sources))
-        figures.append(
-            {
-                name: transfer_time(
-                    lambda source=sources[name]: copy(source), device="cuda", runs=runs, nbytes=_COPIES * slot.nbytes
-                ).gb_per_s
-                for name in names
-            }
-        )
+        figures.append({name: gb_per_s(sources[name]) for name in names})
     return figures
 
 
@@ -186,7 +182,7 @@ def memory(
         pss, least = max(pss, pss_nbytes(os.getpid())), min(least, _meminfo("MemAvailable"))
 
     watcher = threading.Thread(target=lambda: _repeat(look, over))
-    with closing(training.feed(feed, data, workers, files)) as batches:  # type: ignore[type-var]
+    with closing(training.feed(feed, data, workers, files)) as batches:
         training.run(batches, 1)  # workers are up: forking a process with threads is to be avoided
         watcher.start()
         training.run(batches, steps)

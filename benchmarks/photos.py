@@ -1,0 +1,97 @@
+"""What the training benchmarks read: arrays that are ready, and JPEG files cut out of photographs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from benchmarks.scenarios import Ready
+
+CLASSES = 1000
+_HEIGHT, _WIDTH = 375, 500  # of a file: what most of ImageNet's have
+_QUALITY = 92
+
+
+class ReadyImages(Ready):
+    """Images that cost nothing: one of a few arrays."""
+
+    def __init__(self, count: int, size: int) -> None:
+        super().__init__(count, [size, size, 3], "uint8")
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {**super().__getitem__(index), "label": index % CLASSES}
+
+
+class JpegCrops:
+    """A random crop of a JPEG file, resized and maybe mirrored, by OpenCV and NumPy alone.
+
+    Args:
+        files: the paths; there are as many samples as asked for, so files come again and again.
+        count: how many samples.
+        size: pixels of a side of what comes out.
+    """
+
+    def __init__(self, files: list[str], count: int, size: int) -> None:
+        self.files = files
+        self.count = count
+        self.size = size
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        cv2.setNumThreads(0)  # the workers are the parallelism, in every loader
+        file = self.files[index % len(self.files)]
+        photo: Any = cv2.imdecode(np.fromfile(file, np.uint8), cv2.IMREAD_COLOR)
+        rng = np.random.default_rng(index)
+        crop = _random_crop(photo, rng, least=0.3)
+        crop = cv2.resize(crop, (self.size, self.size), interpolation=cv2.INTER_LINEAR)
+        if rng.random() < 0.5:
+            crop = cv2.flip(crop, 1)
+        return {"image": cv2.cvtColor(crop, cv2.COLOR_BGR2RGB), "label": index % CLASSES}
+
+
+def write_jpegs(folder: Path, count: int) -> str:
+    """Write `count` JPEG files of 375 by 500 pixels. Returns what they were cut out of."""
+    photos, kind = _photographs()
+    rng = np.random.default_rng(0)
+    for number in range(count):
+        crop = _random_crop(photos[number % len(photos)], rng, least=0.6)
+        method = cv2.INTER_AREA if crop.shape[1] > _WIDTH else cv2.INTER_CUBIC
+        crop = cv2.resize(crop, (_WIDTH, _HEIGHT), interpolation=method)
+        _, jpeg = cv2.imencode(".jpg", crop, [cv2.IMWRITE_JPEG_QUALITY, _QUALITY])
+        (folder / f"{number:05}.jpg").write_bytes(jpeg.tobytes())
+    return kind
+
+
+def _photographs() -> tuple[list[np.ndarray[Any, Any]], str]:
+    """The demo's photographs, uint8 (H, W, 3); where the packages that ship them are missing, something like them."""
+    from loaders.demo.photos import PHOTOS, read_photo
+    from loaders.errors import MissingExtraError
+
+    try:
+        return [read_photo(name) for name in PHOTOS], "photographs"
+    except MissingExtraError:
+        return [_smooth_noise(seed) for seed in range(10)], "smooth noise"
+
+
+def _smooth_noise(seed: int) -> np.ndarray[Any, Any]:
+    """Noise of several scales, the coarse the stronger, as photographs have it."""
+    rng = np.random.default_rng(seed)
+    image = np.zeros((_HEIGHT, _WIDTH, 3), np.float32)
+    for scale in (2, 8, 32, 128):
+        coarse = rng.normal(0, scale**0.5, (_HEIGHT // scale + 2, _WIDTH // scale + 2, 3)).astype(np.float32)
+        image += cv2.resize(coarse, (_WIDTH, _HEIGHT), interpolation=cv2.INTER_CUBIC)
+    return np.clip(128 + 5 * image, 0, 255).astype(np.uint8)
+
+
+def _random_crop(photo: np.ndarray[Any, Any], rng: np.random.Generator, least: float) -> np.ndarray[Any, Any]:
+    """Of the same proportions, at `least` so much of each side."""
+    share = rng.uniform(least, 1.0)
+    height, width = (max(1, int(side * share)) for side in photo.shape[:2])
+    top = int(rng.integers(photo.shape[0] - height + 1))
+    left = int(rng.integers(photo.shape[1] - width + 1))
+    return photo[top : top + height, left : left + width]
