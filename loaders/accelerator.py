@@ -50,6 +50,10 @@ class Accelerator:
         """The calling thread's current stream on each device that this process has used."""
         return tuple(torch.accelerator.current_stream(index) for index in self._used_devices())
 
+    def is_capturing(self) -> bool:
+        """Whether the calling thread is capturing a CUDA graph."""
+        return self.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
     def record_event(self, stream: Any) -> torch.Event:
         """An event at the end of what the stream was given so far."""
         event: torch.Event = stream.record_event()
@@ -69,9 +73,9 @@ def _cudart() -> Any:
 
 
 def open_accelerator() -> Accelerator | None:
-    """The accelerator of this machine, or None where torch sees none."""
+    """The accelerator of this machine that reads memory which is not torch's: CUDA, or None."""
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    return Accelerator(device) if device is not None else None
+    return Accelerator(device) if device is not None and device.type == "cuda" else None
 
 
 def _forget_last_error() -> None:

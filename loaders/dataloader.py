@@ -30,7 +30,6 @@ from loaders.plan import Plan
 from loaders.rng import Domain, keyed_word
 from loaders.spec import Field
 from loaders.state import Progress, progress_of, state_of
-from loaders.tree import map_tree
 
 _T_co = TypeVar("_T_co", covariant=True)
 
@@ -166,12 +165,14 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
             # A forked child has none of the parent's workers, and must not touch its slots.
             self._pid, self._pool, self._dispatch, self._reader = os.getpid(), None, None, None
         persistent = self.persistent_workers and self.num_workers > 0
+        if self.pin_memory and self._reader is None:
+            self._reader = open_accelerator()
+        if self._reader is not None and self._pool is not None and not self._pool.arena.shared:
+            self._forget_engine()  # of threads that write into memory which cannot be page-locked
         dispatch = self._dispatch if persistent else None
         if dispatch is None:
             self._check_iteration()
             self._make_plan()
-        if self.pin_memory and self._reader is None:
-            self._reader = open_accelerator()
         epoch = self._epoch_number()
         progress = self._resume.copy() if self._resume is not None else Progress(epoch)
         keys = KeyStream(self, progress) if self._plan.fetch != "stream" else None
@@ -272,11 +273,14 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
             self._progress = None
 
     def _batch_key(self) -> tuple[int, int, int] | None:
-        """(seed, epoch, number over all ranks) of the batch that was handed out last."""
-        if self._progress is None or self._sample_seed is None:
+        """(seed, epoch, a number that no other batch of any rank has) of the batch that was handed out last."""
+        progress = self._progress
+        if progress is None or self._sample_seed is None:
             return None
         rank, ranks = world_of(inner_sampler(self))
-        return self._sample_seed, self._progress.epoch, (self._progress.batches - 1) * ranks + rank
+        # Of map-style datasets the position of its first sample in the epoch: also after resuming on other ranks.
+        number = progress.first if self._plan.fetch != "stream" else progress.batches - 1
+        return self._sample_seed, progress.epoch, number * ranks + rank
 
     def holders(self) -> str:
         """Who holds batches: a line per field of each, with size and age; with LOADERS_DEBUG=slots also from where."""
@@ -327,7 +331,10 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
     def _new_engine(self, seed: int) -> Engine:
         processes = self.num_workers > 0 and self.worker_method == "process"
         shared = processes or self._reader is not None
-        if self._pool is None or self._pool.arena.shared != shared:
+        if self._pool is not None and self._pool.arena.shared != shared:
+            self._pool.trim()  # an iterator may still use it
+            self._pool = None
+        if self._pool is None:
             ceiling = self.max_buffer_bytes
             if ceiling is None:
                 ceiling = int(available_nbytes() * _DEFAULT_SHARE)
@@ -374,12 +381,6 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
                     "keep, but their memory cannot be used again. loader.holders() lists them.",
                     stacklevel=4,
                 )
-
-    def _pinned(self, batch: Any) -> Any:
-        """The batch in page-locked memory: as it is where its slot was locked, else copied."""
-        if not self.pin_memory or not torch.accelerator.is_available():
-            return batch
-        return map_tree(lambda leaf: leaf.pin_memory() if isinstance(leaf, torch.Tensor) else leaf, batch)
 
 
 def _check_fields(fields: Mapping[str, Field] | None) -> None:

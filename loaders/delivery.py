@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch.utils.data import default_convert
 
 from loaders.batching.assemble import assemble, convert
@@ -14,6 +15,7 @@ from loaders.dispatch import OpenBatch
 from loaders.failures import exception_of
 from loaders.state import Progress
 from loaders.stateful import describe
+from loaders.tree import map_tree
 
 if TYPE_CHECKING:
     from loaders.dataloader import DataLoader
@@ -83,7 +85,9 @@ class Delivery:
         """What the caller gets of a batch."""
         self._progress.batches += 1
         self._warn_about_length()
-        made = self._loader._pinned(made)
+        if self._loader.pin_memory and torch.accelerator.is_available():
+            # What its slot was locked for stays as it is.
+            made = map_tree(lambda leaf: leaf.pin_memory() if _pins_itself(leaf) else leaf, made, is_leaf=_pins_itself)
         return (made, self._loader._plan.as_indices(keys)) if self._loader.return_index else made
 
     def _note(self, batch: OpenBatch) -> None:
@@ -114,3 +118,8 @@ class Delivery:
                 f"least {self._progress.batches} batches of it. {split}",
                 stacklevel=4,
             )
+
+
+def _pins_itself(node: Any) -> bool:
+    """As torch decides it: tensors, and what has a method for it and is no container that torch knows."""
+    return not isinstance(node, (Mapping, tuple, list, str, bytes)) and hasattr(node, "pin_memory")

@@ -81,6 +81,7 @@ class Epoch(Iterator[Any]):
         if not self._stop.alive:
             raise StopIteration
         self._loader._has_begun(self.progress)
+        self.progress.first = self.progress.keys
         if self._loader.num_workers > 0 and self._pid != os.getpid():
             raise WorkerLostError(
                 f"the workers of this iterator belong to process {self._pid}, from which this one was forked.\n"

@@ -51,6 +51,7 @@ class Progress:
         lanes: of an IterableDataset: per worker the number of batches handed out, or -1 where its stream has ended.
         lane: the worker whose batch is next.
         streams: per worker the dataset's own `state_dict()` behind its last batch that was handed out, if it has one.
+        first: among this rank's keys, the position of the first one of the batch that was handed out last.
     """
 
     epoch: int
@@ -61,6 +62,7 @@ class Progress:
     lanes: list[int] = field(default_factory=list)
     lane: int = 0
     streams: list[Any] = field(default_factory=list)
+    first: int = 0
 
     def copy(self) -> Progress:
         """One that can go on by itself."""

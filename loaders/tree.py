@@ -72,9 +72,15 @@ def leaves(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
         yield from leaves(child, f"{path}.{name}" if path else name)
 
 
-def map_tree(fn: Callable[[Any], Any], tree: Any) -> Any:
-    """The same tree with `fn` applied to every leaf."""
+def map_tree(fn: Callable[[Any], Any], tree: Any, is_leaf: Callable[[Any], bool] = lambda node: False) -> Any:
+    """The same tree with `fn` applied to every leaf, and to the containers that `is_leaf` says to be one."""
     below = children(tree)
-    if below is None:
+    if below is None or is_leaf(tree):
         return fn(tree)
-    return rebuild(tree, [map_tree(fn, child) for _, child in below])
+    return rebuild(tree, [map_tree(fn, child, is_leaf) for _, child in below])
+
+
+def map_named(fn: Callable[[str, Any], Any], tree: Any) -> Any:
+    """The same tree with `fn(path, leaf)` in place of every leaf."""
+    values = [fn(path, leaf) for path, leaf in leaves(tree)][::-1]
+    return map_tree(lambda _: values.pop(), tree)  # both go depth first

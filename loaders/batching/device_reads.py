@@ -49,6 +49,10 @@ class Reader(Protocol):
         """The calling thread's."""
         ...
 
+    def is_capturing(self) -> bool:
+        """Whether the calling thread is capturing a graph of work."""
+        ...
+
     def record_event(self, stream: Any) -> Event:
         """An event at the end of what the stream was given so far."""
         ...
@@ -63,23 +67,33 @@ class DeviceReads:
         self._locked: set[Block] = set()
         self._reading: deque[tuple[Block, list[Event]]] = deque()
         self._events: dict[Hashable, Event] = {}  # of the blocks that are let go together
-        self._refused = False
+        self._refusal: DeviceError | None = None
+        self._is_told = False
         self._pid = os.getpid()
 
     def lock(self, block: Block) -> None:
-        """Page-lock a new block; where that is refused, say so once, and batches are staged in torch's own memory."""
-        if self._refused:
+        """Page-lock a block if it is not; where that is refused, batches are staged in torch's own memory."""
+        if self._refusal is not None or block in self._locked:
             return
         try:
             self._reader.page_lock(self._base + block.offset, block.nbytes)
             self._locked.add(block)
         except DeviceError as error:
-            self._refused = True
+            self._refusal = error
+
+    def tell_of_refusal(self) -> None:
+        """Say once that blocks cannot be page-locked. Not under the pool's lock: a warning may be an error."""
+        if self._refusal is not None and not self._is_told:
+            self._is_told = True
             warnings.warn(
                 f"batch buffers cannot be page-locked, so each batch is copied once more into torch's pinned memory: "
-                f"{error}",
-                stacklevel=2,
+                f"{self._refusal}",
+                stacklevel=3,
             )
+
+    def is_capturing(self) -> bool:
+        """Whether a CUDA graph is being captured on this thread: events may not be asked then."""
+        return self._pid == os.getpid() and self._reader.is_capturing()
 
     def unlock(self, block: Block) -> None:
         """Before its memory goes back to the machine."""
@@ -100,14 +114,24 @@ class DeviceReads:
 
     def begin(self, block: Block, streams: Iterable[Hashable]) -> None:
         """The block was let go; what these streams were given so far may read it."""
+        events = []
         for stream in streams:
             if stream not in self._events:
-                self._events[stream] = self._reader.record_event(stream)
-        self._reading.append((block, [self._events[stream] for stream in streams]))
+                self._events[stream] = self._event(stream)
+            events.append(self._events[stream])
+        self._reading.append((block, events))
+
+    def _event(self, stream: Any) -> Event:
+        try:
+            return self._reader.record_event(stream)
+        except Exception:  # noqa: BLE001  there is no event, so wait here; a device that has failed reads nothing
+            with contextlib.suppress(Exception):
+                stream.synchronize()
+            return _Reached()
 
     def ended(self) -> list[Block]:
         """The blocks that were read."""
-        done = [entry for entry in self._reading if all(event.query() for event in entry[1])]
+        done = [entry for entry in self._reading if all(map(_is_reached, entry[1]))]
         for entry in done:
             self._reading.remove(entry)
         return [block for block, _ in done]
@@ -117,17 +141,41 @@ class DeviceReads:
         return sum(block.nbytes == nbytes for block, _ in self._reading)
 
     def wait(self, nbytes: int | None = None) -> bool:
-        """Wait for the oldest block of this size, or of any; False if there is none."""
+        """Wait for the oldest block of this size, or of any; False if there is none, or no waiting now."""
+        if self.is_capturing():
+            return False
         for block, events in self._reading:
             if nbytes is None or block.nbytes == nbytes:
-                for event in events:
-                    event.synchronize()
+                _wait_for(events)
                 return True
         return False
 
     def wait_for_all(self) -> None:
-        """Wait until nothing is read any more. A device that has failed reads nothing."""
+        """Wait until nothing is read any more."""
         for _, events in self._reading:
-            for event in events:
-                with contextlib.suppress(Exception):
-                    event.synchronize()
+            _wait_for(events)
+
+
+class _Reached:
+    def query(self) -> bool:
+        return True
+
+    def synchronize(self) -> None:
+        pass
+
+
+# Events raise what the device has failed with, whoever asks. The user's own calls raise it, too; to these blocks it
+# means that nothing reads them any more.
+
+
+def _is_reached(event: Event) -> bool:
+    try:
+        return event.query()
+    except Exception:  # noqa: BLE001  see above
+        return True
+
+
+def _wait_for(events: Iterable[Event]) -> None:
+    for event in events:
+        with contextlib.suppress(Exception):
+            event.synchronize()

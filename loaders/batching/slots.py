@@ -6,6 +6,7 @@ images. What becomes of a block is in `loaders.batching.blocks`.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import threading
@@ -33,12 +34,13 @@ _READ_BEHIND = 6
 class _Lease(weakref.ref[Any]):
     """Dies with the exporter of a block's buffer, and then stands in the pool's queue of ended leases."""
 
-    __slots__ = ("address", "block", "label", "since_s", "streams")
+    __slots__ = ("address", "block", "label", "named", "since_s", "streams")
     block: Block
     label: str
     since_s: float
     address: int
     streams: set[Hashable] | None  # of the device, that may read the block; None: whoever reads it waits for that
+    named: set[Hashable]  # streams that the user said to read it
 
 
 def _caller() -> str:
@@ -75,7 +77,7 @@ class SlotPool:
         self._pid = os.getpid()
         self._closed = False
         if arena.shared:
-            _shared_pools.add(self)
+            _shared_pools[id(self)] = self
         self._in_use: dict[int, int] = {}
         self._peaks: dict[int, tuple[int, int]] = {}  # per size: most in use in the last window, and in this one
         self._acquired = 0
@@ -89,9 +91,7 @@ class SlotPool:
         with self._lock:
             if self._reads is None and self.arena.shared:
                 self._reads = DeviceReads(reader, self.arena)
-                for block in [block for free in self._free.values() for block in free]:
-                    self._reads.lock(block)
-                _locked_pools.add(self)
+                _locked_pools[id(self)] = self
 
     def acquire(self, sizes: Sequence[int], *, bounded: bool = True) -> list[Block]:
         """A slot: one FILLING block for each of `sizes` (bytes), recently used memory first.
@@ -102,19 +102,23 @@ class SlotPool:
         Raises:
             BufferMemoryError: the ceiling or the machine's memory is reached. Nothing was taken.
         """
-        with self._lock:
-            self._keep = None
-            self._reclaim()
-            slot: list[Block] = []
-            try:
+        slot: list[Block] = []
+        try:
+            with self._lock:
+                self._keep = None
+                self._reclaim()
                 slot.extend(self._take(round_up(max(size, 1)), bounded) for size in sizes)
-            except BufferMemoryError:
-                self.discard(slot)
-                raise
-            self._acquired += 1
-            if self._acquired % _WINDOW == 0:
-                self._trim()
-            return slot
+                self._acquired += 1
+                if self._acquired % _WINDOW == 0:
+                    self._trim()
+            if self._reads is not None:
+                self._reads.tell_of_refusal()
+                for pool in _alive(_locked_pools):
+                    pool._settle()  # of those that rest: what the device has read meanwhile
+        except BaseException:
+            self.discard(slot)
+            raise
+        return slot
 
     def finish(self, slot: Iterable[Block]) -> None:
         """Every row is written: FILLING → READY."""
@@ -169,6 +173,7 @@ class SlotPool:
                 lease.block, lease.label, lease.since_s = block, label + where, now
                 lease.address = ctypes.addressof(root)
                 lease.streams = set(streams) if streams is not None else None
+                lease.named = set()
                 self._leases[block] = lease
                 self.leased_nbytes += block.nbytes
                 roots.append(root)
@@ -214,11 +219,12 @@ class SlotPool:
 
     def _take(self, size: int, bounded: bool) -> Block:
         if self._reads is not None:
-            while not self._free.get(size) and self._reads.count(size) >= _READ_BEHIND:
-                self._reads.wait(size)
+            while not self._free.get(size) and self._reads.count(size) >= _READ_BEHIND and self._reads.wait(size):
                 self._reclaim()
         free = self._free.get(size)
         block = free.pop() if free else self._grow(size, bounded)
+        if self._reads is not None:
+            self._reads.lock(block)
         block.become(BlockState.FILLING)
         in_use = self._in_use[size] = self._in_use.get(size, 0) + 1
         before, now = self._peaks.get(size, (0, 0))
@@ -242,8 +248,6 @@ class SlotPool:
                 # Idle blocks of other sizes may be all that stands in the way.
                 if not self._release_all_free():
                     raise
-        if self._reads is not None:
-            self._reads.lock(block)
         return block
 
     def _release_all_free(self) -> bool:
@@ -268,27 +272,32 @@ class SlotPool:
         """Between `trim` and `acquire`: take back and trim, unless somebody else is at it; again if more has ended."""
         while self._keep is not None and self._pid == os.getpid() and self._lock.acquire(blocking=False):
             try:
-                self._reclaim()
+                has_looked = self._reclaim()
             finally:
                 self._lock.release()
-            if not self._ended:
+            if not self._ended or not has_looked:
                 return
 
     def _before_fork(self) -> None:
         # Held across the fork: the child must not find it locked, nor a batch be handed out unseen.
         self._lock.acquire()
-        self._reclaim()
-        self._heirs.before_fork(self._leases)
+        try:
+            self._reclaim()
+        finally:
+            self._heirs.before_fork(self._leases)
 
     def _after_fork(self, *, in_child: bool) -> None:
         if in_child:
-            _shared_pools.discard(self)  # it is the parent's: here nothing is taken back, nor given to the machine
+            _shared_pools.pop(id(self), None)  # the parent's: here nothing is taken back, nor given to the machine
             self._heirs.after_fork_in_child()
         else:
             self._heirs.after_fork_in_parent()
         self._lock.release()
 
-    def _reclaim(self) -> None:
+    def _reclaim(self) -> bool:
+        """False where that has to wait: a CUDA graph is being captured."""
+        if self._reads is not None and self._reads.is_capturing():
+            return False
         for entry in [entry for entry in self._late if not entry[0]()]:
             self._late.remove(entry)
             self.discard(entry[1])
@@ -305,9 +314,9 @@ class SlotPool:
                 self._take_back(block)
                 continue
             self.leased_nbytes -= block.nbytes
-            if self._reads is not None and lease.streams:
+            if self._reads is not None and (streams := lease.named.union(lease.streams or ())):
                 block.become(BlockState.DEVICE_READING)
-                self._reads.begin(block, lease.streams)
+                self._reads.begin(block, streams)
             else:
                 block.become(BlockState.FREE)
                 self._take_back(block)
@@ -320,6 +329,7 @@ class SlotPool:
         if (keep := self._keep) is not None:
             for size in list(self._free):
                 self._release_free(size, keep[size])
+        return True
 
     def _take_back(self, block: Block) -> None:
         self._in_use[block.nbytes] -= 1
@@ -344,13 +354,18 @@ class SlotPool:
         del free[: max(surplus, 0)]
 
 
-_shared_pools: weakref.WeakSet[SlotPool] = weakref.WeakSet()
-_locked_pools: weakref.WeakSet[SlotPool] = weakref.WeakSet()
+_shared_pools: weakref.WeakValueDictionary[int, SlotPool] = weakref.WeakValueDictionary()
+_locked_pools: weakref.WeakValueDictionary[int, SlotPool] = weakref.WeakValueDictionary()
+
+
+def _alive(pools: weakref.WeakValueDictionary[int, SlotPool]) -> list[SlotPool]:
+    # Its own iterators fail where another thread makes a pool meanwhile; this list is made at one blow.
+    return [pool for ref in pools.valuerefs() if (pool := ref()) is not None]
 
 
 def lease_at(address: int) -> _Lease | None:
     """The lease of page-locked memory that this byte lies in, whichever pool's it is."""
-    found = (pool.lease_at(address) for pool in list(_locked_pools))
+    found = (pool.lease_at(address) for pool in _alive(_locked_pools))
     return next((lease for lease in found if lease is not None), None)
 
 
@@ -358,9 +373,10 @@ _forking = threading.local()
 
 
 def _before_fork() -> None:
-    _forking.pools = list(_shared_pools)
-    for pool in _forking.pools:
-        pool._before_fork()
+    _forking.pools = _alive(_shared_pools)
+    with contextlib.ExitStack() as each:  # all of them, also where one raises
+        for pool in _forking.pools:
+            each.callback(pool._before_fork)
 
 
 def _after_fork(*, in_child: bool) -> None:

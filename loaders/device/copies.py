@@ -8,13 +8,14 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.nn.utils.rnn import PackedSequence
 from torch.utils.dlpack import from_dlpack, to_dlpack  # type: ignore[attr-defined]  # public, says its page
 
 from loaders.batching.device_reads import Event
 from loaders.device.record import waits_itself
-from loaders.device.streams import Streams
+from loaders.device.streams import Streams, is_plain
 from loaders.errors import SlotStateError
-from loaders.tree import leaves, map_tree
+from loaders.tree import map_tree
 
 
 class Copies:
@@ -52,7 +53,8 @@ class Copies:
         finally:  # also when the copy of a later tensor fails: those of the earlier ones are under way
             event = self._streams.record_event()
             self._sources.append((source, event))
-            map_tensors(_waits_itself, source)
+            for tensor in tensors_of(source):
+                waits_itself(tensor)
         self._ahead.append((batch, event, target, note))
         self.release_sources(keep=self._depth + 1)
 
@@ -72,9 +74,8 @@ class Copies:
         self._streams.compute_waits_for(event)
         if target is not None:
             target.stream = self._streams.current_stream()
-        for _, leaf in leaves(batch):
-            if isinstance(leaf, torch.Tensor):
-                self._streams.record_stream(leaf)
+        for tensor in tensors_of(batch):
+            self._streams.record_stream(tensor)
         return batch, note
 
     def close(self) -> None:
@@ -156,8 +157,9 @@ class _BufferSet:
 
 def _span(tensor: torch.Tensor) -> int | None:
     """How many elements lie between the first and the last one, both counted; None where a plain copy has to do."""
-    is_plain = type(tensor) is torch.Tensor and tensor.layout is torch.strided and tensor.device.type == "cpu"
-    if not is_plain or tensor.numel() == 0 or tensor.requires_grad or tensor.is_conj() or tensor.is_neg():
+    if not is_plain(tensor) or tensor.device.type != "cpu" or tensor.numel() == 0 or tensor.requires_grad:
+        return None
+    if tensor.is_conj() or tensor.is_neg():
         return None
     return 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
 
@@ -168,11 +170,20 @@ def _without_gaps(tensor: torch.Tensor) -> torch.Tensor:
     return tensor if span is None or tensor.numel() <= span <= 2 * tensor.numel() else tensor.contiguous()
 
 
-def _waits_itself(tensor: torch.Tensor) -> torch.Tensor:
-    waits_itself(tensor)
-    return tensor
-
-
 def map_tensors(fn: Callable[[torch.Tensor], torch.Tensor], tree: Any) -> Any:
-    """A tree like `tree` with `fn` applied to its tensors."""
-    return map_tree(lambda leaf: fn(leaf) if isinstance(leaf, torch.Tensor) else leaf, tree)
+    """A tree like `tree` with `fn` applied to the tensors in it that move to a device."""
+
+    def on_leaf(leaf: Any) -> Any:
+        if isinstance(leaf, PackedSequence):  # torch wants its batch_sizes on the CPU, wherever the rest is
+            order = [None if each is None else fn(each) for each in (leaf.sorted_indices, leaf.unsorted_indices)]
+            return leaf._replace(data=fn(leaf.data), sorted_indices=order[0], unsorted_indices=order[1])
+        return fn(leaf) if isinstance(leaf, torch.Tensor) else leaf
+
+    return map_tree(on_leaf, tree, is_leaf=lambda node: isinstance(node, PackedSequence))
+
+
+def tensors_of(tree: Any) -> list[torch.Tensor]:
+    """The tensors of a batch that move to a device."""
+    found: list[torch.Tensor] = []
+    map_tensors(lambda tensor: found.append(tensor) or tensor, tree)  # type: ignore[func-returns-value]
+    return found

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 
 from loaders.bridge import dtypes
-from loaders.device.normalize import describe_fields, map_named
+from loaders.device.normalize import describe_fields
 from loaders.errors import ArrayKindError, DtypeError, FieldNameError, FieldShapeError, ImageShapeError
 from loaders.rng import sample_rng
-from loaders.tree import children, leaves
+from loaders.tree import children, leaves, map_named
 
 _IMAGE_DTYPES = (torch.uint8, torch.bfloat16, torch.float16, torch.float32, torch.float64)
 # (rows, their neighbours): each row goes with the one before it, the first with the last. Not `torch.roll`: it makes a

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 
 from loaders.bridge import dtypes
 from loaders.errors import ArrayKindError, DtypeError, FieldNameError, ImageShapeError
-from loaders.tree import leaves, map_tree
+from loaders.tree import leaves, map_named
 
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 # There one kernel reads uint8, computes in float32 and writes any of _DTYPES. Elsewhere operators of mixed dtypes first
@@ -161,12 +161,6 @@ class Normalize:
 
     def __repr__(self) -> str:
         return f"Normalize(mean={self.mean}, std={self.std}, dtype={self.dtype})"
-
-
-def map_named(fn: Callable[[str, Any], Any], tree: Any) -> Any:
-    """The same tree with `fn(path, leaf)` in place of every leaf."""
-    values = [fn(path, leaf) for path, leaf in leaves(tree)][::-1]
-    return map_tree(lambda _: values.pop(), tree)  # both go depth first
 
 
 def describe_fields(batch: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -138,7 +139,9 @@ class DevicePrefetcher:
         return len(self.loader)  # type: ignore[arg-type]  # a loader without a length raises its own TypeError
 
     def _state_dict(self) -> dict[str, Any]:
-        return self._delivered.state() if self._delivered is not None else self.loader.state_dict()  # type: ignore
+        position = self._delivered
+        went_on = position is None or position.epoch != _begun(self.loader)  # by itself, since
+        return self.loader.state_dict() if went_on else position.state()  # type: ignore
 
     def _load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.loader.load_state_dict(state)  # type: ignore
@@ -164,6 +167,7 @@ class _Position:
     """The loader's state as it was when this was made."""
 
     def __init__(self, loader: Any) -> None:
+        self.epoch = _begun(loader)
         self._error: Exception | None = None
         self._state: Any = None
         if hasattr(loader, "state_dict"):
@@ -175,7 +179,12 @@ class _Position:
     def state(self) -> Any:
         if self._error is not None:
             raise self._error
-        return self._state
+        return copy.deepcopy(self._state)
+
+
+def _begun(loader: Any) -> Any:
+    """Which of its epochs a loader of ours has begun last; of others nothing is known."""
+    return loader._next_epoch if isinstance(loader, DataLoader) else None
 
 
 class _Keys:

@@ -26,18 +26,23 @@ def record_stream(batch: Any, stream: Any) -> None:
         batch: a batch of a `DataLoader`, or any part of it: nested containers of tensors and ndarrays. Tensors on a
             device are passed on to torch's own `record_stream`; memory of any other origin needs nothing.
         stream: a `torch.Stream`, such as a `torch.cuda.Stream`.
+
+    Raises:
+        TypeError: `stream` is none.
     """
+    if not hasattr(stream, "record_event"):
+        raise TypeError(f"stream={stream!r}: expected a torch.Stream, such as torch.cuda.current_stream().")
     for _, leaf in leaves(batch):
         if isinstance(leaf, torch.Tensor) and leaf.device.type != "cpu":
             leaf.record_stream(stream)
             continue
         lease = lease_at(_address(leaf))
-        if lease is not None and lease.streams is not None:
-            lease.streams.add(stream)
+        if lease is not None:
+            lease.named.add(stream)
 
 
 def waits_itself(tensor: torch.Tensor) -> None:
-    """Whoever reads this memory holds it until the device is done: letting it go needs no events."""
+    """Whoever reads this memory holds it until the device is done: only streams that the user named need events."""
     lease = lease_at(_address(tensor))
     if lease is not None:
         lease.streams = None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from typing import Any, Protocol
 
 import torch
@@ -59,6 +58,12 @@ class Streams(Protocol):
         ...
 
 
+def is_plain(tensor: torch.Tensor) -> bool:
+    """Whether it is bytes at strides: not sparse, nested or quantised, and of no class of its own."""
+    is_strided = type(tensor) is torch.Tensor and tensor.layout is torch.strided
+    return is_strided and not tensor.is_nested and not tensor.is_quantized
+
+
 class _TorchStreams:
     """Written over torch's device-generic `torch.Stream`, `torch.Event` and `torch.accelerator`.
 
@@ -78,8 +83,8 @@ class _TorchStreams:
         torch.empty(1, device="cpu", pin_memory=True)
 
     def pin(self, tensor: torch.Tensor) -> torch.Tensor:
-        # Sparse and jagged tensors go as they are: of pageable memory the driver has read all when it returns.
-        if tensor.device.type != "cpu" or tensor.layout is not torch.strided or tensor.is_pinned():
+        # Others go as they are: of pageable memory the driver has read all when it returns.
+        if not is_plain(tensor) or tensor.device.type != "cpu" or tensor.is_pinned():
             return tensor
         # Not tensor.pin_memory(): it keeps the strides, and cannot write into those of an expanded tensor.
         return torch.empty_like(tensor, pin_memory=True).copy_(tensor)
@@ -105,8 +110,8 @@ class _TorchStreams:
         self.current_stream().wait_event(event)
 
     def record_stream(self, tensor: torch.Tensor) -> None:
-        # torch has no record_stream for sparse tensors: that the side stream waits for this one protects those.
-        if tensor.layout is torch.strided:
+        # torch has none for sparse and nested tensors: that the side stream waits for this one protects those.
+        if tensor.layout is torch.strided and not tensor.is_nested:
             tensor.record_stream(self.current_stream())
 
 
@@ -173,6 +178,9 @@ def open_streams(device: torch.device) -> Streams | None:
             '  Install a torch build that has this device and check its driver, or pass device="cpu": '
             "the same script runs there."
         ) from error
-    with contextlib.suppress(RuntimeError, NotImplementedError):
+    try:
         return _TorchStreams(device)
+    except (RuntimeError, NotImplementedError):
+        if device.type == "cuda":  # which has them: this is an error of the device's
+            raise
     return _NoStreams(device)

@@ -31,6 +31,7 @@ class SimulatedEvent:
     reached: bool = False
 
     def query(self) -> bool:
+        assert not self.device.captures, "operation not permitted when stream is capturing"
         self.device.let_work_run()
         return self.reached
 
@@ -47,8 +48,12 @@ class SimulatedEvent:
 class Stream:
     """A queue of (event to wait for, work): the work at its head runs once the event is reached."""
 
+    device: SimulatedDevice
     queue: deque[tuple[SimulatedEvent | None, Callable[[], None]]] = field(default_factory=deque)
     is_awake: bool = True
+
+    def record_event(self) -> SimulatedEvent:
+        return self.device.record(self)
 
     def is_runnable(self) -> bool:
         return bool(self.queue) and (self.queue[0][0] is None or self.queue[0][0].reached)
@@ -78,6 +83,7 @@ class SimulatedDevice:
 
     def __init__(self, seed: int, tracks_streams: bool = True) -> None:
         self.late_reads = 0
+        self.captures = False  # a graph, during which no event may be asked
         self.tracks_streams = tracks_streams
         self._random = random.Random(seed)
         self._streams: list[Stream] = []
@@ -91,7 +97,7 @@ class SimulatedDevice:
     # -- streams ---------------------------------------------------------------------------------------------------
 
     def new_stream(self) -> Stream:
-        self._streams.append(Stream())
+        self._streams.append(Stream(self))
         return self._streams[-1]
 
     @contextmanager
@@ -162,7 +168,10 @@ class SimulatedDevice:
         return (self.current,)
 
     def record_event(self, stream: Stream) -> SimulatedEvent:
-        return self.record(stream)
+        return stream.record_event()
+
+    def is_capturing(self) -> bool:
+        return self.captures
 
     def host_blocks(self) -> list[Block]:
         return [block for block in self._blocks.values() if block.stream is None]

@@ -9,6 +9,7 @@ import random
 import signal
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -84,6 +85,20 @@ def outcomes(loader: Any) -> list[Any]:
             return found
         except Exception as error:
             found.append(error.with_traceback(None))
+
+
+def run_in_child(look: Callable[[], Any]) -> bool:
+    """Whether `look()` is true in a forked child; an exception there is shown, and false."""
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            status = 0 if look() else 1
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(status)
+    return os.waitpid(pid, 0)[1] == 0
 
 
 class Killer(threading.Thread):

@@ -163,10 +163,12 @@ def test_record_stream_finds_the_slot_of_views_arrays_and_containers_and_ignores
         batch["image"].view(torch.int32),
     ):
         loaders.record_stream(part, stream)
-        assert stream in image.streams
-        image.streams.discard(stream)
+        assert image.named == {stream}
+        image.named.clear()
     loaders.record_stream({"else": torch.zeros(3), "text": "a", "array": np.zeros(2)}, stream)
-    assert not any(stream in lease.streams for lease in leases.values())
+    assert not any(lease.named for lease in leases.values())
+    with pytest.raises(TypeError, match=r"stream='side'.*expected a torch.Stream"):
+        loaders.record_stream(batch, "side")
 
 
 def test_a_device_that_never_gets_on_stops_the_pool_from_growing_and_not_the_loop():

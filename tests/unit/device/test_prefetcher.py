@@ -15,8 +15,7 @@ import torch
 from support.simulated_device import SimulatedDevice, SimulatedStreams
 from torch.utils.data import DataLoader, TensorDataset
 
-import loaders
-from loaders import DeviceError, DevicePrefetcher, SlotStateError, StateError
+from loaders import DeviceError, DevicePrefetcher, SlotStateError
 from loaders.device import prefetcher as prefetcher_module
 from loaders.device.streams import _NoStreams
 
@@ -423,95 +422,3 @@ def test_iterating_a_static_prefetcher_inside_itself_is_refused(device):
     next(outer)
     with pytest.raises(SlotStateError, match="is still held"):
         list(prefetcher)
-
-
-# -- positions and keys ----------------------------------------------------------------------------------------------
-
-
-class Squares:
-    def __len__(self):
-        return 32
-
-    def __getitem__(self, index):
-        return np.array([index * index], np.int64)
-
-
-def squares(**options):
-    return loaders.DataLoader(Squares(), batch_size=2, shuffle=True, seed=5, **options)
-
-
-@pytest.mark.parametrize("taken", [0, 1, 5, 15, 16])
-@pytest.mark.parametrize("static", [False, True])
-def test_the_state_counts_batches_handed_out_not_those_on_their_way(device, taken, static):
-    everything = [batch.flatten().tolist() for batch in squares()]
-    ours = prefetch(device, squares(), depth=3, static=static)
-    batches = iter(ours)
-    for _ in range(taken):
-        next(batches)
-    state = ours.state_dict()
-    for resumed in (squares(), prefetch(device, squares(), depth=1)):
-        resumed.load_state_dict(state)
-        rest = []
-        for batch in resumed:
-            device.drain()
-            rest.append(batch.flatten().tolist())
-        assert rest == everything[taken:]
-
-
-def test_after_an_epoch_or_a_broken_one_the_next_begins_where_the_loaders_own_would(device):
-    plain, ours = squares(), prefetch(device, squares(), depth=2)
-    for stop in (16, 3, 16):
-        for loader in (plain, ours):
-            for step, _ in enumerate(loader, start=1):
-                if step == stop:
-                    break
-            else:
-                pass
-        assert ours.state_dict() == plain.state_dict()
-
-
-def test_a_loader_without_state_has_none_here_and_one_that_refuses_refuses_here(device):
-    assert not hasattr(prefetch(device, CountingLoader(3)), "state_dict")
-    assert not hasattr(prefetch(device, CountingLoader(3)), "load_state_dict")
-    ours = prefetch(device, squares(in_order=False, num_workers=1, multiprocessing_context="fork"))
-    batches = iter(ours)
-    next(batches)
-    with pytest.raises(StateError, match="in_order=False"):
-        ours.state_dict()
-
-
-def drawn(device, loader, **options):
-    """What a transform draws for each batch."""
-    transform = lambda batch: int(loaders.sample_rng().integers(1 << 60))  # noqa: E731
-    return list(prefetch(device, loader, transform=transform, **options))
-
-
-@pytest.mark.parametrize("options", [{}, {"depth": 4}, {"static": True}])
-def test_a_transform_draws_the_same_numbers_for_a_batch_at_any_depth_and_after_resuming(device, options):
-    loader = squares()
-    expected = [drawn(device, loader), drawn(device, loader)]
-    assert len({number for epoch in expected for number in epoch}) == 32
-    on_the_cpu = DevicePrefetcher(squares(), "cpu", transform=lambda _: int(loaders.sample_rng().integers(1 << 60)))
-    assert list(on_the_cpu) == expected[0]
-    workers = squares(num_workers=2, multiprocessing_context="fork")
-    assert [drawn(device, workers, **options), drawn(device, workers, **options)] == expected
-    cut = squares()
-    for step, _ in enumerate(cut, start=1):
-        if step == 5:
-            break
-    resumed = squares()
-    resumed.load_state_dict(cut.state_dict())
-    assert drawn(device, resumed, **options) == expected[0][5:]
-
-
-def test_over_a_stock_loader_the_draws_of_a_transform_follow_torchs_seed_and_the_epoch(device):
-    stock = DataLoader(TensorDataset(torch.arange(12)), batch_size=3)
-
-    def two_epochs(seed):
-        torch.manual_seed(seed)
-        transform = lambda batch: int(loaders.sample_rng().integers(1 << 60))  # noqa: E731
-        prefetcher = prefetch(device, stock, transform=transform)
-        return [*prefetcher, *prefetcher]
-
-    assert two_epochs(1) == two_epochs(1)
-    assert len({*two_epochs(1), *two_epochs(2)}) == 16

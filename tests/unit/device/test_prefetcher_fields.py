@@ -1,11 +1,15 @@
 """Padded and ragged fields on their way to the device and back."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 from support.simulated_device import SimulatedDevice, SimulatedStreams
+from torch.nn.utils.rnn import pack_sequence
 
 from loaders import DataLoader, DevicePrefetcher, Field, Padded, Ragged, to_numpy
+from loaders.device import streams as streams_module
 
 
 class Photos:
@@ -64,3 +68,85 @@ def test_pinning_keeps_their_types(monkeypatch):
         check(batch)
         assert len(pinned) == 7
         pinned.clear()
+
+
+class Tagged(torch.Tensor):
+    """A tensor of a class of its own, as torchvision has them."""
+
+
+class Notes:
+    """No tensor and no container, but it can be pinned."""
+
+    pinned = False
+
+    def pin_memory(self):
+        notes = Notes()
+        notes.pinned = True
+        return notes
+
+
+@dataclasses.dataclass
+class Graph:
+    """A container of ours and a leaf of torch's, because it pins itself."""
+
+    nodes: torch.Tensor
+    pinned: bool = False
+
+    def pin_memory(self):
+        return Graph(self.nodes, pinned=True)
+
+
+AWKWARD = {
+    "packed": lambda: pack_sequence([torch.ones(3, 2), torch.ones(5, 2)], enforce_sorted=False),
+    "nested": lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]),
+    "jagged": lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)], layout=torch.jagged),
+    "quantised": lambda: torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.quint8),
+    "subclass": lambda: torch.ones(3).as_subclass(Tagged),
+    "sparse": lambda: torch.eye(3).to_sparse(),
+    "conj": lambda: torch.ones(3, dtype=torch.complex64).conj(),
+    "requires grad": lambda: torch.ones(3, requires_grad=True),
+}
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors", "ignore:.*quantize_per_tensor")
+@pytest.mark.parametrize("kind", AWKWARD)
+def test_tensors_that_are_more_than_bytes_at_strides_are_left_to_torch(kind, monkeypatch):
+    copied = []
+
+    class Streams(SimulatedStreams):
+        def pin(self, tensor):
+            return streams_module._TorchStreams.pin(None, tensor)
+
+        def copy(self, tensor, out=None):
+            assert out is None
+            copied.append(tensor)
+            return tensor
+
+        def record_stream(self, tensor):
+            pass
+
+    source = AWKWARD[kind]()
+    real = torch.empty_like
+    monkeypatch.setattr(torch, "empty_like", lambda tensor, pin_memory=False: real(tensor))
+    prefetcher = DevicePrefetcher([source], "cpu")
+    prefetcher._streams = Streams(SimulatedDevice(0))
+    [moved] = prefetcher
+    assert type(moved) is type(source)
+    if kind == "packed":
+        assert moved.batch_sizes is source.batch_sizes  # torch wants it on the CPU
+        assert len(copied) == 3
+    else:
+        assert copied == [moved] if kind not in ("conj", "requires grad") else len(copied) == 1
+
+
+def test_what_can_pin_itself_is_asked_to(monkeypatch):
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor + 1)
+    samples = [torch.tensor(1)]
+    loader = DataLoader(
+        samples, pin_memory=True, collate_fn=lambda _: [Notes(), Graph(torch.tensor(5)), {"n": torch.tensor(7)}, "text"]
+    )
+    [[notes, graph, named, text]] = loader
+    assert notes.pinned
+    assert graph.pinned
+    assert (int(graph.nodes), int(named["n"]), text) == (5, 8, "text")

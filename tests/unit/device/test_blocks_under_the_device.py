@@ -1,0 +1,340 @@
+"""What happens to page-locked blocks where the device, the order of things or the user is awkward."""
+
+from __future__ import annotations
+
+import gc
+import os
+import warnings
+from collections import deque
+
+import numpy as np
+import pytest
+import torch
+from support.simulated_device import SimulatedDevice, SimulatedEvent, SimulatedStreams
+from support.waiting import run_in_child
+
+import loaders
+from loaders import DataLoader, DeviceError, DevicePrefetcher
+from loaders.accelerator import Accelerator
+from loaders.batching.arena import Arena
+from loaders.batching.slots import SlotPool, _alive, _shared_pools
+
+BATCH = 4
+KEPT = 4 * 4096  # for the next epoch
+
+
+class Photos:
+    def __init__(self, batches=100):
+        self.batches = batches
+
+    def __len__(self):
+        return self.batches * BATCH
+
+    def __getitem__(self, index):
+        return {"image": np.full(48, index % 251, np.uint8)}
+
+
+def loader_read_by(device, **options):
+    loader = DataLoader(Photos(), BATCH, **options)
+    loader._reader = device  # as pin_memory=True does where there is a CUDA device
+    return loader
+
+
+def prefetcher_of(batches, device):
+    prefetcher = DevicePrefetcher(batches, "cpu")
+    prefetcher._streams = SimulatedStreams(device)
+    return prefetcher
+
+
+def busy(device):
+    """The current stream has work, and runs none of it before it is drained."""
+    device.let_work_run = lambda: None
+    device.enqueue(device.current, lambda: None)
+
+
+# -- streams that a user names
+
+
+def test_a_stream_that_was_named_before_a_prefetcher_got_the_batch_still_protects_it():
+    device = SimulatedDevice(3)
+    mine = device.new_stream()
+    copies = []
+
+    def also_copied_by_me():
+        for batch in loader_read_by(device):
+            if device.is_locked(batch["image"]):
+                copy = device.empty((BATCH, 48), torch.uint8, mine)
+                copies.append((copy, batch["image"].clone()))
+                device.copy(batch["image"], copy, mine)
+                loaders.record_stream(batch, mine)
+            yield batch
+            mine.is_awake = False
+
+    for _ in prefetcher_of(also_copied_by_me(), device):
+        pass
+    device.drain()
+    assert len(copies) > 90
+    assert all(torch.equal(copy, expected) for copy, expected in copies)
+
+
+# -- memory that goes back
+
+
+def test_page_locked_batches_that_are_dropped_between_epochs_go_back_when_any_loader_goes_on():
+    device = SimulatedDevice(0)
+    loader, other = loader_read_by(device), loader_read_by(device)
+    kept = list(loader)
+    busy(device)
+    kept.clear()
+    assert loader._pool.arena.reserved_nbytes > 90 * 4096  # the device may still be reading
+    del device.let_work_run
+    device.drain()
+    batches = iter(other)
+    next(batches)
+    next(batches)
+    assert loader._pool.arena.reserved_nbytes <= KEPT
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"num_workers": 2, "multiprocessing_context": "fork"},
+        {"num_workers": 2, "multiprocessing_context": "fork", "persistent_workers": True},
+        {"num_workers": 2, "worker_method": "thread", "persistent_workers": True},
+    ],
+    ids=["inline", "fork", "fork, persistent", "thread, persistent"],
+)
+def test_a_loader_that_was_looked_into_before_is_page_locked_from_the_next_epoch_on(options):
+    device = SimulatedDevice(0)
+    loader = DataLoader(Photos(), BATCH, **options)
+    look = iter(loader)
+    held, first_pool = deque([next(look), next(look)]), loader._pool
+    del look
+    prefetcher = prefetcher_of(loader, device)
+    staged = []
+    pin = prefetcher._streams.pin
+    prefetcher._streams.pin = lambda tensor: staged.append(not device.is_locked(tensor)) or pin(tensor)
+    for _ in prefetcher:
+        held.clear()
+    staged.clear()
+    for _ in prefetcher:
+        pass
+    assert not any(staged)
+    assert loader._pool is first_pool or first_pool.arena.reserved_nbytes == 0
+
+
+# -- a device that fails
+
+
+@pytest.fixture
+def failing(monkeypatch):
+    """Call it, and whatever asks an event from then on gets the device's error."""
+
+    def fail(*_):
+        raise RuntimeError("CUDA error: device-side assert triggered")
+
+    def let_it_fail():
+        for name in ("query", "synchronize"):
+            monkeypatch.setattr(SimulatedEvent, name, fail)
+        monkeypatch.setattr(SimulatedDevice, "record_event", fail)
+
+    return let_it_fail
+
+
+def test_a_failed_device_reads_nothing_any_more_so_all_memory_goes_back(failing):
+    device = SimulatedDevice(0)
+    loader = loader_read_by(device)
+    batches = iter(loader)
+    held = [next(batches) for _ in range(4)]
+    pool = loader._pool
+    busy(device)
+    del held[:2]
+    pool.reclaim()
+    failing()
+    held.clear()  # their events cannot even be made
+    del batches, loader
+    gc.collect()
+    assert pool.arena.reserved_nbytes == 0
+    assert pool.arena._fd == -1
+    assert not device._locked
+
+
+def test_a_loop_goes_on_without_a_device_that_failed(failing):
+    device = SimulatedDevice(0)
+    labels = []
+    for batch in loader_read_by(device):
+        labels.append(int(batch["image"][0, 0]))
+        if len(labels) == 20:
+            failing()
+    assert labels == [BATCH * number % 251 for number in range(100)]
+
+
+def test_an_error_of_one_pool_before_a_fork_leaves_no_pool_locked(monkeypatch):
+    pools = [SlotPool(Arena(1 << 20, shared=True), ceiling_nbytes=1 << 20) for _ in range(3)]
+
+    def fail():
+        raise RuntimeError("at a bad moment")
+
+    monkeypatch.setattr(pools[1], "_reclaim", fail)
+    unraisable = []
+    monkeypatch.setattr("sys.unraisablehook", unraisable.append)
+    assert run_in_child(lambda: not any(pool._lock.locked() for pool in pools))
+    assert not any(pool._lock.locked() for pool in pools)
+    assert "at a bad moment" in str(unraisable[0].exc_value)
+
+
+# -- page-locking that is refused
+
+
+class Refusing(SimulatedDevice):
+    def page_lock(self, address, nbytes):
+        raise DeviceError("cudaHostRegister says: out of memory.")
+
+
+def test_a_refusal_that_a_filter_turns_into_an_error_leaks_no_block():
+    loader = loader_read_by(Refusing(0))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        batches = iter(loader)
+        with pytest.raises(UserWarning, match="cannot be page-locked"):
+            for _ in batches:
+                pass
+    del batches
+    gc.collect()
+    labels = [int(batch["image"][0, 0]) for batch in loader]
+    assert labels == [BATCH * number % 251 for number in range(100)]
+    pool = loader._pool
+    pool.reclaim()
+    assert sum(pool._in_use.values()) == 0
+
+
+# -- graphs
+
+
+def test_while_a_graph_is_captured_no_event_is_asked_and_nothing_is_lost():
+    device = SimulatedDevice(0)
+    loader = loader_read_by(device)
+    kept = list(loader)
+    reserved = loader._pool.arena.reserved_nbytes
+    device.captures = True
+    kept.clear()  # would be looked after at once: the loader rests
+    assert loader._pool.arena.reserved_nbytes == reserved
+    device.captures = False
+    device.drain()
+    loader._pool.reclaim()
+    loader._pool.reclaim()
+    assert loader._pool.arena.reserved_nbytes <= KEPT
+
+
+def test_a_loop_inside_a_capture_takes_new_memory_rather_than_wait():
+    device = SimulatedDevice(0)
+    batches = iter(loader_read_by(device))
+    next(batches)
+    busy(device)
+    for _ in range(30):
+        next(batches)
+    device.captures = True
+    labels = [int(batch["image"][0, 0]) for batch in batches]
+    assert labels == [BATCH * number % 251 for number in range(31, 100)]
+
+
+# -- pools of other threads
+
+
+def test_pools_that_come_and_go_meanwhile_disturb_no_look_at_all_of_them():
+    pools = [SlotPool(Arena(1 << 16, shared=True), ceiling_nbytes=1 << 16) for _ in range(3)]
+    for _ in _alive(_shared_pools):
+        pools.append(SlotPool(Arena(1 << 16, shared=True), ceiling_nbytes=1 << 16))
+        del pools[0]
+    assert set(pools) <= set(_alive(_shared_pools))
+
+
+# -- what CUDA is asked
+
+
+class Cudart:
+    """`torch.cuda.cudart()`, of a driver that says `status`."""
+
+    def __init__(self, status=0):
+        self.status = status
+        self.calls = []
+
+    def cudaHostRegister(self, address, nbytes, flags):  # noqa: N802  CUDA's
+        self.calls.append(("register", address, nbytes, flags))
+        return self.status
+
+    def cudaHostUnregister(self, address):  # noqa: N802  CUDA's
+        self.calls.append(("unregister", address))
+        return self.status
+
+    def cudaGetErrorString(self, status):  # noqa: N802  CUDA's
+        return f"error {status}"
+
+
+@pytest.fixture
+def cuda(monkeypatch):
+    cudart = Cudart()
+    monkeypatch.setattr("loaders.accelerator._cudart", lambda: cudart)
+    monkeypatch.setattr("loaders.accelerator._forget_last_error", lambda: cudart.calls.append("forget"))
+    entered = cudart.devices = []
+
+    class OnDevice:
+        def __init__(self, device):
+            self.device = device
+
+        def __enter__(self):
+            entered.append(self.device)
+
+        def __exit__(self, *_):
+            pass
+
+    monkeypatch.setattr("torch.cuda.device", OnDevice)
+    return cudart
+
+
+def test_pages_are_locked_for_all_devices_and_unlocked_on_the_device_that_locked_them(cuda):
+    accelerator = Accelerator(torch.device("cuda:1"))
+    accelerator.page_lock(4096, 8192)
+    accelerator.page_unlock(4096)
+    assert cuda.calls == [("register", 4096, 8192, 1), ("unregister", 4096)]
+    assert cuda.devices == [torch.device("cuda:1")] * 2
+
+
+def test_what_the_driver_refuses_is_a_device_error_and_no_kernel_of_torchs_meets_it(cuda):
+    cuda.status = 2
+    with pytest.raises(DeviceError, match="cudaHostRegister says: error 2"):
+        Accelerator(torch.device("cuda")).page_lock(0, 4096)
+    Accelerator(torch.device("cuda")).page_unlock(0)
+    assert cuda.calls.count("forget") == 2
+
+
+def test_memory_is_page_locked_for_cuda_alone(monkeypatch):
+    with pytest.raises(DeviceError, match="for xpu"):
+        Accelerator(torch.device("xpu")).page_lock(0, 4096)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    for kind, expected in (("cuda", True), ("xpu", False)):
+        monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda kind=kind: torch.device(kind))
+        assert (loaders.accelerator.open_accelerator() is not None) is expected
+
+
+def test_a_forked_child_asks_nothing_of_the_device_of_its_parent():
+    device = SimulatedDevice(0)
+    loader = loader_read_by(device)
+    batches = iter(loader)
+    held = [next(batches) for _ in range(4)]
+    parent = os.getpid()
+
+    def in_child():
+        assert os.getpid() != parent
+
+        def fail(*_):
+            raise AssertionError("the device was asked")
+
+        for name in ("page_unlock", "current_streams", "record_event", "is_capturing"):
+            setattr(device, name, fail)
+        held.clear()
+        loader._pool.trim()
+        return [int(batch["image"][0, 0]) for batch in loader] == [BATCH * number % 251 for number in range(100)]
+
+    assert run_in_child(in_child)
