@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import pickle
 import warnings
 from collections import deque
 
@@ -181,7 +182,7 @@ def test_an_error_of_one_pool_before_a_fork_leaves_no_pool_locked(monkeypatch):
     monkeypatch.setattr("sys.unraisablehook", unraisable.append)
     assert run_in_child(lambda: not any(pool._lock.locked() for pool in pools))
     assert not any(pool._lock.locked() for pool in pools)
-    assert ["at a bad moment"] == [str(each.exc_value) for each in unraisable]
+    assert [str(each.exc_value) for each in unraisable] == ["at a bad moment"]
 
 
 # -- page-locking that is refused
@@ -339,3 +340,49 @@ def test_a_forked_child_asks_nothing_of_the_device_of_its_parent():
         return [int(batch["image"][0, 0]) for batch in loader] == [BATCH * number % 251 for number in range(100)]
 
     assert run_in_child(in_child)
+
+
+# -- what is not locked, and does not travel
+
+
+def test_private_memory_is_not_page_locked_since_a_fork_would_copy_it_from_under_the_device():
+    device = SimulatedDevice(0)
+    pool = SlotPool(Arena(1 << 20, shared=False), ceiling_nbytes=1 << 20)
+    pool.page_lock(device)
+    pool.discard(pool.acquire([4096]))
+    assert not device._locked
+
+
+def test_a_pickled_loader_is_read_by_nothing_yet():
+    loader = loader_read_by(SimulatedDevice(0))
+    next(iter(loader))
+    twin = pickle.loads(pickle.dumps(loader))
+    assert twin._reader is None
+    assert int(next(iter(twin))["image"][1, 0]) == 1
+
+
+@pytest.mark.parametrize(
+    ("source", "copied_nbytes"),
+    [
+        (torch.arange(24).reshape(4, 6)[:, :3], 21 * 8),  # most of the run is its own: one copy of all of it
+        (torch.arange(40).reshape(4, 10)[:, :3], 12 * 8),  # most is not
+        (torch.ones(1, 6).expand(4, 6), 24 * 4),  # its elements share memory, which no device tensor's may
+        (torch.arange(24).reshape(4, 6).t(), 24 * 8),
+    ],
+    ids=["few gaps", "many gaps", "expanded", "transposed"],
+)
+def test_a_view_travels_as_one_run_unless_most_of_it_is_not_its_own(source, copied_nbytes):
+    copied = []
+
+    class Streams(SimulatedStreams):
+        def copy(self, tensor, out=None):
+            copied.append(tensor.nbytes)
+            return super().copy(tensor, out)
+
+    device = SimulatedDevice(0)
+    prefetcher = DevicePrefetcher([source], "cpu")
+    prefetcher._streams = Streams(device)
+    [moved] = prefetcher
+    device.drain()
+    assert copied == [copied_nbytes]
+    assert torch.equal(moved, source)
