@@ -184,7 +184,7 @@ class Crop(ABC):
 
 @dataclass(frozen=True)
 class RandomResizedCrop(Crop):
-    """A random part of the photo, resized to one size: how networks are trained on ImageNet.
+    """A random part of the photo, resized to one size and maybe mirrored: how networks are trained on ImageNet.
 
     The area is a uniformly drawn share of the photo's, the ratio of width to height is drawn so that its logarithm is
     uniform, and then the place uniformly among those where the region lies inside. Of up to ten such draws the first
@@ -195,6 +195,7 @@ class RandomResizedCrop(Crop):
         size: of the result in pixels: an int for a square, or (height, width).
         scale: least and greatest share of the photo's area.
         ratio: least and greatest width / height of the region.
+        flip: the probability that the result is mirrored, left to right.
         interpolation, exact: see `Crop`.
 
     Raises:
@@ -204,6 +205,7 @@ class RandomResizedCrop(Crop):
     size: Size
     scale: tuple[float, float] = (0.08, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    flip: float = 0.0
 
     is_random: ClassVar[bool] = True
 
@@ -216,6 +218,8 @@ class RandomResizedCrop(Crop):
         least, greatest = self.ratio
         if not 0 < least <= greatest < math.inf:
             raise ValueError(f"ratio {self.ratio!r}: expected (least, greatest) with 0 < least <= greatest.")
+        if not 0 <= self.flip <= 1:
+            raise ValueError(f"flip {self.flip!r}: expected a probability, from 0 to 1.")
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -241,6 +245,14 @@ class RandomResizedCrop(Crop):
         elif width > widest * height:
             across = max(1, round(height * widest))
         return _centered(across, down, width, height)
+
+    def _read(
+        self, data: bytes, out: np.ndarray[Any, Any] | None, index: int | None, backend: Backend | None
+    ) -> np.ndarray[Any, np.dtype[np.uint8]]:
+        result = super()._read(data, out, index, backend)
+        if self.flip and sample_rng().random() < self.flip:
+            result[...] = cv2.flip(result, 1, dst=result if result.flags.c_contiguous else None)
+        return result
 
 
 @dataclass(frozen=True)

@@ -212,6 +212,38 @@ def test_a_row_that_does_not_fit_is_refused(out):
         CenterCrop(24, 32).read(zoo()["png"], out)
 
 
+# -- mirrored
+
+
+def test_a_flip_mirrors_the_same_region_wherever_it_is_written():
+    file = zoo()["jpeg 420"]
+
+    def seen(flip, out=None):
+        enter_sample(0, 0, 5)
+        return RandomResizedCrop(24, flip=flip).read(file, out)
+
+    straight = seen(0)
+    assert not np.array_equal(straight, straight[:, ::-1])
+    np.testing.assert_array_equal(seen(1), straight[:, ::-1])
+    row, gaps = np.empty((24, 24, 3), np.uint8), np.zeros((24, 24, 4), np.uint8)
+    assert seen(1, row) is row
+    seen(1, gaps[..., :3])
+    np.testing.assert_array_equal(row, straight[:, ::-1])
+    np.testing.assert_array_equal(gaps[..., :3], row)
+
+
+def test_so_many_are_mirrored_as_were_asked_for():
+    file = zoo()["png"]
+    mirrored = 0
+    for position in range(400):
+        seen = []
+        for flip in (0, 0.25):
+            enter_sample(0, 0, position)
+            seen.append(RandomResizedCrop(8, flip=flip).read(file))
+        mirrored += not np.array_equal(*seen)
+    assert 60 <= mirrored <= 140  # 100 expected, 4.6 standard deviations
+
+
 # -- regions
 
 
@@ -327,6 +359,7 @@ def test_crops_are_values(crop):
         (lambda: RandomResizedCrop(8, (0.5, 2)), "scale"),
         (lambda: RandomResizedCrop(8, ratio=(2, 0.5)), r"ratio \(2, 0.5\): expected"),
         (lambda: RandomResizedCrop(8, ratio=(0, 1)), "ratio"),
+        (lambda: RandomResizedCrop(8, flip=1.5), r"flip 1.5: expected a probability"),
         (lambda: Resize(8, interpolation=99), "interpolation 99 is unknown"),
     ],
 )
