@@ -12,7 +12,6 @@ from benchmarks.scenarios import Ready
 
 CLASSES = 1000
 _HEIGHT, _WIDTH = 375, 500  # of a file: what most of ImageNet's have
-_QUALITY = 92
 
 
 class ReadyImages(Ready):
@@ -54,15 +53,15 @@ class JpegCrops:
         return {"image": cv2.cvtColor(crop, cv2.COLOR_BGR2RGB), "label": index % CLASSES}
 
 
-def write_jpegs(folder: Path, count: int) -> str:
-    """Write `count` JPEG files of 375 by 500 pixels. Returns what they were cut out of."""
+def write_jpegs(folder: Path, count: int, shape: tuple[int, int] = (_HEIGHT, _WIDTH), quality: int = 92) -> str:
+    """Write `count` JPEG files of `shape` (height, width) in pixels. Returns what they were cut out of."""
     photos, kind = _photographs()
     rng = np.random.default_rng(0)
     for number in range(count):
         crop = _random_crop(photos[number % len(photos)], rng, least=0.6)
-        method = cv2.INTER_AREA if crop.shape[1] > _WIDTH else cv2.INTER_CUBIC
-        crop = cv2.resize(crop, (_WIDTH, _HEIGHT), interpolation=method)
-        _, jpeg = cv2.imencode(".jpg", crop, [cv2.IMWRITE_JPEG_QUALITY, _QUALITY])
+        method = cv2.INTER_AREA if crop.shape[1] > shape[1] else cv2.INTER_CUBIC
+        crop = cv2.resize(crop, shape[::-1], interpolation=method)
+        _, jpeg = cv2.imencode(".jpg", crop, [cv2.IMWRITE_JPEG_QUALITY, quality])
         (folder / f"{number:05}.jpg").write_bytes(jpeg.tobytes())
     return kind
 

@@ -122,17 +122,33 @@ class Crop(ABC):
         except DecodeError as error:  # which knows nothing of the path
             raise _named(str(error).split(": ", 1)[1], source, index) from error.__cause__
 
+    def apply(
+        self, picture: np.ndarray[Any, np.dtype[np.uint8]], out: np.ndarray[Any, np.dtype[np.uint8]] | None = None
+    ) -> np.ndarray[Any, np.dtype[np.uint8]]:
+        """The region of a picture that is decoded already, resized.
+
+        Args:
+            picture: uint8 (H, W, 3), upright; it may be read-only, and is not changed.
+            out: as in `read`.
+
+        Returns:
+            uint8 (H, W, 3); `out` if it was given.
+
+        Raises:
+            ValueError: `out` has another shape or dtype.
+        """
+        height, width = picture.shape[:2]
+        region = self.region(width, height)
+        if not region.is_inside(width, height):
+            raise ValueError(f"the crop's {region} is not inside the picture of {width} x {height} pixels.")
+        return self._resized(region.of(picture), self._shape_of(region), out)
+
     def _read(
         self, data: bytes, out: np.ndarray[Any, Any] | None, index: int | None, backend: Backend | None
     ) -> np.ndarray[Any, np.dtype[np.uint8]]:
         if not data.startswith(SIGNATURE):
             # Other formats are decoded whole, and their pixels tell their size.
-            picture = read_image(data, index=index, backend=backend)
-            height, width = picture.shape[:2]
-            region = self.region(width, height)
-            if not region.is_inside(width, height):
-                raise ValueError(f"the crop's {region} is not inside the picture of {width} x {height} pixels.")
-            return self._resized(region.of(picture), self._shape_of(region), out)
+            return self.apply(read_image(data, index=index, backend=backend), out)
         width, height = image_size(data, index=index)
         region = self.region(width, height)
         shape = self._shape_of(region)
@@ -246,10 +262,10 @@ class RandomResizedCrop(Crop):
             across = max(1, round(height * widest))
         return _centered(across, down, width, height)
 
-    def _read(
-        self, data: bytes, out: np.ndarray[Any, Any] | None, index: int | None, backend: Backend | None
+    def _resized(
+        self, part: np.ndarray[Any, Any], shape: tuple[int, int], out: np.ndarray[Any, Any] | None
     ) -> np.ndarray[Any, np.dtype[np.uint8]]:
-        result = super()._read(data, out, index, backend)
+        result = super()._resized(part, shape, out)
         if self.flip and sample_rng().random() < self.flip:
             result[...] = cv2.flip(result, 1, dst=result if result.flags.c_contiguous else None)
         return result

@@ -9,11 +9,12 @@ from typing import Any, SupportsIndex
 
 import numpy as np
 
+from loaders.crops import Crop
 from loaders.datasets.cache_file import fingerprint_of
-from loaders.datasets.into import copy_into
+from loaders.datasets.into import copy_into, without_image
 from loaders.datasets.protocol import Dataset, IndexedDataset, in_range
 from loaders.datasets.records import ABSENT, FULL, MACHINE_FULL, SharedRecords
-from loaders.errors import DatasetError, describe_sample
+from loaders.errors import DatasetError, FieldNameError, describe_sample
 from loaders.stateful import KeyedTransforms, bases, describe
 from loaders.tree import map_tree
 
@@ -36,15 +37,16 @@ class DecodedCache(IndexedDataset):
     Anything else is refused, never overwritten. Each record carries a checksum, verified when a process first reads
     it. A path under /dev/shm is memory that no limit but `nbytes` protects.
 
-    Samples must be the same each time they are read: random crops and flips belong into `transform`, behind the
-    cache. Datasets that are seen to have a transform or a random crop are refused; of others that draw random numbers
-    the first draw is kept for ever. A `crop` that is not random, such as `Resize`, belongs to the dataset: what it
-    leaves takes less room.
+    Samples must be the same each time they are read: random crops and flips belong into `crop` and `transform`, behind
+    the cache. `crop` reads the pixels it needs where they are kept, and writes them where the batch is. Datasets that
+    are seen to have a transform or a random crop are refused; of others that draw random numbers the first draw is kept
+    for ever. A `crop` that is not random, such as `Resize`, belongs to the dataset: what it leaves takes less room.
 
     Args:
         dataset: samples by number, made of anything that can be pickled; arrays are kept as their bytes.
         nbytes: at most so many bytes, table included (8 per sample).
         transform: sample → sample, applied to a copy each time.
+        crop: `RandomResizedCrop(224, flip=0.5)`: what is seen of each sample's "image", before the transform.
         path: the file, on a local disk or in memory; made if there is none.
 
     Sample:
@@ -61,14 +63,16 @@ class DecodedCache(IndexedDataset):
         nbytes: int,
         transform: Callable[[Any], Any] | None = None,
         *,
+        crop: Crop | None = None,
         path: str | os.PathLike[str] | None = None,
     ) -> None:
         super().__init__(transform)
         self.dataset = dataset
+        self.crop = crop
         if _transforms(dataset):
             raise DatasetError(
                 f"the {type(dataset).__name__} has a transform or a random crop: its first result would be kept.\n"
-                "  Put it behind the cache: DecodedCache(dataset, nbytes, transform)."
+                "  Put it behind the cache: DecodedCache(dataset, nbytes, transform, crop=crop)."
             )
         self._length = len(dataset)
         fingerprint = bytes(32) if path is None else fingerprint_of(dataset, self._length)
@@ -78,7 +82,16 @@ class DecodedCache(IndexedDataset):
         return self._length
 
     def _read(self, index: int) -> Any:
+        if self.crop is not None:
+            sample = self._kept(index)
+            return {**map_tree(_own, without_image(sample)), "image": self.crop.apply(self._image(sample, index))}
         sample = self._records.get(index)
+        self._records.count_read(sample is not ABSENT)
+        return map_tree(_own, self._read_first(index)) if sample is ABSENT else sample
+
+    def _kept(self, index: int) -> Any:
+        """The sample, to be looked at: its arrays are those that are kept."""
+        sample = self._records.view(index)
         self._records.count_read(sample is not ABSENT)
         return self._read_first(index) if sample is ABSENT else sample
 
@@ -91,8 +104,18 @@ class DecodedCache(IndexedDataset):
                 f"{self._named(index)} cannot be kept: {error}.\n"
                 "  DecodedCache keeps what can be pickled: arrays, numbers, text, and containers of these."
             ) from error
-        # What the dataset may hold itself is not the reader's to write into, the first time no more than later.
-        return map_tree(_own, sample)
+        return sample
+
+    def _image(self, sample: Any, index: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
+        image = sample.get("image") if isinstance(sample, dict) else None
+        if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+            raise FieldNameError(
+                f'{self._named(index)}: crop= needs samples with a uint8 "image" of shape (H, W, 3) in a dict.',
+                index=index,
+                source=self.describe(index),
+                field="image",
+            )
+        return image
 
     def read_into(self, index: SupportsIndex, out: Any) -> None:
         """Write the sample into the arrays of `out`, which has its structure: one copy, from the cache to there.
@@ -101,11 +124,12 @@ class DecodedCache(IndexedDataset):
             FieldNameError, FieldShapeError, FieldDtypeError: the sample is not like `out`. Nothing is cast.
         """
         position = in_range(index, len(self))
-        sample = ABSENT if self.transform is not None else self._records.view(position)
-        if sample is ABSENT:
-            sample = self[position]
-        else:
-            self._records.count_read(True)
+        if self.transform is not None:
+            return copy_into(out, self[position], position, self.describe)
+        sample = self._kept(position)
+        if self.crop is not None and self.crop.shape is not None:
+            self.crop.apply(self._image(sample, position), out["image"])
+            sample, out = without_image(sample), without_image(out)
         copy_into(out, sample, position, self.describe)
 
     def describe(self, index: SupportsIndex) -> str:
@@ -157,4 +181,5 @@ def _transforms(dataset: Any) -> bool:
 
 
 def _own(leaf: Any) -> Any:
+    # What the dataset or the cache holds is not the reader's to write into.
     return leaf.copy() if isinstance(leaf, np.ndarray) and not leaf.flags.writeable else leaf

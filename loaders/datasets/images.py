@@ -10,7 +10,7 @@ from typing import Any, SupportsIndex
 import numpy as np
 
 from loaders.crops import Crop
-from loaders.datasets.into import copy_into
+from loaders.datasets.into import copy_into, without_image
 from loaders.datasets.protocol import IndexedDataset, in_range
 from loaders.decode import EXTENSIONS, printable, read_image
 from loaders.errors import DatasetError, FieldDtypeError, FieldNameError, FieldShapeError, SampleError, describe_sample
@@ -150,7 +150,7 @@ class ImageFiles(IndexedDataset):
         if out["image"].shape[1:] != image.shape[:2]:
             copy_into(out, {**sample, "image": planes(image)}, position, self.describe)  # which says what is wrong
         planes(image, out["image"])
-        copy_into(_without_image(out), _without_image(sample), position, self.describe)
+        copy_into(without_image(out), without_image(sample), position, self.describe)
 
     def _checked_image(self, sample: Any, index: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
         """The image of a sample that comes from the transform, fit to be normalised."""
@@ -262,10 +262,6 @@ def _planes_of(normalize: Any) -> NormalizedPlanes:
     if len(mean) != 3 or len(std) != 3:
         raise ValueError(f"normalize={normalize!r}: expected (mean, std), three numbers each, for red, green and blue.")
     return NormalizedPlanes(mean, std)
-
-
-def _without_image(fields: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in fields.items() if name != "image"}
 
 
 def _as_rows(labels: Any) -> np.ndarray:

@@ -49,3 +49,8 @@ def copy_into(out: Any, sample: Any, index: int, describe: Callable[[int], str])
                 field=path,
             )
         place[...] = array
+
+
+def without_image(fields: dict[str, Any]) -> dict[str, Any]:
+    """The fields but the one named "image", which has a way of its own."""
+    return {name: value for name, value in fields.items() if name != "image"}

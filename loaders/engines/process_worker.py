@@ -39,7 +39,6 @@ from loaders.spec import BatchSpec
 from loaders.stateful import describe
 from loaders.workers import WorkerInfo, set_worker_info
 
-
 # malloc.h: M_MMAP_THRESHOLD, of which 32 MiB is the most there is; M_TRIM_THRESHOLD; M_TOP_PAD.
 _MALLOC = {-3: 32 << 20, -1: 64 << 20, -2: 1 << 20}
 

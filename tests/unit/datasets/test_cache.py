@@ -19,6 +19,7 @@ from loaders.crops import RandomResizedCrop, Resize
 from loaders.datasets import records
 from loaders.datasets.cache_file import TAIL_AT
 from loaders.errors import FieldDtypeError, FieldNameError, FieldShapeError
+from loaders.rng import enter_sample, leave_sample
 
 ROOM = 1 << 22
 
@@ -449,3 +450,63 @@ def test_arrays_and_lists_of_files_can_be_kept_too(folder):
         for _ in range(2):
             for sample, want in zip(epoch(cache), epoch(dataset), strict=True):
                 np.testing.assert_equal(sample, want)
+
+
+# -- a crop behind the cache
+
+
+CROP = RandomResizedCrop(24, flip=0.5)
+
+
+@pytest.fixture
+def png_folder(tmp_path):
+    for index in range(6):
+        (tmp_path / "a").mkdir(exist_ok=True)
+        pixels = np.random.default_rng(index).integers(0, 256, (40 + index, 60, 3), np.uint8)
+        cv2.imwrite(str(tmp_path / "a" / f"{index}.png"), pixels)
+    return tmp_path
+
+
+def test_a_crop_behind_the_cache_sees_what_the_datasets_own_would(png_folder):
+    plain = ImageFolder(png_folder, crop=CROP)
+    cache = DecodedCache(ImageFolder(png_folder), ROOM, crop=CROP)
+    for epoch in range(3):
+        for index in range(6):
+            seen = []
+            for dataset in (plain, cache):
+                enter_sample(0, epoch, index)
+                seen.append(dataset[index])
+                enter_sample(0, epoch, index)
+                row = {"image": np.empty((24, 24, 3), np.uint8), "label": np.empty((), np.int64)}
+                dataset.read_into(index, row)
+                np.testing.assert_array_equal(row["image"], seen[-1]["image"])
+            np.testing.assert_array_equal(seen[0]["image"], seen[1]["image"])
+            assert seen[0]["label"] == seen[1]["label"] == 0
+    assert cache.hit_rate == 30 / 36
+    leave_sample()
+
+
+def test_a_transform_comes_behind_the_crop(png_folder):
+    shapes = []
+    cache = DecodedCache(
+        ImageFolder(png_folder),
+        ROOM,
+        lambda sample: shapes.append(sample["image"].shape) or sample,
+        crop=Resize((5, 7)),
+    )
+    for _ in range(2):
+        cache[0]["image"][...] = 0  # the reader's own
+        assert cache[0]["image"].any()
+    assert set(shapes) == {(5, 7, 3)}
+
+
+def test_samples_without_pixels_to_crop_are_refused_by_name():
+    with pytest.raises(
+        FieldNameError, match=r'sample 1.*crop= needs samples with a uint8 "image" of shape \(H, W, 3\)'
+    ):
+        DecodedCache([{"image": np.zeros((4, 4), np.uint8)}] * 2, ROOM, crop=Resize((5, 7)))[1]
+
+
+def test_a_random_crop_behind_one_cache_is_refused_in_front_of_another(png_folder):
+    with pytest.raises(DatasetError, match="random crop"):
+        DecodedCache(DecodedCache(ImageFolder(png_folder), ROOM, crop=CROP), ROOM)
