@@ -1,5 +1,6 @@
 """What the README and the documents say is true: their code runs, their claims hold, their links lead somewhere."""
 
+import dataclasses
 import re
 import subprocess
 import sys
@@ -9,7 +10,17 @@ import numpy as np
 import pytest
 import torch
 
-from loaders import DevicePrefetcher, ShareError, as_array, as_tensor, numpy_collate, shares_memory, to_image, to_numpy
+from loaders import (
+    DataLoader,
+    DevicePrefetcher,
+    ShareError,
+    as_array,
+    as_tensor,
+    numpy_collate,
+    shares_memory,
+    to_image,
+    to_numpy,
+)
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -19,12 +30,27 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_training_loop_runs_as_it_stands(few_photos, tmp_path):
-    (loop,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    loop = re.findall(r"```python\n(.*?)```", README, re.DOTALL)[0]
     (tmp_path / "train.py").write_text(loop, encoding="utf-8")
     (tmp_path / "photos").symlink_to(few_photos)
     done = subprocess.run([sys.executable, "train.py"], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert re.fullmatch(r"loss \d+\.\d{3}\n", done.stdout)
+
+
+def test_the_crop_and_the_cache_give_the_same_pixels(few_photos, tmp_path, monkeypatch):
+    code = re.findall(r"```python\n(.*?)```", README, re.DOTALL)[1]
+    (tmp_path / "photos").symlink_to(few_photos)
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(code, names)
+    exact = dataclasses.replace(names["crop"], exact=True)  # at the same scale, that is
+    names["photos"].crop = names["kept"].crop = exact
+    for dataset in (names["photos"], names["kept"]):
+        batches = [batch["image"] for batch in DataLoader(dataset, batch_size=8, seed=0)]
+        names.setdefault("seen", []).append(torch.cat(batches))
+    assert names["seen"][0].shape[1:] == (96, 96, 3)
+    assert torch.equal(*names["seen"])
 
 
 def test_the_way_to_the_device_and_back_runs_as_it_stands():

@@ -1,9 +1,12 @@
 import multiprocessing
 import os
+import platform
+import resource
 import subprocess
 import sys
 import threading
 
+import numpy as np
 import pytest
 import torch.utils.data
 from support.numpy_datasets import LateTorch, Modules
@@ -160,3 +163,29 @@ def test_a_finder_that_waits_for_torch_leaves_other_imports_alone():
         "assert len(sys.meta_path) < hooks + 3 and not any('LateTorch' in repr(each) for each in sys.meta_path)"
     )
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+
+
+class Allocates:
+    """Sample i takes 24 MB and lets them go; it tells how many pages had to be mapped for that."""
+
+    def __len__(self):
+        return 12
+
+    def __getitem__(self, index):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        arrays = [np.full(8 << 20, index, np.uint8) for _ in range(3)]
+        del arrays
+        return {"faults": resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before}
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other allocators have ways of their own")
+@pytest.mark.parametrize("theirs", [False, True])
+def test_a_worker_process_takes_its_memory_from_the_machine_once_unless_the_user_tunes_it(theirs, monkeypatch):
+    if theirs:
+        monkeypatch.setenv("MALLOC_ARENA_MAX", "8")
+    else:
+        for name in [name for name in os.environ if name.startswith(("MALLOC_", "GLIBC_TUNABLES"))]:
+            monkeypatch.delenv(name)
+    loader = DataLoader(Allocates(), 1, num_workers=1, multiprocessing_context="spawn")
+    faults = [int(batch["faults"][0]) for batch in loader][4:]
+    assert (max(faults) < 500) is not theirs

@@ -1,0 +1,128 @@
+"""What it takes to make training batches of JPEG files: each function runs in a process of its own and returns figures.
+
+Peers do the same work: crops drawn from the same distribution, INTER_LINEAR, a flip with probability 0.5.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import albumentations as A
+import cv2
+import numpy as np
+import torch
+
+from loaders import Albumentations, DataLoader, DecodedCache, ImageFiles, RandomResizedCrop
+
+SIZE = 224
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_CROP = RandomResizedCrop(SIZE, interpolation=cv2.INTER_LINEAR, flip=0.5)
+_RECIPE = [A.RandomResizedCrop((SIZE, SIZE), interpolation=cv2.INTER_LINEAR), A.HorizontalFlip(p=0.5)]
+
+
+class OpenCvPhotos:
+    """The usual dataset: OpenCV decodes everything, albumentations crops, flips and, if told to, normalises."""
+
+    def __init__(self, files: list[str], transforms: list[Any], *, planes: bool) -> None:
+        self.files = files
+        self.transform = A.Compose(transforms)
+        self.planes = planes
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        cv2.setNumThreads(0)  # the workers are the parallelism
+        photo = cv2.cvtColor(cv2.imread(self.files[index]), cv2.COLOR_BGR2RGB)
+        image = self.transform(image=photo)["image"]
+        return {"image": np.ascontiguousarray(image.transpose(2, 0, 1)) if self.planes else image, "label": index}
+
+
+def _torch_loader(files: list[str], *, planes: bool = False) -> Any:
+    transforms = [*_RECIPE, A.Normalize(MEAN, STD)] if planes else _RECIPE
+    return _TorchLoader(OpenCvPhotos(files, transforms, planes=planes), 64, **_OPTIONS)
+
+
+_TorchLoader = torch.utils.data.DataLoader
+_OPTIONS: dict[str, Any] = {"shuffle": True, "num_workers": 2, "persistent_workers": True}
+
+
+def _ours(files: list[str], **options: Any) -> Any:
+    return DataLoader(ImageFiles(files, np.arange(len(files)), **options), 64, seed=0, **_OPTIONS)
+
+
+LOADERS = {
+    "recipe": {
+        "ours": lambda files: _ours(files, crop=_CROP),
+        "ours, flip by albumentations": lambda files: _ours(
+            files,
+            crop=RandomResizedCrop(SIZE, interpolation=cv2.INTER_LINEAR),
+            transform=Albumentations(A.Compose([A.HorizontalFlip(p=0.5)])),
+        ),
+        "torch": _torch_loader,
+    },
+    "planes": {
+        "ours": lambda files: _ours(files, crop=_CROP, normalize=(MEAN, STD)),
+        "torch": lambda files: _torch_loader(files, planes=True),
+    },
+    "cache": {
+        "ours": lambda files: DataLoader(
+            DecodedCache(ImageFiles(files, np.arange(len(files))), 8 << 30, crop=_CROP), 64, seed=0, **_OPTIONS
+        ),
+        "torch": _torch_loader,
+    },
+    "large": {"ours": lambda files: _ours(files, crop=_CROP), "torch": _torch_loader},
+}
+
+
+def loader(work: str, peer: str, folder: str, repeats: int, epochs: int) -> dict[str, float]:
+    """Samples per second after a first epoch, which starts the workers and fills caches.
+
+    Args:
+        repeats: how often each file comes in an epoch.
+    """
+    torch.set_num_threads(1)
+    made = LOADERS[work][peer](_files(folder) * (1 if work == "cache" else repeats))
+    for _ in made:
+        pass
+    count, began = 0, time.perf_counter()
+    for _ in range(epochs * (repeats if work == "cache" else 1)):
+        for batch in made:
+            count += len(batch["label"])
+    return {"per_s": count / (time.perf_counter() - began)}
+
+
+def bare(work: str, folder: str, seconds: float, processes: int = 2) -> dict[str, float]:
+    """Samples per second of bare loops, one per core: read, decode the region, resize, flip; no loader around it."""
+    files, pipe = _files(folder), os.pipe()
+    for worker in range(processes):
+        if os.fork() == 0:
+            try:
+                os.write(pipe[1], f"{_bare_loop(files, worker, work, seconds)}\n".encode())
+            finally:
+                os._exit(0)
+    os.close(pipe[1])
+    with os.fdopen(pipe[0]) as rates:
+        return {"per_s": sum(map(float, rates))}
+
+
+def _bare_loop(files: list[str], worker: int, work: str, seconds: float) -> float:
+    from loaders.rng import Domain, enter_sample
+
+    cv2.setNumThreads(0)
+    dataset = ImageFiles(files, crop=_CROP, normalize=(MEAN, STD) if work == "planes" else None)
+    row = {"image": np.empty_like(dataset[0]["image"])}
+    order = np.random.default_rng(worker).permutation(len(files)).tolist()
+    began, count = time.perf_counter(), 0
+    while (elapsed := time.perf_counter() - began) < seconds:
+        enter_sample(0, worker, count, Domain.SAMPLE)
+        dataset.read_into(order[count % len(order)], row)
+        count += 1
+    return count / elapsed
+
+
+def _files(folder: str) -> list[str]:
+    return sorted(map(str, Path(folder).glob("*.jpg")))
