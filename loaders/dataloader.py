@@ -148,6 +148,7 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
         self._make_plan()
         self._sample_seed = seed
         self._next_epoch = 0
+        self._turns = 0  # epochs begun or gone on with, and states loaded
         self._sampler_epoch: Any = 0
         self._progress: Progress | None = None  # of the epoch that was begun last, until it ends
         self._resume: Progress | None = None  # loaded, for the next epoch
@@ -163,12 +164,13 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
             return super().__iter__()
         if self._pid != os.getpid():
             # A forked child has none of the parent's workers, and must not touch its slots.
-            self._pid, self._pool, self._dispatch, self._reader = os.getpid(), None, None, None
+            self._reader = self._reader if self._pid == -1 else None  # not the parent's
+            self._pid, self._pool, self._dispatch = os.getpid(), None, None
         persistent = self.persistent_workers and self.num_workers > 0
         if self.pin_memory and self._reader is None:
             self._reader = open_accelerator()
         if self._reader is not None and self._pool is not None and not self._pool.arena.shared:
-            self._forget_engine()  # of threads that write into memory which cannot be page-locked
+            self._let_go_of_engine()  # of threads whose memory cannot be page-locked
         dispatch = self._dispatch if persistent else None
         if dispatch is None:
             self._check_iteration()
@@ -230,6 +232,7 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
         progress, sampler = progress_of(self, state), inner_sampler(self)
         restore(sampler, progress.origin)
         self._resume, self._progress = progress, None
+        self._turns += 1
         self._next_epoch, self._sampler_epoch = progress.epoch, getattr(sampler, "epoch", 0)
         if state["seed"] is not None:
             self._sample_seed = state["seed"]
@@ -267,6 +270,7 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
         """The first batch of an epoch is asked for. Until then it could have been a stray `iter()`."""
         if self._progress is not progress:
             self._progress, self._resume, self._next_epoch = progress, None, progress.epoch + 1
+            self._turns += 1
 
     def _has_ended(self, progress: Progress) -> None:
         if self._progress is progress:
@@ -360,6 +364,12 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
             return ThreadEngine(job, self._pool)
         context = self.multiprocessing_context or torch.multiprocessing.get_context()
         return ProcessEngine(job, self._pool, context)
+
+    def _let_go_of_engine(self) -> None:
+        """The next epoch starts new workers. An iterator that still goes on keeps those that it has."""
+        if self._dispatch is not None and not self._dispatch.is_wanted:
+            self._dispatch.close(())
+        self._dispatch = None
 
     def _forget_engine(self) -> None:
         """The workers could not be kept: the next epoch starts new ones."""

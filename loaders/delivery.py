@@ -93,7 +93,7 @@ class Delivery:
     def _note(self, batch: OpenBatch) -> None:
         progress = self._progress
         if not self._is_stream:
-            progress.keys = batch.first + batch.rows
+            progress.first, progress.keys = batch.first, batch.first + batch.rows
             return
         progress.lanes[batch.lane] = batch.order.keys[0] + 1
         progress.lane = (batch.lane + 1) % len(progress.lanes)

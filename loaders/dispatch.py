@@ -145,6 +145,11 @@ class Dispatch:
     def _is_read(self, ticket: int) -> bool:
         return any(reading.ticket == ticket for reading in self.engine.reading())
 
+    @property
+    def is_wanted(self) -> bool:
+        """Whether an iterator waits for a batch."""
+        return any(not batch.abandoned for batch in self._open.values())
+
     def forget(self, batch: OpenBatch) -> None:
         """The batch is delivered."""
         self._open.pop(batch.order.ticket, None)

@@ -81,7 +81,6 @@ class Epoch(Iterator[Any]):
         if not self._stop.alive:
             raise StopIteration
         self._loader._has_begun(self.progress)
-        self.progress.first = self.progress.keys
         if self._loader.num_workers > 0 and self._pid != os.getpid():
             raise WorkerLostError(
                 f"the workers of this iterator belong to process {self._pid}, from which this one was forked.\n"
@@ -94,11 +93,13 @@ class Epoch(Iterator[Any]):
             if delivered is None:
                 self._end()
             made, keys = delivered
-            self.progress.keys = skipping.delivered
+            self.progress.first, self.progress.keys = self.progress.keys, skipping.delivered
         elif batch is None:
             self._end()
         else:
             made, keys = self.delivery.make(batch), list(batch.order.keys)
+        if skipping is not None:
+            self.progress.sizes, self.progress.sized = list(skipping.sizes), skipping.sized
         return self.delivery.finish(made, keys)
 
     def __len__(self) -> int:
@@ -245,7 +246,8 @@ class Epoch(Iterator[Any]):
             return self._dispatch.collect(timeout_s)
         except Exception:  # workers cannot be kept alive: there is nobody left to wait for
             self._stop()
-            self._loader._forget_engine()
+            if self._loader._dispatch is self._dispatch:
+                self._loader._forget_engine()
             raise
 
     def _choose(self) -> OpenBatch | None:

@@ -91,6 +91,8 @@ class Skipping:
         carried: (position, key, sample) that were moved up but not delivered yet.
         delivered: how many of this rank's keys the batches delivered so far have used up, failed ones included.
         batch_size: of every batch but the last; None where a batch sampler of the user's decides.
+        sizes: of that one's batches that were taken apart and not delivered yet.
+        sized: the position behind the last of these batches.
     """
 
     def __init__(self, loader: DataLoader[Any], progress: Progress) -> None:
@@ -100,8 +102,8 @@ class Skipping:
         progress.failed = [entry for entry in progress.failed if entry[0] < progress.keys]
         self.carried: list[tuple[int, Any, Any]] = []
         self.delivered = 0
+        self.sizes, self.sized = deque(progress.sizes), progress.sized
         self._unsettled: deque[tuple[int, Any, Any]] = deque()  # (…, sample or Failure), in the sampler's order
-        self._sizes: deque[int] = deque()  # of the batches that were taken apart and not delivered yet
         self._loader = loader
         self._in_a_row = 0
         batches: Any = loader.batch_sampler
@@ -124,9 +126,10 @@ class Skipping:
             return True
         if batch.rows and batch.broken is None:
             self._in_a_row = 0
-        if self._sizes:
-            if self._sizes[0] == batch.rows:
-                self._sizes.rotate(-1)  # takes the place of the batch that was used up
+        if self.sizes:
+            if self.sizes[0] == batch.rows:
+                self._count(batch)
+                self.sizes.popleft()  # the place of the batch that was used up
                 return False
             return True
         short = self.batch_size is not None and batch.rows < self.batch_size
@@ -141,8 +144,8 @@ class Skipping:
             batch = epoch.next_complete() if len(self.carried) < self._size else None
         size = self._size
         taken, self.carried = self.carried[:size], self.carried[size:]
-        if self._sizes:
-            self._sizes.popleft()
+        if self.sizes:
+            self.sizes.popleft()
         if not taken or (self._drop_last and len(taken) < size):
             return None
         keys = [key for _, key, _ in taken]
@@ -162,7 +165,12 @@ class Skipping:
     def _size(self) -> int:
         if self.batch_size is not None:
             return self.batch_size
-        return self._sizes[0] if self._sizes else 1
+        return self.sizes[0] if self.sizes else 1
+
+    def _count(self, batch: OpenBatch) -> None:
+        if batch.first >= self.sized:  # else it is the rest of one that was counted before this state was taken
+            self.sizes.append(batch.rows)
+            self.sized = batch.first + batch.rows
 
     def _take(self, epoch: Epoch, batch: OpenBatch) -> None:
         """Take a batch apart."""
@@ -183,7 +191,7 @@ class Skipping:
         positions = range(batch.first, batch.first + batch.rows)
         self._unsettled.extend(zip(positions, batch.order.keys, samples, strict=True))
         if self.batch_size is None and self._loader._plan.batched:
-            self._sizes.append(batch.rows)
+            self._count(batch)
 
     def _settle(self) -> None:
         """Carry the good samples and give up the failed ones, in order. An error leaves those behind it for later."""

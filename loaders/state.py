@@ -52,6 +52,8 @@ class Progress:
         lane: the worker whose batch is next.
         streams: per worker the dataset's own `state_dict()` behind its last batch that was handed out, if it has one.
         first: among this rank's keys, the position of the first one of the batch that was handed out last.
+        sizes: of batches to come, where samples that were skipped have moved those of a user's batch sampler.
+        sized: the position behind the last key whose batch is counted in `sizes`.
     """
 
     epoch: int
@@ -63,6 +65,8 @@ class Progress:
     lane: int = 0
     streams: list[Any] = field(default_factory=list)
     first: int = 0
+    sizes: list[int] = field(default_factory=list)
+    sized: int = 0
 
     def copy(self) -> Progress:
         """One that can go on by itself."""
@@ -84,6 +88,8 @@ def state_of(loader: DataLoader[Any], progress: Progress, seed: int | None) -> d
     }
     if progress.lanes:
         state |= {"lanes": progress.lanes, "lane": progress.lane, "streams": progress.streams}
+    if progress.sizes:
+        state |= {"sizes": progress.sizes, "sized": progress.sized}
     return copy.deepcopy(state)
 
 
@@ -125,6 +131,8 @@ def progress_of(loader: DataLoader[Any], state: Mapping[str, Any]) -> Progress:
         lanes=state.get("lanes", []),
         lane=state.get("lane", 0),
         streams=state.get("streams", []),
+        sizes=state.get("sizes", []),
+        sized=state.get("sized", 0),
     )
 
 

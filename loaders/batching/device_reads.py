@@ -73,7 +73,7 @@ class DeviceReads:
 
     def lock(self, block: Block) -> None:
         """Page-lock a block if it is not; where that is refused, batches are staged in torch's own memory."""
-        if self._refusal is not None or block in self._locked:
+        if self._refusal is not None or block in self._locked or self.is_capturing():
             return
         try:
             self._reader.page_lock(self._base + block.offset, block.nbytes)
@@ -93,13 +93,17 @@ class DeviceReads:
 
     def is_capturing(self) -> bool:
         """Whether a CUDA graph is being captured on this thread: events may not be asked then."""
-        return self._pid == os.getpid() and self._reader.is_capturing()
+        try:
+            return self._pid == os.getpid() and self._reader.is_capturing()
+        except Exception:  # noqa: BLE001  a device that has failed captures nothing
+            return False
 
     def unlock(self, block: Block) -> None:
         """Before its memory goes back to the machine."""
         if block in self._locked and self._pid == os.getpid():
             self._locked.remove(block)
-            self._reader.page_unlock(self._base + block.offset)
+            with contextlib.suppress(Exception):  # of a device that has failed: the pages go back all the same
+                self._reader.page_unlock(self._base + block.offset)
 
     def current_streams(self) -> set[Hashable]:
         """Those that may be reading what is handed out or let go here and now."""
@@ -146,8 +150,7 @@ class DeviceReads:
             return False
         for block, events in self._reading:
             if nbytes is None or block.nbytes == nbytes:
-                _wait_for(events)
-                return True
+                return _wait_for(events)
         return False
 
     def wait_for_all(self) -> None:
@@ -165,17 +168,28 @@ class _Reached:
 
 
 # Events raise what the device has failed with, whoever asks. The user's own calls raise it, too; to these blocks it
-# means that nothing reads them any more.
+# means that nothing reads them any more. That another thread is capturing a graph, which forbids all threads to ask, is
+# no failure.
 
 
 def _is_reached(event: Event) -> bool:
     try:
         return event.query()
-    except Exception:  # noqa: BLE001  see above
-        return True
+    except Exception as error:  # noqa: BLE001  see above
+        return not _is_of_a_capture(error)
 
 
-def _wait_for(events: Iterable[Event]) -> None:
+def _wait_for(events: Iterable[Event]) -> bool:
+    """Whether they are reached."""
     for event in events:
-        with contextlib.suppress(Exception):
+        try:
             event.synchronize()
+        except Exception as error:  # noqa: BLE001  see above
+            if _is_of_a_capture(error):
+                return False
+    return True
+
+
+def _is_of_a_capture(error: Exception) -> bool:
+    # cudaErrorStreamCaptureUnsupported and the like: all of their descriptions say "capture" or "capturing".
+    return "captur" in str(error)

@@ -108,12 +108,15 @@ class SlotPool:
                 self._keep = None
                 self._reclaim()
                 slot.extend(self._take(round_up(max(size, 1)), bounded) for size in sizes)
+                if self._reads is not None:
+                    for block in slot:
+                        self._reads.lock(block)
                 self._acquired += 1
                 if self._acquired % _WINDOW == 0:
                     self._trim()
             if self._reads is not None:
                 self._reads.tell_of_refusal()
-                for pool in _alive(_locked_pools):
+                for pool in (*_alive(_locked_pools), *tuple(_unsettled)):
                     pool._settle()  # of those that rest: what the device has read meanwhile
         except BaseException:
             self.discard(slot)
@@ -223,8 +226,6 @@ class SlotPool:
                 self._reclaim()
         free = self._free.get(size)
         block = free.pop() if free else self._grow(size, bounded)
-        if self._reads is not None:
-            self._reads.lock(block)
         block.become(BlockState.FILLING)
         in_use = self._in_use[size] = self._in_use.get(size, 0) + 1
         before, now = self._peaks.get(size, (0, 0))
@@ -270,12 +271,16 @@ class SlotPool:
 
     def _settle(self) -> None:
         """Between `trim` and `acquire`: take back and trim, unless somebody else is at it; again if more has ended."""
-        while self._keep is not None and self._pid == os.getpid() and self._lock.acquire(blocking=False):
+        while (keep := self._keep) is not None and self._pid == os.getpid() and self._lock.acquire(blocking=False):
             try:
                 has_looked = self._reclaim()
             finally:
                 self._lock.release()
-            if not self._ended or not has_looked:
+            if not has_looked:
+                _unsettled.add(self)  # what is locked may not be forgotten: the next acquire of any pool looks again
+                return
+            _unsettled.discard(self)
+            if not self._ended and self._keep is keep:
                 return
 
     def _before_fork(self) -> None:
@@ -346,16 +351,16 @@ class SlotPool:
 
     def _release_free(self, size: int, keep: int) -> None:
         free = self._free.get(size, [])
-        surplus = len(free) - max(keep, 0)
-        for block in free[: max(surplus, 0)]:
+        for _ in range(len(free) - max(keep, 0)):
+            block = free.pop(0)
             if self._reads is not None:
                 self._reads.unlock(block)
             self.arena.release(block.offset, block.nbytes)
-        del free[: max(surplus, 0)]
 
 
 _shared_pools: weakref.WeakValueDictionary[int, SlotPool] = weakref.WeakValueDictionary()
 _locked_pools: weakref.WeakValueDictionary[int, SlotPool] = weakref.WeakValueDictionary()
+_unsettled: set[SlotPool] = set()
 
 
 def _alive(pools: weakref.WeakValueDictionary[int, SlotPool]) -> list[SlotPool]:

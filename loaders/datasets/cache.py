@@ -84,7 +84,9 @@ class DecodedCache(IndexedDataset):
     def _read(self, index: int) -> Any:
         if self.crop is not None:
             sample = self._kept(index)
-            return {**map_tree(_own, without_image(sample)), "image": self.crop.apply(self._image(sample, index))}
+            image = self._image(sample, index)
+            rest = map_tree(_own, without_image(sample))
+            return {name: self.crop.apply(image) if name == "image" else rest[name] for name in sample}
         sample = self._records.get(index)
         self._records.count_read(sample is not ABSENT)
         return map_tree(_own, self._read_first(index)) if sample is ABSENT else sample
@@ -124,10 +126,10 @@ class DecodedCache(IndexedDataset):
             FieldNameError, FieldShapeError, FieldDtypeError: the sample is not like `out`. Nothing is cast.
         """
         position = in_range(index, len(self))
-        if self.transform is not None:
+        if self.transform is not None or (self.crop is not None and self.crop.shape is None):
             return copy_into(out, self[position], position, self.describe)
         sample = self._kept(position)
-        if self.crop is not None and self.crop.shape is not None:
+        if self.crop is not None:
             self.crop.apply(self._image(sample, position), out["image"])
             sample, out = without_image(sample), without_image(out)
         copy_into(out, sample, position, self.describe)

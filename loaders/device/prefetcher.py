@@ -77,6 +77,7 @@ class DevicePrefetcher:
         self.transform = transform
         self.static = static
         self._iterations = 0
+        self._turn = 0
         self._delivered: _Position | None = None  # where the loader would be if nothing were on its way
         self._open()
 
@@ -111,6 +112,7 @@ class DevicePrefetcher:
                     except Exception as stop:  # noqa: BLE001  the end or an error: due after what came before
                         end = stop
                     else:
+                        self._turn = _turn(self.loader)
                         copies.start(batch, (keys.next(), _Position(self.loader)))
                         del batch
                 if not copies:
@@ -140,7 +142,7 @@ class DevicePrefetcher:
 
     def _state_dict(self) -> dict[str, Any]:
         position = self._delivered
-        went_on = position is None or position.epoch != _begun(self.loader)  # by itself, since
+        went_on = position is None or self._turn != _turn(self.loader)  # by itself, since
         return self.loader.state_dict() if went_on else position.state()  # type: ignore
 
     def _load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -167,7 +169,6 @@ class _Position:
     """The loader's state as it was when this was made."""
 
     def __init__(self, loader: Any) -> None:
-        self.epoch = _begun(loader)
         self._error: Exception | None = None
         self._state: Any = None
         if hasattr(loader, "state_dict"):
@@ -182,9 +183,9 @@ class _Position:
         return copy.deepcopy(self._state)
 
 
-def _begun(loader: Any) -> Any:
+def _turn(loader: Any) -> Any:
     """Which of its epochs a loader of ours has begun last; of others nothing is known."""
-    return loader._next_epoch if isinstance(loader, DataLoader) else None
+    return loader._turns if isinstance(loader, DataLoader) else None
 
 
 class _Keys:

@@ -164,6 +164,7 @@ def open_streams(device: torch.device) -> Streams | None:
 
     Raises:
         DeviceError: torch cannot use the device.
+        RuntimeError: what CUDA says against memory that is page-locked.
     """
     if device.type == "cpu":
         return None

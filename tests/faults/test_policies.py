@@ -151,6 +151,29 @@ def test_batches_of_an_own_batch_sampler_agree_with_the_model(sizes: list[int], 
     assert [batch["i"].tolist() for batch in loader] == want
 
 
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.integers(1, 5), min_size=1, max_size=12), st.data())
+def test_batches_of_an_own_batch_sampler_are_the_same_after_resuming(sizes: list[int], data: Any) -> None:
+    length = sum(sizes)
+    at = data.draw(st.sets(st.integers(0, length - 1), max_size=length - 1))
+    ends = np.cumsum(sizes).tolist()
+    batches = [list(range(end - size, end)) for size, end in zip(sizes, ends, strict=True)]
+
+    def fresh() -> DataLoader[Any]:
+        return DataLoader(
+            faulty(at, length), batch_sampler=batches, on_error="skip", max_errors=1000, seed=0, fields=FIELDS
+        )
+
+    loader, whole, states = fresh(), [], []
+    for batch in loader:
+        whole.append(plain(batch))
+        states.append(loader.state_dict())
+    for done, state in enumerate(states, start=1):
+        resumed = fresh()
+        resumed.load_state_dict(state)
+        assert [plain(batch) for batch in resumed] == whole[done:]
+
+
 @pytest.mark.parametrize("drop_last", [False, True])
 def test_torchs_own_batch_sampler_is_as_good_as_batch_size(drop_last: bool) -> None:
     at = {1, 9}

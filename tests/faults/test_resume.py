@@ -33,18 +33,21 @@ def start(checkpoint: Path, workers: int) -> subprocess.Popen[str]:
 def run_until(process: subprocess.Popen[str], lines_wanted: int, delay_s: float) -> tuple[list[str], bool]:
     """What the run printed, until it ended or, `delay_s` behind its line number `lines_wanted`, was killed."""
     assert process.stdout is not None
+    assert process.stderr is not None
     lines: list[str] = []
-    while len(lines) < lines_wanted and (line := process.stdout.readline()):
-        lines.append(line)
-    if len(lines) < lines_wanted or lines_wanted == 0:
-        rest, errors = process.communicate(timeout=60)
-        assert process.returncode == 0, errors
-        return lines + rest.splitlines(), True
-    select.select([], [], [], delay_s)  # at any instruction: also in the middle of writing a checkpoint
-    os.kill(process.pid, signal.SIGKILL)
-    rest, _ = process.communicate(timeout=60)
+    with process:
+        while len(lines) < lines_wanted and (line := process.stdout.readline()):
+            lines.append(line)
+        is_to_die = 0 < lines_wanted <= len(lines)
+        if is_to_die:
+            select.select([], [], [], delay_s)  # at any instruction: also in the middle of writing a checkpoint
+            os.kill(process.pid, signal.SIGKILL)
+        # Not communicate(): it passes over what readline() has taken from the pipe already.
+        lines += process.stdout.readlines()
+        status = process.wait(timeout=60)
+        assert is_to_die or status == 0, process.stderr.read()
     # The last line may be cut, or none at all.
-    return lines + [line for line in rest.splitlines(keepends=True) if line.endswith("\n")], process.returncode == 0
+    return [line for line in lines if line.endswith("\n")], status == 0
 
 
 @pytest.mark.parametrize("seed", [1])

@@ -14,7 +14,7 @@ import pytest
 from support.samples import SAMPLES, Listed
 from torch.utils.data import Subset
 
-from loaders import ArrayDataset, DataLoader, DatasetError, DecodedCache, DecodeError, ImageFiles, ImageFolder
+from loaders import ArrayDataset, DataLoader, DatasetError, DecodedCache, DecodeError, Field, ImageFiles, ImageFolder
 from loaders.crops import RandomResizedCrop, Resize
 from loaders.datasets import records
 from loaders.datasets.cache_file import TAIL_AT
@@ -505,6 +505,18 @@ def test_samples_without_pixels_to_crop_are_refused_by_name():
         FieldNameError, match=r'sample 1.*crop= needs samples with a uint8 "image" of shape \(H, W, 3\)'
     ):
         DecodedCache([{"image": np.zeros((4, 4), np.uint8)}] * 2, ROOM, crop=Resize((5, 7)))[1]
+    with pytest.raises(FieldNameError, match=r"sample 0.*crop="):
+        DecodedCache([(np.zeros((4, 4, 3), np.uint8), 1)], ROOM, crop=Resize((5, 7)))[0]
+
+
+def test_a_crop_without_one_size_is_applied_in_a_loader_too(png_folder):
+    plain = DataLoader(ImageFolder(png_folder, crop=Resize(8)), fields={"image": Field(ragged=True)})
+    kept = DataLoader(DecodedCache(ImageFolder(png_folder), ROOM, crop=Resize(8)), fields={"image": Field(ragged=True)})
+    for _ in range(2):
+        for expected, seen in zip(plain, kept, strict=True):
+            assert list(seen) == ["image", "label"]
+            assert seen["image"][0].shape[0] == 8
+            np.testing.assert_array_equal(seen["image"][0], expected["image"][0])
 
 
 def test_a_random_crop_behind_one_cache_is_refused_in_front_of_another(png_folder):

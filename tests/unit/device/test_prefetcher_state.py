@@ -92,6 +92,59 @@ def test_a_loader_that_went_on_by_itself_tells_its_own_state(device):
     assert ours.state_dict() == plain.state_dict()
 
 
+class Interrupted(Squares):
+    """Ctrl-C is pressed while sample 4 is read, once."""
+
+    is_due = True
+
+    def __getitem__(self, index):
+        if index == 4 and self.is_due:
+            self.is_due = False
+            raise KeyboardInterrupt
+        return super().__getitem__(index)
+
+
+def test_an_interrupt_before_anything_was_handed_out_loses_no_batch(device):
+    ours = prefetch(device, loaders.DataLoader(Interrupted(), batch_size=2, seed=5), depth=4)
+    with pytest.raises(KeyboardInterrupt):
+        next(iter(ours))
+    assert ours.state_dict()["batches"] == 0
+    assert len(list(ours)) == 16
+
+
+def test_the_number_of_an_epoch_to_come_does_not_move_the_state_of_this_one(device):
+    ours = prefetch(device, squares(), depth=3)
+    batches = iter(ours)
+    next(batches)
+    ours.set_epoch(7)
+    assert (ours.state_dict()["epoch"], ours.state_dict()["batches"]) == (0, 1)
+
+
+def test_a_state_that_the_loader_was_given_is_told_and_so_is_what_it_did_by_itself(device):
+    loader = squares()
+    ours = prefetch(device, loader)
+    next(iter(ours))
+    ahead = squares()
+    list(ahead)
+    list(islice(ahead, 2))
+    loader.load_state_dict(ahead.state_dict())
+    assert ours.state_dict() == ahead.state_dict()
+    loader.set_epoch(0)
+    list(islice(loader, 9))
+    assert (ours.state_dict()["epoch"], ours.state_dict()["batches"]) == (0, 9)
+
+
+def test_of_nested_loops_the_one_that_got_the_last_batch_tells_the_state(device):
+    ours = prefetch(device, squares(), depth=3)
+    outer = iter(ours)
+    for _ in range(14):
+        next(outer)
+    inner = iter(ours)
+    next(inner)
+    next(outer)
+    assert (ours.state_dict()["epoch"], ours.state_dict()["batches"]) == (0, 15)
+
+
 def test_a_state_that_was_taken_is_nobody_elses_to_change(device):
     ours = prefetch(device, squares())
     batches = iter(ours)
@@ -137,6 +190,15 @@ def test_over_a_stock_loader_the_draws_of_a_transform_follow_torchs_seed_and_the
 
     assert two_epochs(1) == two_epochs(1)
     assert len({*two_epochs(1), *two_epochs(2)}) == 16
+
+
+def test_draws_do_not_depend_on_the_order_in_which_batches_come(device):
+    def drawn_by_batch(**options):
+        loader = squares(num_workers=2, worker_method="thread", **options)
+        transform = lambda batch: (batch.flatten().tolist(), int(loaders.sample_rng().integers(1 << 60)))  # noqa: E731
+        return {tuple(key): number for key, number in DevicePrefetcher(loader, "cpu", transform=transform)}
+
+    assert drawn_by_batch(in_order=False) == drawn_by_batch()
 
 
 def test_no_draw_comes_twice_in_an_epoch_that_goes_on_with_another_number_of_ranks(device):
