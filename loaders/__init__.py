@@ -67,6 +67,7 @@ if TYPE_CHECKING:
     from loaders.sampling import ShardedSampler as ShardedSampler
     from loaders.sampling import WeightedSampler as WeightedSampler
     from loaders.spec import Field as Field
+    from loaders.stages import stage as stage
     from loaders.workers import worker_info as worker_info
 
 _NAMES = {
@@ -116,6 +117,7 @@ _NAMES = {
     "loaders.rng": ("sample_rng",),
     "loaders.sampling": ("Mixture", "ShardedSampler", "WeightedSampler"),
     "loaders.spec": ("Field",),
+    "loaders.stages": ("stage",),
     "loaders.workers": ("worker_info",),
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names}

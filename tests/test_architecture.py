@@ -15,6 +15,7 @@ LAYERS = {
     "loaders.opencv": 0,
     "loaders.process_rng": 0,
     "loaders.workers": 0,
+    "loaders.stages": 0,
     "loaders.accelerator": 1,
     "loaders.spec": 1,
     "loaders.bridge": 1,

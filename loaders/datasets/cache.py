@@ -14,6 +14,7 @@ from loaders.datasets.into import copy_into
 from loaders.datasets.protocol import Dataset, IndexedDataset, in_range
 from loaders.datasets.records import ABSENT, FULL, MACHINE_FULL, SharedRecords
 from loaders.errors import DatasetError, describe_sample
+from loaders.stages import READ
 from loaders.stateful import KeyedTransforms, bases, describe
 from loaders.tree import map_tree
 
@@ -78,7 +79,8 @@ class DecodedCache(IndexedDataset):
         return self._length
 
     def _read(self, index: int) -> Any:
-        sample = self._records.get(index)
+        with READ:
+            sample = self._records.get(index)
         self._records.count_read(sample is not ABSENT)
         return self._read_first(index) if sample is ABSENT else sample
 

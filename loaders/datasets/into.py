@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from loaders.errors import FieldDtypeError, FieldNameError, FieldShapeError, describe_sample
+from loaders.stages import WRITE
 from loaders.tree import leaves
 
 
@@ -48,4 +49,5 @@ def copy_into(out: Any, sample: Any, index: int, describe: Callable[[int], str])
                 source=describe(index),
                 field=path,
             )
-        place[...] = array
+        with WRITE:
+            place[...] = array

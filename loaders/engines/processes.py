@@ -38,9 +38,11 @@ from loaders.engines.wire import (
 from loaders.engines.work import COLLATING
 from loaders.errors import BufferMemoryError, WorkerLostError
 from loaders.spec import BatchSpec
+from loaders.stages import Times
 
 # A sample that was being read by this many dying workers is at fault.
 STRIKES = 3
+_APART = 7  # in a DONE record: bytes of the payload that comes through the socket
 _RECORDS_PER_WRITE = select.PIPE_BUF // RUN.size
 
 
@@ -257,7 +259,7 @@ class ProcessEngine:
         at, tail = 0, self._tail
         while len(tail) - at >= DONE.size:
             header = DONE.unpack_from(tail, at)
-            serial, ticket, start, stop, flags, elapsed_ns, inline, apart = header
+            serial, ticket, start, stop, flags, elapsed_ns, inline, apart, *times = header
             if len(tail) - at < DONE.size + inline:
                 break
             at += DONE.size + inline
@@ -274,6 +276,7 @@ class ProcessEngine:
             else:
                 number = member.number if member is not None and member.number is not None else 0
                 outcome = Outcome(number, ticket, start, stop, elapsed_ns / 1e9, bool(flags & CANCELLED))
+                outcome.times = Times._make(times)
                 self._finish(outcome)
         self._tail = tail[at:]
 
@@ -282,13 +285,13 @@ class ProcessEngine:
         while member.payloads:
             header, payload = member.payloads[0]
             try:
-                data = member.gate.recv(min(header[-1] - len(payload), 1 << 20), socket.MSG_DONTWAIT)
+                data = member.gate.recv(min(header[_APART] - len(payload), 1 << 20), socket.MSG_DONTWAIT)
             except BlockingIOError:
                 return
             if not data:
                 break  # dead: its sentinel says so too
             payload += data
-            if len(payload) == header[-1]:
+            if len(payload) == header[_APART]:
                 member.payloads.popleft()
                 self._finish(self._opened(header, payload))
         if self._by_gate.pop(member.gate.fileno(), None) is not None:

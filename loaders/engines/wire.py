@@ -21,8 +21,9 @@ import numpy as np
 RUN = struct.Struct("<8q")
 # The record that sends the worker home that reads it.
 STOP = RUN.pack(-1, 0, 0, 0, 0, 0, 0, 0)
-# worker serial, ticket, start row, stop row, flags, elapsed ns, payload bytes behind the record, … in the socket
-DONE = struct.Struct("<8q")
+# worker serial, ticket, start row, stop row, flags, elapsed ns, payload bytes behind the record, … in the socket; the
+# run's Times
+DONE = struct.Struct("<20q")
 # the run as it was received; then the row being read, and since when (monotonic ns)
 CELL = struct.Struct("<8q")
 CELL_NBYTES = 128
