@@ -62,6 +62,7 @@ class SlotPool:
         self.arena = arena
         self.ceiling_nbytes = ceiling_nbytes
         self.leased_nbytes = 0
+        self.waited_ns = 0  # in all, for the device to read blocks that are needed again
         self._free: dict[int, list[Block]] = {}
         self._leases: dict[Block, _Lease] = {}
         # Blocks on their way to FREE. Finalizers fill it, which run inside the garbage collector, on any thread and in
@@ -215,8 +216,10 @@ class SlotPool:
     def _take(self, size: int, bounded: bool) -> Block:
         if self._reads is not None:
             while not self._free.get(size) and self._reads.count(size) >= _READ_BEHIND:
+                since_ns = time.perf_counter_ns()
                 self._reads.wait(size)
                 self._reclaim()
+                self.waited_ns += time.perf_counter_ns() - since_ns
         free = self._free.get(size)
         block = free.pop() if free else self._grow(size, bounded)
         block.become(BlockState.FILLING)
