@@ -58,6 +58,17 @@ class Streams(Protocol):
         """Once freed, the memory is reused only after what the compute stream was given until then."""
         ...
 
+    def stamp(self, *, side: bool) -> Any:
+        """An event with a time at the end of what the side stream, else the compute stream, was given so far.
+
+        None where the device keeps no time.
+        """
+        ...
+
+    def between_s(self, before: Any, after: Any) -> float | None:
+        """The device's seconds from one stamp to a later one; None while that is not reached."""
+        ...
+
 
 class _TorchStreams:
     """Written over torch's device-generic `torch.Stream`, `torch.Event` and `torch.accelerator`.
@@ -71,6 +82,7 @@ class _TorchStreams:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
+        self._keeps_time = True
         self._side = torch.Stream(device=device)
         self.current_stream()
         # Elsewhere torch offers nothing to page-lock memory with that is not its own.
@@ -109,6 +121,20 @@ class _TorchStreams:
         if tensor.layout is torch.strided:
             tensor.record_stream(self.current_stream())
 
+    def stamp(self, *, side: bool) -> torch.Event | None:
+        if not self._keeps_time:
+            return None
+        try:
+            event = torch.Event(device=self.device, enable_timing=True)
+            event.record(self._side if side else self.current_stream())
+        except (RuntimeError, NotImplementedError):
+            self._keeps_time = False
+            return None
+        return event
+
+    def between_s(self, before: torch.Event, after: torch.Event) -> float | None:
+        return float(before.elapsed_time(after)) / 1e3 if after.query() else None
+
 
 class _NoStreams:
     """A device that torch has no streams for: everything happens in order, and copies are done when they return."""
@@ -141,6 +167,12 @@ class _NoStreams:
 
     def record_stream(self, tensor: torch.Tensor) -> None:
         pass
+
+    def stamp(self, *, side: bool) -> None:
+        return None
+
+    def between_s(self, before: None, after: None) -> None:
+        return None
 
 
 class _Reached:
