@@ -11,6 +11,7 @@ import torch
 from torch.utils.data import IterableDataset
 
 from loaders.spec import Field
+from loaders.tuning import first_workers, most_workers
 
 if TYPE_CHECKING:
     from loaders.dataloader import DataLoader
@@ -46,6 +47,20 @@ def check_arguments(
                 'fields should be a dict like {"boxes": Field(ragged=True)}; the fields of a tuple are "0", "1", …; '
                 f"but got {name!r}: {declared!r}"
             )
+
+
+def workers_of(num_workers: Any, dataset: Any) -> tuple[int, int]:
+    """(workers to begin with, the most there may be) for the argument; 0 for the most where the number is fixed.
+
+    Raises:
+        ValueError: it is text, and not "auto".
+    """
+    if not isinstance(num_workers, str):
+        return num_workers, 0
+    if num_workers != "auto":
+        raise ValueError(f'num_workers should be an int or "auto", but got {num_workers!r}')
+    # What a stream gives depends on how many share it: one gives everything once, on every machine.
+    return (1, 0) if isinstance(dataset, IterableDataset) else (first_workers(), most_workers())
 
 
 def check_iteration(loader: DataLoader[Any]) -> None:

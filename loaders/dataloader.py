@@ -13,7 +13,7 @@ import torch
 import torch.utils.data
 
 from loaders.accelerator import open_accelerator
-from loaders.arguments import check_arguments, check_iteration
+from loaders.arguments import check_arguments, check_iteration, workers_of
 from loaders.batching.arena import Arena, available_nbytes
 from loaders.batching.device_reads import Reader
 from loaders.batching.slots import SlotPool
@@ -33,6 +33,7 @@ from loaders.rng import Domain, keyed_word
 from loaders.spec import Field
 from loaders.state import Progress, progress_of, state_of
 from loaders.tree import map_tree
+from loaders.tuning import Tuner
 
 _T_co = TypeVar("_T_co", covariant=True)
 
@@ -53,6 +54,9 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
         dataset: NumPy-native (see `loaders.Dataset`) or any other that torch takes. It may offer
             `read_into(index, out)`, which writes a sample's fields into the arrays of `out`, shaped like the first
             sample that `dataset[index]` gave, and `describe(index)`, a name for messages, usually a path.
+        num_workers: as in torch; "auto" finds the number within the first hundred batches: enough that the loop does
+            not wait, as far as there are cores. The attribute is the number of the moment, and `worker_info()` tells
+            the most there may be. No batch depends on it; a stream would, so an IterableDataset gets one worker.
         seed: fixes the randomness of samples and the order of torch's random samplers. Not given, it is drawn from
             `generator` as torch draws its base seed, and `state_dict()` remembers it.
         worker_method: "process", or "thread" for datasets that release the GIL most of the time.
@@ -82,7 +86,7 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
         shuffle: bool | None = None,
         sampler: Iterable[Any] | None = None,
         batch_sampler: Iterable[Any] | None = None,
-        num_workers: int = 0,
+        num_workers: int | Literal["auto"] = 0,
         collate_fn: Callable[[list[Any]], Any] | None = None,
         pin_memory: bool = False,
         drop_last: bool = False,
@@ -111,13 +115,14 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
             on_error=on_error,
             return_index=return_index,
         )
+        workers, self._most_workers = workers_of(num_workers, dataset)
         super().__init__(
             dataset,
             batch_size,
             shuffle,
             sampler,
             batch_sampler,
-            num_workers,
+            workers,
             collate_fn,
             pin_memory,
             drop_last,
@@ -130,6 +135,7 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
             pin_memory_device=pin_memory_device,
             in_order=in_order,
         )
+        self._tuner = Tuner(self._most_workers) if self._most_workers > workers else None
         self.shuffle = shuffle
         self.seed = seed
         self.worker_method = worker_method
@@ -309,10 +315,11 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
 
     def _make_plan(self) -> None:
         """Plan anew if what a plan is made of has changed: torch lets these attributes be set at any time."""
-        made_of = (self.collate_fn, self.num_workers, self._depth)
+        workers = self.num_workers if self._tuner is None else self._most_workers
+        made_of = (self.collate_fn, workers, self._depth)
         if made_of != self._planned:
             self._planned = made_of
-            depth = 1 if self.num_workers == 0 else self._depth and self._depth * self.num_workers
+            depth = 1 if workers == 0 else self._depth and self._depth * workers
             batched = self.batch_sampler is not None
             self._plan = Plan(self.dataset, self.collate_fn, self.batch_size, batched, depth)
 
@@ -335,16 +342,16 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
             keep_going=self.on_error != "raise",
             batch_rows=self._plan.room,
             drop_last=self.drop_last,
-            num_workers=self.num_workers,
+            num_workers=max(self.num_workers, self._most_workers),
             seed=seed,
             init=self.worker_init_fn,
         )
         if self.num_workers == 0:
             return InlineEngine(job, self._pool)
         if not processes:
-            return ThreadEngine(job, self._pool)
+            return ThreadEngine(job, self._pool, self.num_workers)
         context = self.multiprocessing_context or torch.multiprocessing.get_context()
-        return ProcessEngine(job, self._pool, context)
+        return ProcessEngine(job, self._pool, context, self.num_workers)
 
     def _forget_engine(self) -> None:
         """The workers could not be kept: the next epoch starts new ones."""

@@ -108,6 +108,8 @@ class Epoch(Iterator[Any]):
         self.measures.give(rows, self._dispatch.engine.pool.waited_ns)
         if self._is_short:
             self.measures.short, self._is_short = self.measures.short + 1, False
+        if (tuner := self._loader._tuner) is not None:
+            self._loader.num_workers = tuner.look(self.measures, self._dispatch.engine)
         return finished
 
     def __len__(self) -> int:

@@ -41,6 +41,7 @@ LAYERS = {
     "loaders.state": 5,
     "loaders.dataloader": 5,
     "loaders.arguments": 5,
+    "loaders.tuning": 5,
     "loaders.measures": 5,
     # What `DataLoader.report()` gives: numbers and text over the loader's own measures.
     "loaders.observe.report": 5,

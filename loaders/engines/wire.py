@@ -21,6 +21,7 @@ import numpy as np
 RUN = struct.Struct("<8q")
 # The record that sends the worker home that reads it.
 STOP = RUN.pack(-1, 0, 0, 0, 0, 0, 0, 0)
+STOPPED = (-1, 0)  # how the cell of that worker begins; in a fresh one all is -1
 # worker serial, ticket, start row, stop row, flags, elapsed ns, payload bytes behind the record, … in the socket; the
 # run's Times
 DONE = struct.Struct("<20q")

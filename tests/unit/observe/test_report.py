@@ -58,10 +58,10 @@ def test_a_slow_stage_is_named(stage, named, workers):
     report = run(DataLoader(Slow(stage=stage), 4, num_workers=workers, worker_method="thread"))
     assert f": {named} limits (" in report.verdict
     assert "would bring it to about" in report.verdict  # it sleeps: there are cores for more workers
-    assert report.waiting_share > 0.8
-    assert report.service_s == pytest.approx(0.004, rel=0.5)
+    assert report.waiting_share > 0.3
+    assert 0.004 <= report.service_s < 0.02
     assert sum(report.stages_s.values()) == pytest.approx(report.service_s)
-    assert report.stages_s[stage or "sample"] > 0.8 * report.service_s
+    assert report.stages_s[stage or "sample"] > 0.6 * report.service_s
 
 
 def test_a_slow_transform_counts_as_augmentation_and_a_slow_collate_fn_as_itself():
@@ -83,7 +83,7 @@ def test_a_slow_transform_counts_as_augmentation_and_a_slow_collate_fn_as_itself
 def test_a_slow_model_is_no_fault_of_the_loader():
     report = run(DataLoader(Slow(64, 0.0), 4, worker_method="thread", num_workers=4), compute_s=0.01)
     assert "times as fast as the model; 1 worker would do" in report.verdict
-    assert report.compute_s > 0.8 * report.window_s
+    assert report.compute_s > 0.5 * report.window_s
 
 
 def test_too_few_slots_are_told_from_too_few_workers():
@@ -104,7 +104,7 @@ def test_a_sample_that_stalls_the_others_is_named():
     report = run(DataLoader(Slow(96, 0.002, slow=(37, 70)), 4, prefetch_factor=1, **THREADS), compute_s=0.003)
     assert {each.index for each in report.slowest[:2]} == {37, 70}
     assert report.slowest[0].source in ("number 37", "number 70")
-    assert report.slowest[0].seconds == pytest.approx(0.1, rel=0.5)
+    assert report.slowest[0].seconds == pytest.approx(0.1, rel=0.9)
 
 
 class SlowCopies(SimulatedStreams):
