@@ -62,6 +62,9 @@ if TYPE_CHECKING:
     from loaders.errors import WorkerLostError as WorkerLostError
     from loaders.errors import WorkerTimeoutError as WorkerTimeoutError
     from loaders.failures import SkippedSample as SkippedSample
+    from loaders.observe.progress import progress as progress
+    from loaders.observe.report import Report as Report
+    from loaders.observe.trace import trace as trace
     from loaders.rng import sample_rng as sample_rng
     from loaders.sampling import Mixture as Mixture
     from loaders.sampling import ShardedSampler as ShardedSampler
@@ -114,6 +117,9 @@ _NAMES = {
         "WorkerTimeoutError",
     ),
     "loaders.failures": ("SkippedSample",),
+    "loaders.observe.progress": ("progress",),
+    "loaders.observe.report": ("Report",),
+    "loaders.observe.trace": ("trace",),
     "loaders.rng": ("sample_rng",),
     "loaders.sampling": ("Mixture", "ShardedSampler", "WeightedSampler"),
     "loaders.spec": ("Field",),

@@ -137,7 +137,7 @@ class Delivery:
             timeline.add("slots", "", f"batch {number}", batch.opened_ns, now, **about)
             timeline.add("slots", "", "filling", batch.opened_ns, ready_ns, **about)
             timeline.add("slots", "", "ready", ready_ns, now, **about)
-            timeline.add("slots", "", "blocks held", now, now, blocks=self._pool.leased_count)
+            timeline.add("slots", "", "blocks held", now, timeline.VALUE, blocks=self._pool.leased_count)
 
     def _warn_if_many_are_held(self) -> None:
         loader, pool = self._loader, self._pool

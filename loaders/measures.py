@@ -103,7 +103,7 @@ class Measures:
         if self.given_ns:
             self.compute_ns += now - self.given_ns
             if timeline.traces:
-                timeline.add("consumer", "loop", "compute", self.given_ns, now, batch=self.batches)
+                timeline.add("consumer", "", "compute", self.given_ns, now, batch=self.batches)
             self.given_ns = now  # where an error is raised instead of a batch, this is not counted twice
         else:
             self.asked_ns = now
@@ -121,7 +121,7 @@ class Measures:
             self.rows += rows
             self.batches += 1
         if timeline.traces:
-            timeline.add("consumer", "loop", "next", self._begun_ns, now, batch=self.batches, rows=rows)
+            timeline.add("consumer", "", "next", self._begun_ns, now, batch=self.batches, rows=rows)
         self.given_ns = now
 
     def end(self) -> None:
@@ -133,7 +133,7 @@ class Measures:
         now = time.perf_counter_ns()
         self.wait_ns += now - since_ns
         if timeline.traces:
-            timeline.add("consumer", "loop", "wait for data", since_ns, now)
+            timeline.add("consumer", "", "wait for data", since_ns, now)
 
     def window_ns(self, now_ns: int | None = None) -> int:
         """From the first batch on until there were no more, or until now."""

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any, NamedTuple
+
+VALUE = -1
 
 
 class Event(NamedTuple):
     """Something that took a while, or a value that holds from then on.
 
     Attributes:
-        process: "consumer", "workers", "slots" or "device"; `lane` is a line below it.
-        ended_ns: equal to `began_ns` for a value.
+        process: "consumer", "workers", "slots" or "device". `lane`: the group of lines below it; "" is the thread that
+            says so, or for slots and copies any line that is free.
+        ended_ns: VALUE for a value that holds from `began_ns` on.
         about: plain numbers and text.
     """
 
@@ -28,6 +32,8 @@ traces: list[list[Event]] = []
 
 def add(process: str, lane: str, name: str, began_ns: int, ended_ns: int, **about: Any) -> None:
     """Put an event into every trace that is being taken. Appending is atomic, so any thread may."""
+    if process == "consumer":
+        lane = threading.current_thread().name
     event = Event(process, lane, name, began_ns, ended_ns, about)
     for events in traces:
         events.append(event)

@@ -47,7 +47,7 @@ class Meter:
         self.transfer.nbytes += nbytes
         self.transfer.enqueue_ns += now - since_ns
         if timeline.traces:
-            timeline.add("consumer", "loop", "start copy", since_ns, now, bytes=nbytes)
+            timeline.add("consumer", "", "start copy", since_ns, now, bytes=nbytes)
 
     def hand_out(self) -> None:
         """The compute stream goes on with the oldest batch."""
@@ -82,4 +82,4 @@ class Meter:
             now = time.perf_counter_ns()
             self.transfer.wait_ns += now - since_ns
             if timeline.traces:
-                timeline.add("consumer", "loop", "wait for the device", since_ns, now)
+                timeline.add("consumer", "", "wait for the device", since_ns, now)
