@@ -9,9 +9,10 @@ from typing import Any
 
 from loaders import timeline
 from loaders.engines.orders import Order, Outcome
-from loaders.stages import STAGES
+from loaders.stages import STAGES, Times
 
 _SLOWEST = 8
+_AT_ONCE = 64
 
 
 @dataclass
@@ -62,7 +63,7 @@ class Measures:
         short: batches that were opened late since there was no memory for them.
         busy_ns: of all workers, in the whole epoch, for the `samples` that they have read.
         stages_ns: of the samples that were looked at.
-        slowest: (ns, serial, key) of the slowest of these.
+        slowest: (ns, serial, key) of the slowest of these. All sums of workers are as of the last `settle`.
         written_nbytes: by workers, into slots. `beside_nbytes`: of values that no slot could hold.
     """
 
@@ -90,6 +91,7 @@ class Measures:
     host_ns: int = 0
     host_end_ns: int = 0
     transfer: Transfer | None = None
+    _runs: list[tuple[int, int, float, Times, bool, Order]] = field(default_factory=list)
     _waited: int = 0
     _slot_before_ns: int = 0
     _begun_ns: int = 0
@@ -147,37 +149,50 @@ class Measures:
         """A run of this order is reported."""
         if outcome.cancelled:
             return
-        times, rows = outcome.times, outcome.stop - outcome.start
-        took_ns = int(outcome.elapsed_s * 1e9)
-        ended_ns = times.began_ns + took_ns
-        worker = self.workers.get(outcome.worker)
-        if worker is None:
-            worker = self.workers[outcome.worker] = WorkerSums()
-        worker.samples += rows
-        if self.given_ns:
-            worker.busy_ns += min(took_ns, max(0, ended_ns - self.asked_ns - self.first_ns))
-        if outcome.spec is None:  # the first sample of all pays for imports and for memory touched first
-            self.samples += rows
-            self.busy_ns += took_ns
-        if times.cpu_ns >= 0:
-            worker.seen_ns += took_ns
-            worker.cpu_ns += times.cpu_ns
-            self.looked_at += times.looked_at
-            self.read_nbytes += times.read_nbytes
-            if outcome.spec is None:
-                # Scaled up to the run: else dear samples, of which each is looked at, would count for more.
-                self._add_stages(times.stages_ns, took_ns)
-            if times.slowest_row >= 0 and outcome.spec is None:
-                self._rank(times.slowest_ns, order.keys[times.slowest_row])
+        # Summed up later, many at once: in between the code for it leaves the processor's caches.
+        runs, times = self._runs, outcome.times
+        runs.append(
+            (outcome.worker, outcome.stop - outcome.start, outcome.elapsed_s, times, outcome.spec is None, order)
+        )
+        if len(runs) >= _AT_ONCE:
+            self.settle()
         if timeline.traces:
-            about = {"ticket": order.ticket, "first row": outcome.start, "rows": rows}
+            ended_ns = times.began_ns + int(outcome.elapsed_s * 1e9)
+            about = {"ticket": order.ticket, "first row": outcome.start, "rows": outcome.stop - outcome.start}
             timeline.add("workers", f"worker {outcome.worker}", "run", times.began_ns, ended_ns, **about)
+
+    def settle(self) -> None:
+        """Bring the sums of the workers up to date."""
+        runs, self._runs = self._runs, []
+        for number, rows, elapsed_s, times, counts, order in runs:
+            took_ns = int(elapsed_s * 1e9)
+            worker = self.workers.get(number)
+            if worker is None:
+                worker = self.workers[number] = WorkerSums()
+            worker.samples += rows
+            if self.given_ns:
+                ended_ns = times.began_ns + took_ns
+                worker.busy_ns += min(took_ns, max(0, ended_ns - self.asked_ns - self.first_ns))
+            if counts:  # the first sample of all pays for imports and for memory touched first
+                self.samples += rows
+                self.busy_ns += took_ns
+            if times.cpu_ns >= 0:
+                worker.seen_ns += took_ns
+                worker.cpu_ns += times.cpu_ns
+                self.looked_at += times.looked_at
+                self.read_nbytes += times.read_nbytes
+                if counts:
+                    self._add_stages(times.stages_ns, took_ns)
+                    if times.slowest_row >= 0:
+                        self._rank(times.slowest_ns, order.keys[times.slowest_row])
 
     def _add_stages(self, stages_ns: tuple[int, ...], took_ns: int) -> None:
         seen = sum(stages_ns)
         if seen:
-            scale = took_ns / seen
-            self.stages_ns = [sum_ns + int(ns * scale) for sum_ns, ns in zip(self.stages_ns, stages_ns, strict=True)]
+            # Scaled up to the run: else dear samples, of which each is looked at, would count for more.
+            scale, sums = took_ns / seen, self.stages_ns
+            for number, ns in enumerate(stages_ns):
+                sums[number] += int(ns * scale)
 
     def _rank(self, ns: int, key: Any) -> None:
         slowest = self.slowest

@@ -62,6 +62,7 @@ class Tuner:
         """A batch was handed out. Returns how many workers there are to be from now on."""
         if self.is_settled:
             return engine.num_workers
+        measures.settle()
         now = _Sums(measures)
         self._batches += 1
         self._since_step += 1

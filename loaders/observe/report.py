@@ -163,6 +163,7 @@ def report_of(loader: DataLoader[Any]) -> Report:
     measures = loader._measures
     if measures is None:
         return Report(num_workers=loader.num_workers, worker_method=loader.worker_method, cores=usable_cores())
+    measures.settle()
     now_ns = time.perf_counter_ns()
     window_s = measures.window_ns(now_ns) / 1e9
     sums = [measures.workers[number] for number in sorted(measures.workers)]
