@@ -27,6 +27,14 @@ def test_the_training_loop_runs_as_it_stands(few_photos, tmp_path):
     assert re.fullmatch(r"loss \d+\.\d{3}\n", done.stdout)
 
 
+def test_the_observed_loop_runs_as_it_stands(tmp_path, monkeypatch, capsys):
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/observe.md").read_text(encoding="utf-8"), re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    exec(code, names := {})
+    assert names["report"].verdict in capsys.readouterr().out
+    assert (tmp_path / "run.json").stat().st_size > 1000
+
+
 def test_the_way_to_the_device_and_back_runs_as_it_stands():
     (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/device.md").read_text(encoding="utf-8"), re.DOTALL)
     names = {}
