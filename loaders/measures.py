@@ -151,14 +151,13 @@ class Measures:
             return
         # Summed up later, many at once: in between the code for it leaves the processor's caches.
         runs, times = self._runs, outcome.times
-        runs.append(
-            (outcome.worker, outcome.stop - outcome.start, outcome.elapsed_s, times, outcome.spec is None, order)
-        )
+        rows = outcome.stop - outcome.start if outcome.rows is None else outcome.rows
+        runs.append((outcome.worker, rows, outcome.elapsed_s, times, outcome.spec is None, order))
         if len(runs) >= _AT_ONCE:
             self.settle()
         if timeline.traces:
             ended_ns = times.began_ns + int(outcome.elapsed_s * 1e9)
-            about = {"ticket": order.ticket, "first row": outcome.start, "rows": outcome.stop - outcome.start}
+            about = {"ticket": order.ticket, "first row": outcome.start, "rows": rows}
             timeline.add("workers", f"worker {outcome.worker}", "run", times.began_ns, ended_ns, **about)
 
     def settle(self) -> None:

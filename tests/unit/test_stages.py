@@ -2,6 +2,9 @@
 
 import pickle
 
+import albumentations as A
+import cv2
+import numpy as np
 import pytest
 
 import loaders
@@ -101,6 +104,49 @@ def test_a_mark_does_nothing_where_nobody_looks(hands):
     with READ:
         hands.now += MS
     assert clock.end_run(0, 1)[1].stages_ns == (0,) * len(STAGES)
+
+
+@pytest.fixture
+def photo(tmp_path):
+    cv2.imwrite(str(tmp_path / "photo.jpg"), np.zeros((40, 60, 3), np.uint8))
+    return tmp_path / "photo.jpg"
+
+
+def as_array_dataset(transform=None):
+    return loaders.ArrayDataset({"image": np.zeros((3, 8, 8), np.uint8)}, transform)
+
+
+def from_a_cache():
+    cache = loaders.DecodedCache(as_array_dataset(), 1 << 20)
+    cache[0]
+    return lambda photo: cache[0]
+
+
+@pytest.mark.parametrize(
+    ("work", "expected"),
+    [
+        (loaders.read_image, {"read", "decode"}),
+        (lambda photo: loaders.read_image(photo.read_bytes()), {"decode"}),
+        (lambda photo: loaders.CenterCrop(16).read(photo), {"read", "decode"}),
+        (lambda photo: as_array_dataset(lambda sample: sample)[0], {"augment"}),
+        (lambda photo: as_array_dataset()[0], set()),
+        (
+            lambda photo: loaders.Albumentations(A.HorizontalFlip())({"image": np.zeros((8, 8, 3), np.uint8)}),
+            {"augment"},
+        ),
+        (lambda photo: loaders.ImageFiles([photo], normalize=([0] * 3, [1] * 3))[0], {"read", "decode", "augment"}),
+        (from_a_cache(), {"read"}),
+    ],
+)
+def test_the_packages_own_code_bears_marks(photo, work, expected):
+    clock = Clock()
+    clock.begin_run(0, 1)
+    clock.begin_sample()
+    work(photo)
+    clock.end_sample(0)
+    times = clock.end_run(0, 1)[1]
+    assert {name for name, ns in zip(STAGES, times.stages_ns, strict=True) if ns} == expected | {"sample"}
+    assert times.read_nbytes == (photo.stat().st_size if {"read", "decode"} <= expected else 0)
 
 
 def test_a_record_with_its_times_is_written_at_once():

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 from support.simulated_device import SimulatedDevice, SimulatedStreams
+from torch.utils.data import IterableDataset
 
 import loaders
 from loaders import ArrayDataset, DataLoader, DevicePrefetcher, ImageFolder
@@ -78,6 +79,29 @@ def test_a_slow_transform_counts_as_augmentation_and_a_slow_collate_fn_as_itself
 
     dataset = ArrayDataset({"image": np.zeros((64, 8, 8), np.uint8)})
     assert ": collate_fn limits (" in run(DataLoader(dataset, 4, collate_fn=collate, **THREADS)).verdict
+
+
+class Batches(Slow):
+    def __getitems__(self, keys):
+        return [self[key] for key in keys]
+
+
+class Stream(IterableDataset):
+    def __init__(self, samples):
+        self.samples = samples
+
+    def __iter__(self):
+        return (self.samples[number] for number in range(len(self.samples)))
+
+
+@pytest.mark.parametrize(
+    "dataset", [Batches(30, stage="decode"), Stream(Slow(30, stage="decode"))], ids=["all", "stream"]
+)
+def test_batches_and_streams_are_looked_at_as_a_whole(dataset):
+    report = run(DataLoader(dataset, 4, num_workers=1, worker_method="thread"))
+    assert ": decoding limits (" in report.verdict
+    assert sum(each.samples for each in report.workers) == 30
+    assert report.slowest == ()
 
 
 def test_a_slow_model_is_no_fault_of_the_loader():
