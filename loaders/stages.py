@@ -185,6 +185,11 @@ def stage(name: str) -> Stage:
     return found
 
 
+def is_looked_at() -> bool:
+    """Whether a clock looks at what this thread does."""
+    return _here.clock is not None
+
+
 def count_read(nbytes: int) -> None:
     """The sample that is being made has read so many bytes."""
     clock = _here.clock

@@ -14,7 +14,7 @@ from loaders.measures import Measures
 # After so many batches nothing is changed any more.
 SETTLED = 100
 # A look takes in so many batches, and at least so long.
-_BATCHES, _LEAST_NS = 6, 20_000_000
+_BATCHES, _LEAST_NS = 8, 20_000_000
 # New workers that have reported nothing after so many batches are not waited for.
 _PATIENCE = 25
 _WAITS, _SATURATED = 0.03, 0.8
@@ -47,6 +47,7 @@ class Tuner:
     def __init__(self, most: int) -> None:
         self.most = most
         self._least = 1
+        self._idle = 0  # looks in a row that found workers to spare
         self._batches = 0
         self._from: _Sums | None = None
         self._new: set[int] | None = None  # workers that had reported before the last step, while others are waited for
@@ -84,20 +85,22 @@ class Tuner:
     def wanted(self, workers: int, seen: Seen) -> int:
         """How many workers these numbers ask for, where there are `workers` now."""
         before, self._before = self._before, None
+        self._idle = 0 if seen.waiting_share > _WAITS else self._idle
         if seen.waiting_share > _WAITS:
             if before is not None and workers > before[0] and seen.samples_per_s < _GAIN * before[1]:
-                self.most = before[0]
+                self.most = self._least = before[0]
                 return before[0]
             if seen.busy_ns < _SATURATED * workers * seen.window_ns:
                 return workers  # they do not limit
             wanted = min(self.most, max(workers + 1, min(2 * workers, math.ceil(seen.needed))))
             if wanted > workers:
-                # Fewer were too few.
-                self._least = workers
+                self._least = workers + 1  # fewer were too few
                 self._before = workers, seen.samples_per_s
             return max(workers, wanted)
-        enough = max(self._least, math.ceil(_SPARE * seen.needed))
-        return min(workers, enough)
+        enough = min(workers, max(self._least, math.ceil(_SPARE * seen.needed)))
+        # Said twice: a single look may have fallen into a lucky moment.
+        self._idle = self._idle + 1 if enough < workers else 0
+        return enough if self._idle >= 2 else workers
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_from": None}  # a copy has an engine of its own
@@ -110,7 +113,7 @@ class Tuner:
         if len(fresh) + len(self._new) < engine.num_workers and self._since_step < _PATIENCE:
             return True
         self._new = None
-        return False
+        return True  # from here on they are all at work
 
 
 class Seen:

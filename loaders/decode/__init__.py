@@ -26,7 +26,7 @@ from loaders.decode.opencv import UndecodableError
 from loaders.decode.region import Region, shrink, turn_upright
 from loaders.errors import DecodeError, describe_sample
 from loaders.opencv import quiet_opencv
-from loaders.stages import DECODE, READ, count_read
+from loaders.stages import DECODE, READ, count_read, is_looked_at
 
 # What every OpenCV wheel since 4.9 decodes; later ones also know GIF and AVIF.
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".jp2", ".ppm", ".pgm", ".pbm")
@@ -88,7 +88,12 @@ def read_image(
         nvimagecodec.require()
     quiet_opencv()
     with _naming(source, index):
-        data = _read(source)
+        if not is_looked_at():  # the usual case: of the smallest pictures even marks would take a hundredth
+            return _decoded(_read(source), mode, region, scale, backend)
+        with READ:
+            data = _read(source)
+        if isinstance(source, (str, os.PathLike)):
+            count_read(len(data))
         with DECODE:
             return _decoded(data, mode, region, scale, backend)
 
@@ -177,10 +182,8 @@ def _open(path: str | os.PathLike[str]) -> BinaryIO:
 
 def _read(source: Source) -> bytes:
     if isinstance(source, (str, os.PathLike)):
-        with READ, _open(source) as file:
-            data = file.read()
-        count_read(len(data))
-        return data
+        with _open(source) as file:
+            return file.read()
     return bytes(source)
 
 

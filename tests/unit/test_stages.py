@@ -126,7 +126,6 @@ def from_a_cache():
     ("work", "expected"),
     [
         (loaders.read_image, {"read", "decode"}),
-        (lambda photo: loaders.read_image(photo.read_bytes()), {"decode"}),
         (lambda photo: loaders.CenterCrop(16).read(photo), {"read", "decode"}),
         (lambda photo: as_array_dataset(lambda sample: sample)[0], {"augment"}),
         (lambda photo: as_array_dataset()[0], set()),
