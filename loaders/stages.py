@@ -9,6 +9,11 @@ from __future__ import annotations
 
 import threading
 import time
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
 from types import TracebackType
 from typing import NamedTuple
 
@@ -26,7 +31,8 @@ class Times(NamedTuple):
 
     Attributes:
         began_ns: when it began.
-        cpu_ns: of the thread, in this run; -1 where the clock did not look.
+        cpu_ns: of this run, in which the thread computed, or would have if it had had a core to itself; the rest it
+            waited, for a disk or a lock. -1 where the clock did not look.
         looked_at: samples of the run that the clock looked at. The stages are theirs alone, in the order of STAGES.
         read_nbytes: that these samples read from files.
         slowest_row: of them, in its batch; -1 where no single sample can be told.
@@ -72,7 +78,8 @@ class Clock:
         self._stages = [0] * len(STAGES)
         self._above: list[int] = []  # the stages around the one that goes on
         self._stage = _SAMPLE
-        self._since_ns = self._began_ns = self._cpu_ns = self._sample_began_ns = 0
+        self._since_ns = self._began_ns = self._sample_began_ns = 0
+        self._cpu = (0, 0)
         self._slowest = (-1, 0)
         self._looked_at = self._nbytes = 0
         self._whole = False
@@ -89,7 +96,7 @@ class Clock:
         if due < stop:
             self._stages = [0] * len(STAGES)
             self._nbytes, self._slowest = 0, (-1, 0)
-            self._cpu_ns = time.thread_time_ns()
+            self._cpu = _cpu()
         return due
 
     def begin_sample(self) -> None:
@@ -130,7 +137,10 @@ class Clock:
             return took_ns, Times(self._began_ns)
         if _here.clock is self:  # of a whole run, or of a sample that an error ended
             self.end_sample(-1)
-        cpu_ns, looked_at = time.thread_time_ns() - self._cpu_ns, rows if self._whole else self._looked_at
+        (cpu_ns, waits), (cpu_before_ns, waits_before) = _cpu(), self._cpu
+        # A thread that never gave its core up by itself has waited for nothing else.
+        cpu_ns = took_ns if waits == waits_before else min(took_ns, cpu_ns - cpu_before_ns)
+        looked_at = rows if self._whole else self._looked_at
         detail = (self._began_ns, cpu_ns, looked_at, *self._stages, self._nbytes, *self._slowest)
         self._stride = max(1, _EVERY_NS * rows // max(1, took_ns))
         self._skip = (self._skip - rows) % (self._stride * rows if self._whole else self._stride)
@@ -166,6 +176,14 @@ class Stage:
 
 READ, DECODE, AUGMENT, COLLATE, WRITE = (Stage(name) for name in STAGES[:-1])
 _BY_NAME = dict(zip(STAGES, (READ, DECODE, AUGMENT, COLLATE, WRITE), strict=False))
+
+
+def _cpu() -> tuple[int, int]:
+    """(CPU time of this thread in nanoseconds, how often it has given up its core by itself)."""
+    if resource is None or not hasattr(resource, "RUSAGE_THREAD"):
+        return time.thread_time_ns(), time.thread_time_ns()
+    usage = resource.getrusage(resource.RUSAGE_THREAD)
+    return int((usage.ru_utime + usage.ru_stime) * 1e9), usage.ru_nvcsw
 
 
 def stage(name: str) -> Stage:

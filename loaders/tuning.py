@@ -47,6 +47,7 @@ class Tuner:
     def __init__(self, most: int) -> None:
         self.most = most
         self._least = 1
+        self._in_vain = False  # the last look saw no gain from the last step up
         self._idle = 0  # looks in a row that found workers to spare
         self._batches = 0
         self._from: _Sums | None = None
@@ -87,15 +88,19 @@ class Tuner:
         before, self._before = self._before, None
         self._idle = 0 if seen.waiting_share > _WAITS else self._idle
         if seen.waiting_share > _WAITS:
-            if before is not None and workers > before[0] and seen.samples_per_s < _GAIN * before[1]:
-                self.most = self._least = before[0]
-                return before[0]
+            if before is not None and seen.samples_per_s < _GAIN * before[1]:
+                if workers > before[0] and self._in_vain:
+                    self.most = self._least = before[0]
+                    return before[0]
+                # Said twice, this as well.
+                self._before, self._in_vain = before, True
+                return workers
             if seen.busy_ns < _SATURATED * workers * seen.window_ns:
                 return workers  # they do not limit
             wanted = min(self.most, max(workers + 1, min(2 * workers, math.ceil(seen.needed))))
             if wanted > workers:
                 self._least = workers + 1  # fewer were too few
-                self._before = workers, seen.samples_per_s
+                self._before, self._in_vain = (workers, seen.samples_per_s), False
             return max(workers, wanted)
         enough = min(workers, max(self._least, math.ceil(_SPARE * seen.needed)))
         # Said twice: a single look may have fallen into a lucky moment.

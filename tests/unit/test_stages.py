@@ -20,14 +20,13 @@ def hands(monkeypatch):
     """`hands.now` is what every clock shows."""
 
     class Hands:
-        now = 0
+        now = cpu = waits = 0
 
         def perf_counter_ns(self):
             return self.now
 
-        thread_time_ns = perf_counter_ns
-
     monkeypatch.setattr(stages, "time", hands := Hands())
+    monkeypatch.setattr(stages, "_cpu", lambda: (hands.cpu, hands.waits))
     return hands
 
 
@@ -68,6 +67,17 @@ def test_time_counts_for_the_innermost_stage(hands):
         "sample": 5 * MS,
     }
     assert (times.looked_at, times.read_nbytes, times.slowest_row, times.slowest_ns) == (1, 70, 0, 15 * MS)
+
+
+@pytest.mark.parametrize(("waits", "cpu_ms"), [(1, 3), (0, 10)])
+def test_a_thread_that_is_kept_from_its_core_does_not_wait_for_a_disk(hands, waits, cpu_ms):
+    def sample(row):
+        hands.now += 10 * MS
+        hands.cpu += 3 * MS
+        hands.waits += waits
+
+    (_, times), _ = run(Clock(), hands, 1, sample)
+    assert times.cpu_ns == cpu_ms * MS
 
 
 def test_a_stage_ends_with_the_error_that_leaves_it(hands):
