@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import torch
 from torch.utils.data import default_convert
 
 from loaders import timeline
@@ -168,4 +170,8 @@ class Delivery:
 
 
 def _nbytes(value: Any) -> int:
-    return sum(getattr(leaf, "nbytes", 0) for _, leaf in leaves(value))
+    return sum(leaf.nbytes for _, leaf in leaves(value) if _is_dense(leaf))
+
+
+def _is_dense(leaf: Any) -> bool:
+    return isinstance(leaf, np.ndarray) or (isinstance(leaf, torch.Tensor) and leaf.layout is torch.strided)

@@ -258,15 +258,23 @@ class Epoch(Iterator[Any]):
         try:
             if timeout_s == 0:
                 return self._dispatch.collect(0)
-            since_ns = time.perf_counter_ns()
+            since_ns, all_had_work = time.perf_counter_ns(), self._is_work_for_all()
             try:
                 return self._dispatch.collect(timeout_s)
             finally:
-                self.measures.waited(since_ns)
+                self.measures.waited(since_ns, all_had_work=all_had_work)
         except Exception:  # workers cannot be kept alive: there is nobody left to wait for
             self._stop()
             self._loader._forget_engine()
             raise
+
+    def _is_work_for_all(self) -> bool:
+        """Whether every worker has a run, or one waits for it."""
+        if self._plan.by_runs:
+            left = sum(batch.unreported or 0 for batch in self._open)
+        else:
+            left = sum(not batch.complete for batch in self._open)
+        return left >= self._dispatch.engine.num_workers
 
     def _choose(self) -> OpenBatch | None:
         """The first open batch if it is complete; without `in_order` the first that is."""

@@ -56,7 +56,8 @@ class Measures:
     Attributes:
         asked_ns: when the consumer asked for the first batch. `given_ns`: when it got the last; 0 before.
         first_ns: how long the first batch took.
-        wait_ns: of the consumer, for data. `slot_ns`: for memory. `deliver_ns`: to make batches of full slots.
+        wait_ns: of the consumer, for data; `worked_ns` of it while there was work for every worker.
+        slot_ns: for memory. `deliver_ns`: to make batches of full slots.
         compute_ns: between getting one batch and asking for the next.
         ended_ns: when there were no more batches; 0 before.
         host_ns, host_end_ns: CPU time of the consumer's process at the first batch and at the end.
@@ -73,6 +74,7 @@ class Measures:
     first_ns: int = 0
     ended_ns: int = 0
     wait_ns: int = 0
+    worked_ns: int = 0
     slot_ns: int = 0
     deliver_ns: int = 0
     compute_ns: int = 0
@@ -116,6 +118,7 @@ class Measures:
         self.slot_ns = slot_waited_ns - self._slot_before_ns
         if not self.given_ns:
             self.first_ns, self.wait_ns, self.slot_ns = now - self._begun_ns, 0, 0
+            self.worked_ns = 0
             self._slot_before_ns = slot_waited_ns
             self.host_ns = time.process_time_ns()
         else:
@@ -130,9 +133,11 @@ class Measures:
         """There are no more batches."""
         self.ended_ns, self.host_end_ns = time.perf_counter_ns(), time.process_time_ns()
 
-    def waited(self, since_ns: int) -> None:
-        """The consumer has waited for workers."""
+    def waited(self, since_ns: int, *, all_had_work: bool) -> None:
+        """The consumer has waited for workers, of which each had something to do."""
         now = time.perf_counter_ns()
+        if all_had_work:
+            self.worked_ns += now - since_ns
         self.wait_ns += now - since_ns
         if timeline.traces:
             timeline.add("consumer", "", "wait for data", since_ns, now)

@@ -74,7 +74,7 @@ class ThreadEngine:
         self._done: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
         self._reading: list[Reading | None] = [None] * job.num_workers
         self._closed = False
-        self._threads: dict[int, threading.Thread] = {}
+        self._threads: list[threading.Thread] = []  # by number
         self._started = 0  # and not told to end
         self._start()
 
@@ -116,12 +116,15 @@ class ThreadEngine:
         if self._started == self.num_workers:
             return
         for number in range(self._job.num_workers):
-            if self._started < self.num_workers and not (number in self._threads and self._threads[number].is_alive()):
-                thread = self._threads[number] = threading.Thread(
-                    target=self._work, args=(self._job, number), name=f"loaders-{number}", daemon=True
-                )
-                thread.start()
-                self._started += 1
+            if self._started == self.num_workers:
+                return
+            if number < len(self._threads) and self._threads[number].is_alive():
+                continue
+            name = f"loaders-{number}"
+            thread = threading.Thread(target=self._work, args=(self._job, number), name=name, daemon=True)
+            self._threads[number : number + 1] = [thread]
+            thread.start()
+            self._started += 1
 
     def close(self) -> None:
         """Ask every thread to end, and wait a moment for those that are reading."""
@@ -132,7 +135,7 @@ class ThreadEngine:
             for lane in self._lanes:
                 lane.put(None)
         deadline = time.monotonic() + _GRACE_S
-        for thread in self._threads.values():
+        for thread in self._threads:
             if thread is not threading.current_thread():
                 thread.join(max(0.0, deadline - time.monotonic()))
 

@@ -69,8 +69,9 @@ class Report:
         epoch: its number. `finished`: whether it has ended.
         batches, samples: handed out after the first batch, in `window_s` seconds.
         first_batch_s: from asking for the first batch to getting it.
-        wait_s: the loop waited for data. `slot_s`: … for memory that the device still read. `deliver_s`: … for batches
-            to be made of what workers had written. `compute_s`: what is left, between two calls of `next`.
+        wait_s: the loop waited for data; `worked_s` of it while there was work for every worker.
+        slot_s: the loop waited for memory that the device still read. `deliver_s`: … for batches to be made of what
+            workers had written. `compute_s`: what is left, between two calls of `next`.
         num_workers, worker_method: as they are now; 0 workers read in the loop's own thread.
         service_s: time of one worker for one sample.
         stages_s: stage → what that time went into, by the samples that were looked at; see `loaders.stage`.
@@ -94,6 +95,7 @@ class Report:
     window_s: float = 0.0
     first_batch_s: float = 0.0
     wait_s: float = 0.0
+    worked_s: float = 0.0
     slot_s: float = 0.0
     deliver_s: float = 0.0
     compute_s: float = 0.0
@@ -182,6 +184,7 @@ def report_of(loader: DataLoader[Any]) -> Report:
         window_s=window_s,
         first_batch_s=measures.first_ns / 1e9,
         wait_s=measures.wait_ns / 1e9 if measures.given_ns else 0.0,
+        worked_s=measures.worked_ns / 1e9,
         slot_s=measures.slot_ns / 1e9,
         deliver_s=measures.deliver_ns / 1e9,
         compute_s=_compute_s(measures, now_ns),

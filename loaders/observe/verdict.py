@@ -114,6 +114,12 @@ def verdict_on(report: Report) -> str:
             )
         if waits < 0.1 and report.occupancy < 0.5:
             return f"{head}, though {at_work}: neither limits for long, and nothing stands out."
+        if report.worked_s > 0.5 * report.wait_s:
+            # There was something to do for all of them, and they did not do it.
+            return (
+                f"{head}: other programs take the cores; {at_work}, though there is work for each: fewer workers, or a "
+                f"machine with more than {report.cores:g} cores to itself, would tell."
+            )
         return (
             f"{head}: too few batches are open, {at_work}; raise prefetch_factor, so that more than {report.depth} are "
             "made at once."

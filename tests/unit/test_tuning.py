@@ -126,7 +126,7 @@ def test_workers_that_were_sent_home_are_gone_and_a_killed_one_is_replaced():
     engine.resize(2)
     rest = [next(batches)["label"].tolist() for _ in range(20)]
     while sum(member.number is not None for member in engine._crew.members.values()) > 2:
-        engine.collect(0.01)
+        loader._dispatch.collect(0.01)
     assert rest == [list(range(at, at + 4)) for at in range(4, 84, 4)]
     victim = next(member for member in engine._crew.members.values() if member.number is not None)
     victim.process.kill()

@@ -103,6 +103,10 @@ def test_too_few_open_batches_are_told_from_too_little_memory():
     assert "raise prefetch_factor, so that more than 3 are" in saturated(occupancy=0.6).verdict
 
 
+def test_workers_that_have_work_and_do_not_get_to_it_have_no_cores():
+    assert "other programs take the cores" in saturated(occupancy=0.6, worked_s=3.0).verdict
+
+
 def test_one_slow_sample_is_named():
     slow = (SlowSample(4711, "train/cat/4711.jpg", 2.0),)
     verdict = saturated(occupancy=0.6, slowest=slow).verdict
