@@ -58,7 +58,7 @@ def test_a_trace_has_every_batch_and_every_sample_once_and_nothing_crosses(tmp_p
             time.sleep(0.001)
     events = read(path)
     inside = nested(events)
-    assert inside["wait"] <= {"next"}
+    assert inside["wait"] == {"next"}
     assert inside["next"] == inside["compute"] == inside["run"] == inside["batch"] == {None}
     assert inside["filling"] == inside["ready"] == {"batch"}
     named = defaultdict(list)
