@@ -62,11 +62,15 @@ if TYPE_CHECKING:
     from loaders.errors import WorkerLostError as WorkerLostError
     from loaders.errors import WorkerTimeoutError as WorkerTimeoutError
     from loaders.failures import SkippedSample as SkippedSample
+    from loaders.observe.progress import progress as progress
+    from loaders.observe.report import Report as Report
+    from loaders.observe.trace import trace as trace
     from loaders.rng import sample_rng as sample_rng
     from loaders.sampling import Mixture as Mixture
     from loaders.sampling import ShardedSampler as ShardedSampler
     from loaders.sampling import WeightedSampler as WeightedSampler
     from loaders.spec import Field as Field
+    from loaders.stages import stage as stage
     from loaders.workers import worker_info as worker_info
 
 _NAMES = {
@@ -113,9 +117,13 @@ _NAMES = {
         "WorkerTimeoutError",
     ),
     "loaders.failures": ("SkippedSample",),
+    "loaders.observe.progress": ("progress",),
+    "loaders.observe.report": ("Report",),
+    "loaders.observe.trace": ("trace",),
     "loaders.rng": ("sample_rng",),
     "loaders.sampling": ("Mixture", "ShardedSampler", "WeightedSampler"),
     "loaders.spec": ("Field",),
+    "loaders.stages": ("stage",),
     "loaders.workers": ("worker_info",),
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names}

@@ -9,6 +9,7 @@ import numpy as np
 from loaders.errors import FieldDtypeError, FieldNameError, FieldShapeError, add_note
 from loaders.opencv import quiet_opencv
 from loaders.rng import Domain, KeyedGenerator, sample_rng
+from loaders.stages import AUGMENT
 from loaders.tree import children, is_namedtuple, rebuild
 
 
@@ -80,6 +81,10 @@ class Albumentations:
 
     def __call__(self, sample: Any) -> Any:
         """A new sample of the same type, augmented."""
+        with AUGMENT:
+            return self._augmented(sample)
+
+    def _augmented(self, sample: Any) -> Any:
         quiet_opencv()
         fields = dict(children(sample) or ())
         names = self._names(sample, fields)

@@ -17,6 +17,7 @@ from loaders.decode.jpeg import SIGNATURE
 from loaders.decode.region import Region
 from loaders.errors import DecodeError, describe_sample
 from loaders.rng import sample_rng
+from loaders.stages import DECODE, READ, count_read
 
 Size = int | tuple[int, int]
 
@@ -112,13 +113,15 @@ class Crop(ABC):
         if not isinstance(source, (str, os.PathLike)):
             return self._read(bytes(source), out, index, backend)
         try:
-            with open(source, "rb") as file:
+            with READ, open(source, "rb") as file:
                 data = file.read()
+            count_read(len(data))
         except (OSError, ValueError) as error:  # ValueError: a NUL in the name
             why = f"{getattr(error, 'strerror', None) or error}.\n  Replace the file, or leave it out of the dataset."
             raise _named(why, source, index) from error
         try:
-            return self._read(data, out, index, backend)
+            with DECODE:
+                return self._read(data, out, index, backend)
         except DecodeError as error:  # which knows nothing of the path
             raise _named(str(error).split(": ", 1)[1], source, index) from error.__cause__
 

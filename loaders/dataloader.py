@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 import os
 import warnings
 import weakref
@@ -14,6 +13,7 @@ import torch
 import torch.utils.data
 
 from loaders.accelerator import open_accelerator
+from loaders.arguments import check_arguments, check_iteration, workers_of
 from loaders.batching.arena import Arena, available_nbytes
 from loaders.batching.device_reads import Reader
 from loaders.batching.slots import SlotPool
@@ -26,10 +26,13 @@ from loaders.epoch import Epoch
 from loaders.errors import StateError
 from loaders.failures import SkippedSample
 from loaders.keys import KeyStream, inner_sampler, order_at_rest, restore, world_of
+from loaders.measures import Measures
+from loaders.observe.report import Report, report_of
 from loaders.plan import Plan
 from loaders.rng import Domain, keyed_word
 from loaders.spec import Field
 from loaders.state import Progress, progress_of, state_of
+from loaders.tuning import Tuner
 
 _T_co = TypeVar("_T_co", covariant=True)
 
@@ -37,9 +40,6 @@ _T_co = TypeVar("_T_co", covariant=True)
 _DEFAULT_SHARE = 0.5
 # Address space per byte of it, so that blocks of changing sizes always find a free run.
 _VIRTUAL_FACTOR = 4
-# A consumer that holds this many times the open batches is told once, if it is also this much memory.
-_MANY_HELD = 4
-_MUCH_HELD_NBYTES = 16 << 20
 
 
 class DataLoader(torch.utils.data.DataLoader[_T_co]):
@@ -53,6 +53,9 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
         dataset: NumPy-native (see `loaders.Dataset`) or any other that torch takes. It may offer
             `read_into(index, out)`, which writes a sample's fields into the arrays of `out`, shaped like the first
             sample that `dataset[index]` gave, and `describe(index)`, a name for messages, usually a path.
+        num_workers: as in torch; "auto" finds the number within the first hundred batches: enough that the loop does
+            not wait, as far as there are cores. The attribute is the number of the moment, and `worker_info()` tells
+            the most there may be. No batch depends on it; a stream would, so an IterableDataset gets one worker.
         seed: fixes the randomness of samples and the order of torch's random samplers. Not given, it is drawn from
             `generator` as torch draws its base seed, and `state_dict()` remembers it.
         worker_method: "process", or "thread" for datasets that release the GIL most of the time.
@@ -82,7 +85,7 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
         shuffle: bool | None = None,
         sampler: Iterable[Any] | None = None,
         batch_sampler: Iterable[Any] | None = None,
-        num_workers: int = 0,
+        num_workers: int | Literal["auto"] = 0,
         collate_fn: Callable[[list[Any]], Any] | None = None,
         pin_memory: bool = False,
         drop_last: bool = False,
@@ -103,24 +106,22 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
         max_buffer_bytes: int | None = None,
         return_index: bool = False,
     ) -> None:
-        if worker_method not in ("process", "thread"):
-            raise ValueError(f'worker_method should be "process" or "thread", but got {worker_method!r}')
-        if on_error not in ("raise", "skip", "substitute"):
-            raise ValueError(f'on_error should be "raise", "skip" or "substitute", but got {on_error!r}')
-        if seed is not None and not 0 <= operator.index(seed) < 1 << 63:
-            raise ValueError(f"seed should be at least 0 and less than 2**63, but got {seed}")
-        if on_error != "raise" and isinstance(dataset, torch.utils.data.IterableDataset):
-            raise ValueError(f"on_error={on_error!r} needs a map-style dataset: a stream cannot go on behind an error")
-        if return_index and isinstance(dataset, torch.utils.data.IterableDataset):
-            raise ValueError("return_index=True needs a map-style dataset: the samples of a stream have no index")
-        _check_fields(fields)
+        check_arguments(
+            dataset,
+            seed=seed,
+            worker_method=worker_method,
+            fields=fields,
+            on_error=on_error,
+            return_index=return_index,
+        )
+        workers, self._most_workers = workers_of(num_workers, dataset)
         super().__init__(
             dataset,
             batch_size,
             shuffle,
             sampler,
             batch_sampler,
-            num_workers,
+            workers,
             collate_fn,
             pin_memory,
             drop_last,
@@ -133,6 +134,7 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
             pin_memory_device=pin_memory_device,
             in_order=in_order,
         )
+        self._tuner = Tuner(self._most_workers) if self._most_workers > workers else None
         self.shuffle = shuffle
         self.seed = seed
         self.worker_method = worker_method
@@ -155,6 +157,7 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
         self._pool: SlotPool | None = None
         self._reader: Reader | None = None  # the accelerator that reads the slots where they lie
         self._dispatch: Dispatch | None = None
+        self._measures: Measures | None = None  # of the epoch that was begun last
         self._pid = os.getpid()
         self._told_of_held = False
 
@@ -173,7 +176,7 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
             self._let_go_of_engine()  # of threads whose memory cannot be page-locked
         dispatch = self._dispatch if persistent else None
         if dispatch is None:
-            self._check_iteration()
+            check_iteration(self)
             self._make_plan()
         epoch = self._epoch_number()
         progress = self._resume.copy() if self._resume is not None else Progress(epoch)
@@ -266,9 +269,10 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
             self._resume = None  # of another one
         return self._next_epoch
 
-    def _has_begun(self, progress: Progress) -> None:
+    def _has_begun(self, progress: Progress, measures: Measures) -> None:
         """The first batch of an epoch is asked for. Until then it could have been a stray `iter()`."""
         if self._progress is not progress:
+            self._measures = measures
             self._progress, self._resume, self._next_epoch = progress, None, progress.epoch + 1
             self._turns += 1
 
@@ -286,6 +290,14 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
         number = progress.first if self._plan.fetch != "stream" else progress.batches - 1
         return self._sample_seed, progress.epoch, number * ranks + rank
 
+    def report(self) -> Report:
+        """Where the time goes, and what to change: of the epoch that is running, else of the one that ran last.
+
+        It has a verdict in one sentence, and the numbers behind it as attributes; `print` shows them. What it is made
+        of is always measured.
+        """
+        return report_of(self)
+
     def holders(self) -> str:
         """Who holds batches: a line per field of each, with size and age; with LOADERS_DEBUG=slots also from where."""
         if self._pool is None or self._pid != os.getpid():
@@ -295,7 +307,8 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
 
     def __getstate__(self) -> dict[str, Any]:
         # Workers and buffers stay here; a copy makes its own.
-        return {**self.__dict__, "_pool": None, "_dispatch": None, "_iterator": None, "_reader": None, "_pid": -1}
+        own = ("_pool", "_dispatch", "_iterator", "_reader", "_measures")
+        return {**self.__dict__, **dict.fromkeys(own), "_pid": -1}
 
     def _is_torchs(self) -> bool:
         """Whether torch's own iterator does the work: datapipes it seeds and shards by private means."""
@@ -310,27 +323,13 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
 
     def _make_plan(self) -> None:
         """Plan anew if what a plan is made of has changed: torch lets these attributes be set at any time."""
-        made_of = (self.collate_fn, self.num_workers, self._depth)
+        workers = self.num_workers if self._tuner is None else self._most_workers
+        made_of = (self.collate_fn, workers, self._depth)
         if made_of != self._planned:
             self._planned = made_of
-            depth = 1 if self.num_workers == 0 else self._depth and self._depth * self.num_workers
+            depth = 1 if workers == 0 else self._depth and self._depth * workers
             batched = self.batch_sampler is not None
             self._plan = Plan(self.dataset, self.collate_fn, self.batch_size, batched, depth)
-
-    def _check_iteration(self) -> None:
-        """What torch checks and warns about when an iteration begins."""
-        if self.num_workers > 0:
-            self.check_worker_number_rationality()
-        elif self.timeout != 0:
-            raise AssertionError("timeout needs worker processes or threads: without them there is nobody to wait for")
-        if self.pin_memory and self.pin_memory_device:
-            warnings.warn(f"pin_memory_device={self.pin_memory_device!r} is deprecated and ignored.", stacklevel=3)
-        if self.pin_memory and not torch.accelerator.is_available():
-            warnings.warn(
-                "'pin_memory' argument is set as true but no accelerator is found, "
-                "then device pinned memory won't be used.",
-                stacklevel=3,
-            )
 
     def _new_engine(self, seed: int) -> Engine:
         processes = self.num_workers > 0 and self.worker_method == "process"
@@ -354,16 +353,16 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
             keep_going=self.on_error != "raise",
             batch_rows=self._plan.room,
             drop_last=self.drop_last,
-            num_workers=self.num_workers,
+            num_workers=max(self.num_workers, self._most_workers),
             seed=seed,
             init=self.worker_init_fn,
         )
         if self.num_workers == 0:
             return InlineEngine(job, self._pool)
         if not processes:
-            return ThreadEngine(job, self._pool)
+            return ThreadEngine(job, self._pool, self.num_workers)
         context = self.multiprocessing_context or torch.multiprocessing.get_context()
-        return ProcessEngine(job, self._pool, context)
+        return ProcessEngine(job, self._pool, context, self.num_workers)
 
     def _let_go_of_engine(self) -> None:
         """The next epoch starts new workers. An iterator that still goes on keeps those that it has."""
@@ -376,30 +375,6 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
         if self._dispatch is not None:
             self._dispatch.close(())
             self._dispatch = None
-
-    def _warn_if_many_are_held(self) -> None:
-        assert self._pool is not None
-        pool, depth = self._pool, self._plan.depth(max(1, self.num_workers))
-        fields, many = max(1, len(self._plan.sizes())), max(8, _MANY_HELD * depth)
-        if not self._told_of_held and pool.leased_count // fields > many:
-            pool.reclaim()
-            held = pool.leased_count // fields
-            if held > many and pool.leased_nbytes > _MUCH_HELD_NBYTES:
-                self._told_of_held = True
-                warnings.warn(
-                    f"{held} batches of this loader are held at once ({pool.leased_nbytes:,} bytes). They are safe to "
-                    "keep, but their memory cannot be used again. loader.holders() lists them.",
-                    stacklevel=4,
-                )
-
-
-def _check_fields(fields: Mapping[str, Field] | None) -> None:
-    for name, declared in (fields or {}).items():
-        if not isinstance(name, str) or not isinstance(declared, Field):
-            raise TypeError(
-                'fields should be a dict like {"boxes": Field(ragged=True)}; the fields of a tuple are "0", "1", …; '
-                f"but got {name!r}: {declared!r}"
-            )
 
 
 def _release(pool: SlotPool, pid: int) -> None:

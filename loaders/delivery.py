@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
+import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch.utils.data import default_convert
 
+from loaders import timeline
 from loaders.batching.assemble import assemble, convert
 from loaders.batching.slots import SlotPool
 from loaders.dispatch import OpenBatch
 from loaders.failures import exception_of
 from loaders.state import Progress
 from loaders.stateful import describe
-from loaders.tree import map_tree
+from loaders.tree import leaves, map_tree
 
 if TYPE_CHECKING:
     from loaders.dataloader import DataLoader
+
+
+# A consumer that holds this many times the open batches is told once, if it is also this much memory.
+_MANY_HELD = 4
+_MUCH_HELD_NBYTES = 16 << 20
 
 
 class Delivery:
@@ -68,6 +77,7 @@ class Delivery:
             self.discard(batch)
             return loader.collate_fn([])  # which torch does not allow: its own error
         memories = self.lease(batch)
+        self._measure(batch, memories)
         if spec is not None:
             loader.beside_count += len(batch.beside.samples) + sum(map(len, batch.beside.fields.values()))
             made = assemble(spec, memories, batch.rows, batch.beside, self._namer(batch), loader.collate_fn)
@@ -78,7 +88,7 @@ class Delivery:
             made = batch.result
         if not plan.batched and loader.collate_fn is default_convert:
             made = convert(made, self._namer(batch))
-        loader._warn_if_many_are_held()
+        self._warn_if_many_are_held()
         return made
 
     def finish(self, made: Any, keys: Sequence[Any]) -> Any:
@@ -107,6 +117,47 @@ class Delivery:
 
         return name
 
+    def _measure(self, batch: OpenBatch, memories: Sequence[Any]) -> None:
+        """Count the bytes that workers wrote, and those that travelled beside the slot."""
+        measures, spec, parcel = batch.measures, batch.order.spec, batch.parcel
+        if measures is None:
+            return
+        if spec is not None:
+            measures.written_nbytes += spec.row_nbytes * batch.rows
+            for field, memory in zip(spec.fields, memories, strict=True):
+                if field.kind == "ragged":
+                    sizes = field.extents(memory, 0, batch.rows).prod(axis=1)
+                    measures.written_nbytes += int(sizes.sum()) * field.dtype.itemsize
+            if batch.beside:
+                values = [*batch.beside.samples, *chain.from_iterable(batch.beside.fields.values())]
+                measures.beside_nbytes += sum(_nbytes(value) for _, value in values)
+        elif parcel is not None:
+            measures.written_nbytes += sum(piece for piece in parcel.pieces if isinstance(piece, int))
+            measures.beside_nbytes += sum(len(piece) for piece in parcel.pieces if not isinstance(piece, int))
+        if timeline.traces and batch.opened_ns:
+            now, number = time.perf_counter_ns(), self._progress.batches
+            ready_ns = batch.completed_ns or now
+            about = {"ticket": batch.order.ticket, "rows": batch.rows}
+            timeline.add("slots", "", f"batch {number}", batch.opened_ns, now, **about)
+            timeline.add("slots", "", "filling", batch.opened_ns, ready_ns, **about)
+            timeline.add("slots", "", "ready", ready_ns, now, **about)
+            timeline.add("slots", "", "blocks held", now, timeline.VALUE, blocks=self._pool.leased_count)
+
+    def _warn_if_many_are_held(self) -> None:
+        loader, pool = self._loader, self._pool
+        depth, fields = loader._plan.depth(max(1, loader.num_workers)), max(1, len(loader._plan.sizes()))
+        many = max(8, _MANY_HELD * depth)
+        if not loader._told_of_held and pool.leased_count // fields > many:
+            pool.reclaim()
+            held = pool.leased_count // fields
+            if held > many and pool.leased_nbytes > _MUCH_HELD_NBYTES:
+                loader._told_of_held = True
+                warnings.warn(
+                    f"{held} batches of this loader are held at once ({pool.leased_nbytes:,} bytes). They are safe to "
+                    "keep, but their memory cannot be used again. loader.holders() lists them.",
+                    stacklevel=4,
+                )
+
     def _warn_about_length(self) -> None:
         """torch's own warning about an IterableDataset that yields more than its length."""
         if self._length is not None and self._progress.batches > self._length:
@@ -123,3 +174,11 @@ class Delivery:
 def _pins_itself(node: Any) -> bool:
     """As torch decides it: tensors, and what has a method for it and is no container that torch knows."""
     return not isinstance(node, (Mapping, tuple, list, str, bytes)) and hasattr(node, "pin_memory")
+
+
+def _nbytes(value: Any) -> int:
+    return sum(leaf.nbytes for _, leaf in leaves(value) if _is_dense(leaf))
+
+
+def _is_dense(leaf: Any) -> bool:
+    return isinstance(leaf, np.ndarray) or (isinstance(leaf, torch.Tensor) and leaf.layout is torch.strided)

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import itertools
 import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+from loaders import timeline
 from loaders.batching.blocks import Block
 from loaders.batching.rows import Beside
 from loaders.engines.orders import Failure, Order, Outcome, Parcel
 from loaders.engines.protocol import Engine
 from loaders.errors import BufferMemoryError, WorkerLostError
+from loaders.measures import Measures
 
 # A run is sized to take about this long: long enough that its round trip costs nothing, short enough to share.
 _RUN_S = 0.0015
@@ -36,6 +39,8 @@ class OpenBatch:
         asked: rows that were asked for while the spec was unknown.
         replaced: rows that hold substitutes.
         unreported: rows of runs that are not reported yet; None before the first run was submitted.
+        measures: of the epoch it belongs to.
+        opened_ns, completed_ns: for a trace.
     """
 
     order: Order
@@ -54,6 +59,9 @@ class OpenBatch:
     stream_state: Any = None
     replaced: list[int] = field(default_factory=list)
     abandoned: bool = False
+    measures: Measures | None = None
+    opened_ns: int = 0
+    completed_ns: int = 0
 
     @property
     def complete(self) -> bool:
@@ -160,6 +168,10 @@ class Dispatch:
             return
         # Rows are counted, not runs: the run of a worker that was lost may come back in pieces.
         batch.unreported -= _weight(outcome.start, outcome.stop)
+        if batch.measures is not None:
+            batch.measures.take(outcome, batch.order)
+            if timeline.traces and batch.complete:
+                batch.completed_ns = time.perf_counter_ns()
         done = outcome.stop - outcome.start
         # The first sample of all tells nothing of those behind it: it pays for imports, and for memory touched first.
         if not (outcome.cancelled or outcome.failures or outcome.spec) and done > 0:

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from loaders import timeline
 from loaders.batching.rows import RowWriter
 from loaders.delivery import Delivery
 from loaders.dispatch import Dispatch, OpenBatch, new_ticket
@@ -17,6 +18,7 @@ from loaders.engines.orders import Order
 from loaders.engines.protocol import describe_work
 from loaders.errors import BufferMemoryError, WorkerLostError, WorkerTimeoutError
 from loaders.keys import KeyStream, inner_sampler, world_of
+from loaders.measures import Measures
 from loaders.plan import Plan
 from loaders.policy import Skipping, Substituting
 from loaders.state import Progress
@@ -66,6 +68,8 @@ class Epoch(Iterator[Any]):
         self._skipping = Skipping(loader, progress) if loader.on_error == "skip" else None
         self._substituting = Substituting(loader, progress) if loader.on_error == "substitute" else None
         self.delivery = Delivery(loader, dispatch.engine.pool, progress)
+        self.measures = Measures(progress.epoch)
+        self._is_short = False  # a batch could not be opened: there was no memory
         self._drawn: list[list[Any]] = []  # the keys of a batch that there was no memory for yet
         self._pid = os.getpid()
         self._stop = weakref.finalize(self, _stop, self._pid, dispatch, self._open, self._plan, owns_engine)
@@ -80,12 +84,13 @@ class Epoch(Iterator[Any]):
     def __next__(self) -> Any:
         if not self._stop.alive:
             raise StopIteration
-        self._loader._has_begun(self.progress)
+        self._loader._has_begun(self.progress, self.measures)
         if self._loader.num_workers > 0 and self._pid != os.getpid():
             raise WorkerLostError(
                 f"the workers of this iterator belong to process {self._pid}, from which this one was forked.\n"
                 "  Iterate the loader itself: it starts workers of its own here."
             )
+        self.measures.ask()
         batch = self.next_complete()
         skipping = self._skipping
         if skipping is not None and (skipping.has_more if batch is None else skipping.concerns(self, batch)):
@@ -93,14 +98,21 @@ class Epoch(Iterator[Any]):
             if delivered is None:
                 self._end()
             made, keys = delivered
+            rows = len(keys)
             self.progress.first, self.progress.keys = self.progress.keys, skipping.delivered
         elif batch is None:
             self._end()
         else:
-            made, keys = self.delivery.make(batch), list(batch.order.keys)
+            made, keys, rows = self.delivery.make(batch), list(batch.order.keys), batch.rows
         if skipping is not None:
             self.progress.sizes, self.progress.sized = list(skipping.sizes), skipping.sized
-        return self.delivery.finish(made, keys)
+        finished = self.delivery.finish(made, keys)
+        self.measures.give(rows, self._dispatch.engine.pool.waited_ns)
+        if self._is_short:
+            self.measures.short, self._is_short = self.measures.short + 1, False
+        if (tuner := self._loader._tuner) is not None:
+            self._loader.num_workers = tuner.look(self.measures, self._dispatch.engine)
+        return finished
 
     def __len__(self) -> int:
         return len(self._loader)
@@ -122,6 +134,7 @@ class Epoch(Iterator[Any]):
                 raise error
             finally:
                 del error  # whose traceback holds this frame
+        self.measures.end()
         self._stop()
         self._loader._has_ended(self.progress)
         raise StopIteration
@@ -155,6 +168,7 @@ class Epoch(Iterator[Any]):
             except BufferMemoryError:
                 if needed and not self._open:
                     raise
+                self._is_short = True
                 return  # fewer will do until the consumer lets go of some
 
     def _next_keys(self, keys: KeyStream) -> list[Any]:
@@ -197,7 +211,8 @@ class Epoch(Iterator[Any]):
             (block.offset, block.nbytes) if (block := next(at) if size > 0 else None) else (0, 0) for size in sizes
         ]
         order = Order(new_ticket(), keys, position, self.progress.epoch, self._seed, spec, tuple(blocks), self._ranks)
-        return OpenBatch(order, slot, rows)
+        opened_ns = time.perf_counter_ns() if timeline.traces else 0
+        return OpenBatch(order, slot, rows, measures=self.measures, opened_ns=opened_ns)
 
     def _start(self, batch: OpenBatch) -> None:
         batch.asked = batch.rows
@@ -243,12 +258,26 @@ class Epoch(Iterator[Any]):
 
     def _collect(self, timeout_s: float | None) -> bool:
         try:
-            return self._dispatch.collect(timeout_s)
+            if timeout_s == 0:
+                return self._dispatch.collect(0)
+            since_ns, all_had_work = time.perf_counter_ns(), self._is_work_for_all()
+            try:
+                return self._dispatch.collect(timeout_s)
+            finally:
+                self.measures.waited(since_ns, all_had_work=all_had_work)
         except Exception:  # workers cannot be kept alive: there is nobody left to wait for
             self._stop()
             if self._loader._dispatch is self._dispatch:
                 self._loader._forget_engine()
             raise
+
+    def _is_work_for_all(self) -> bool:
+        """Whether every worker has a run, or one waits for it."""
+        if self._plan.by_runs:
+            left = sum(batch.unreported or 0 for batch in self._open)
+        else:
+            left = sum(not batch.complete for batch in self._open)
+        return left >= self._dispatch.engine.num_workers
 
     def _choose(self) -> OpenBatch | None:
         """The first open batch if it is complete; without `in_order` the first that is."""
@@ -327,6 +356,7 @@ class Epoch(Iterator[Any]):
         self.delivery.discard(batch)
         order = replace(batch.order, ticket=new_ticket(), spec=None, blocks=(), raw=True)
         again = OpenBatch(order, [], batch.rows, batch.first, asked=batch.rows, failures=batch.failures)
+        again.measures = self.measures
         self._dispatch.submit(again, [(row, row + 1) for row in range(batch.rows) if row not in batch.failures])
         self._open.appendleft(again)
 

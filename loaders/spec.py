@@ -130,6 +130,11 @@ class BatchSpec:
         """Bytes of each field's block; 0 for fields that travel beside the slot."""
         return [0 if field.kind == "object" else field.nbytes(rows) for field in self.fields]
 
+    @functools.cached_property
+    def row_nbytes(self) -> int:
+        """What is written into one row of every field whose rows are of one size."""
+        return sum(field.nbytes(1) - field.values_offset(1) for field in self.fields if field.kind in ("stack", "pad"))
+
     def __reduce__(self) -> tuple[Any, ...]:
         # Not what is cached: another thread may be adding it to the dictionary that a plain pickle walks over.
         return BatchSpec, (self.fields, self.skeleton)

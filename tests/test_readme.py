@@ -53,6 +53,14 @@ def test_the_crop_and_the_cache_give_the_same_pixels(few_photos, tmp_path, monke
     assert torch.equal(*names["seen"])
 
 
+def test_the_observed_loop_runs_as_it_stands(tmp_path, monkeypatch, capsys):
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/observe.md").read_text(encoding="utf-8"), re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    exec(code, names := {})
+    assert names["report"].verdict in capsys.readouterr().out
+    assert (tmp_path / "run.json").stat().st_size > 1000
+
+
 def test_the_way_to_the_device_and_back_runs_as_it_stands():
     (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/device.md").read_text(encoding="utf-8"), re.DOTALL)
     names = {}

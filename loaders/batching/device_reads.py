@@ -67,7 +67,7 @@ class DeviceReads:
         self._locked: set[Block] = set()
         self._reading: deque[tuple[Block, list[Event]]] = deque()
         self._events: dict[Hashable, Event] = {}  # of the blocks that are let go together
-        self._refusal: DeviceError | None = None
+        self._refusal: str | None = None  # not the error: its traceback would keep the frames that it went through
         self._is_told = False
         self._pid = os.getpid()
 
@@ -79,7 +79,7 @@ class DeviceReads:
             self._reader.page_lock(self._base + block.offset, block.nbytes)
             self._locked.add(block)
         except DeviceError as error:
-            self._refusal = error
+            self._refusal = str(error)
 
     def tell_of_refusal(self) -> None:
         """Say once that blocks cannot be page-locked. Not under the pool's lock: a warning may be an error."""

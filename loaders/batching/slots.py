@@ -6,7 +6,6 @@ images. What becomes of a block is in `loaders.batching.blocks`.
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import os
 import threading
@@ -17,6 +16,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any
 
+from loaders.batching import pools
 from loaders.batching.arena import Arena, round_up
 from loaders.batching.blocks import Block, BlockState
 from loaders.batching.device_reads import DeviceReads, Reader
@@ -31,7 +31,7 @@ _WINDOW = 64
 _READ_BEHIND = 6
 
 
-class _Lease(weakref.ref[Any]):
+class Lease(weakref.ref[Any]):
     """Dies with the exporter of a block's buffer, and then stands in the pool's queue of ended leases."""
 
     __slots__ = ("address", "block", "label", "named", "since_s", "streams")
@@ -64,8 +64,9 @@ class SlotPool:
         self.arena = arena
         self.ceiling_nbytes = ceiling_nbytes
         self.leased_nbytes = 0
+        self.waited_ns = 0  # in all, for the device to read blocks that are needed again
         self._free: dict[int, list[Block]] = {}
-        self._leases: dict[Block, _Lease] = {}
+        self._leases: dict[Block, Lease] = {}
         # Blocks on their way to FREE. Finalizers fill it, which run inside the garbage collector, on any thread and in
         # the middle of anything: they append, and never wait for the lock.
         self._ended: deque[Block] = deque()
@@ -77,7 +78,7 @@ class SlotPool:
         self._pid = os.getpid()
         self._closed = False
         if arena.shared:
-            _shared_pools[id(self)] = self
+            pools.shared[id(self)] = self
         self._in_use: dict[int, int] = {}
         self._peaks: dict[int, tuple[int, int]] = {}  # per size: most in use in the last window, and in this one
         self._acquired = 0
@@ -91,7 +92,7 @@ class SlotPool:
         with self._lock:
             if self._reads is None and self.arena.shared:
                 self._reads = DeviceReads(reader, self.arena)
-                _locked_pools[id(self)] = self
+                pools.locked[id(self)] = self
 
     def acquire(self, sizes: Sequence[int], *, bounded: bool = True) -> list[Block]:
         """A slot: one FILLING block for each of `sizes` (bytes), recently used memory first.
@@ -116,7 +117,7 @@ class SlotPool:
                     self._trim()
             if self._reads is not None:
                 self._reads.tell_of_refusal()
-                for pool in (*_alive(_locked_pools), *tuple(_unsettled)):
+                for pool in (*pools.alive(pools.locked), *tuple(pools.unsettled)):
                     pool._settle()  # of those that rest: what the device has read meanwhile
         except BaseException:
             self.discard(slot)
@@ -172,7 +173,7 @@ class SlotPool:
                 # and detach(), numpy() and view(dtype) make new objects over the same bytes.
                 root: Any = (ctypes.c_char * block.nbytes).from_buffer(self.arena.buffer, block.offset)
                 root.pool = self  # batches may outlive the loader; their memory still goes back to the machine
-                lease = _Lease(root, self._end)
+                lease = Lease(root, self._end)
                 lease.block, lease.label, lease.since_s = block, label + where, now
                 lease.address = ctypes.addressof(root)
                 lease.streams = set(streams) if streams is not None else None
@@ -201,7 +202,7 @@ class SlotPool:
         self.trim()
         self.arena.close()
 
-    def lease_at(self, address: int) -> _Lease | None:
+    def lease_at(self, address: int) -> Lease | None:
         """The lease of the block that this byte lies in."""
         leases = list(self._leases.values())
         return next((lease for lease in leases if 0 <= address - lease.address < lease.block.nbytes), None)
@@ -222,8 +223,10 @@ class SlotPool:
 
     def _take(self, size: int, bounded: bool) -> Block:
         if self._reads is not None:
+            since_ns = time.perf_counter_ns()
             while not self._free.get(size) and self._reads.count(size) >= _READ_BEHIND and self._reads.wait(size):
                 self._reclaim()
+            self.waited_ns += time.perf_counter_ns() - since_ns
         free = self._free.get(size)
         block = free.pop() if free else self._grow(size, bounded)
         block.become(BlockState.FILLING)
@@ -261,7 +264,7 @@ class SlotPool:
             self._release_free(size, keep=0)
         return True
 
-    def _end(self, lease: _Lease) -> None:
+    def _end(self, lease: Lease) -> None:
         try:
             if lease.streams is not None and self._reads is not None:
                 lease.streams |= self._reads.current_streams()
@@ -276,14 +279,11 @@ class SlotPool:
                 has_looked = self._reclaim()
             finally:
                 self._lock.release()
-            if not has_looked:
-                _unsettled.add(self)  # what is locked may not be forgotten: the next acquire of any pool looks again
-                return
-            _unsettled.discard(self)
-            if not self._ended and self._keep is keep:
+            if not has_looked or (not self._ended and self._keep is keep):
                 return
 
-    def _before_fork(self) -> None:
+    def before_fork(self) -> None:
+        """This process is about to be forked."""
         # Held across the fork: the child must not find it locked, nor a batch be handed out unseen.
         self._lock.acquire()
         try:
@@ -291,9 +291,10 @@ class SlotPool:
         finally:
             self._heirs.before_fork(self._leases)
 
-    def _after_fork(self, *, in_child: bool) -> None:
+    def after_fork(self, *, in_child: bool) -> None:
+        """It was."""
         if in_child:
-            _shared_pools.pop(id(self), None)  # the parent's: here nothing is taken back, nor given to the machine
+            pools.shared.pop(id(self), None)  # the parent's: here nothing is taken back, nor given to the machine
             self._heirs.after_fork_in_child()
         else:
             self._heirs.after_fork_in_parent()
@@ -302,7 +303,9 @@ class SlotPool:
     def _reclaim(self) -> bool:
         """False where that has to wait: a CUDA graph is being captured."""
         if self._reads is not None and self._reads.is_capturing():
+            pools.unsettled.add(self)  # it may not be forgotten with pages locked: the next acquire of any looks again
             return False
+        pools.unsettled.discard(self)
         for entry in [entry for entry in self._late if not entry[0]()]:
             self._late.remove(entry)
             self.discard(entry[1])
@@ -356,42 +359,3 @@ class SlotPool:
             if self._reads is not None:
                 self._reads.unlock(block)
             self.arena.release(block.offset, block.nbytes)
-
-
-_shared_pools: weakref.WeakValueDictionary[int, SlotPool] = weakref.WeakValueDictionary()
-_locked_pools: weakref.WeakValueDictionary[int, SlotPool] = weakref.WeakValueDictionary()
-_unsettled: set[SlotPool] = set()
-
-
-def _alive(pools: weakref.WeakValueDictionary[int, SlotPool]) -> list[SlotPool]:
-    # Its own iterators fail where another thread makes a pool meanwhile; this list is made at one blow.
-    return [pool for ref in pools.valuerefs() if (pool := ref()) is not None]
-
-
-def lease_at(address: int) -> _Lease | None:
-    """The lease of page-locked memory that this byte lies in, whichever pool's it is."""
-    found = (pool.lease_at(address) for pool in _alive(_locked_pools))
-    return next((lease for lease in found if lease is not None), None)
-
-
-_forking = threading.local()
-
-
-def _before_fork() -> None:
-    _forking.pools = _alive(_shared_pools)
-    with contextlib.ExitStack() as each:  # all of them, also where one raises
-        for pool in _forking.pools:
-            each.callback(pool._before_fork)
-
-
-def _after_fork(*, in_child: bool) -> None:
-    for pool in _forking.__dict__.pop("pools", ()):
-        pool._after_fork(in_child=in_child)
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(
-        before=_before_fork,
-        after_in_parent=lambda: _after_fork(in_child=False),
-        after_in_child=lambda: _after_fork(in_child=True),
-    )

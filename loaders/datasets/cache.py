@@ -15,6 +15,7 @@ from loaders.datasets.into import copy_into, without_image
 from loaders.datasets.protocol import Dataset, IndexedDataset, in_range
 from loaders.datasets.records import ABSENT, FULL, MACHINE_FULL, SharedRecords
 from loaders.errors import DatasetError, FieldNameError, describe_sample
+from loaders.stages import AUGMENT, READ
 from loaders.stateful import KeyedTransforms, bases, describe
 from loaders.tree import map_tree
 
@@ -86,8 +87,11 @@ class DecodedCache(IndexedDataset):
             sample = self._kept(index)
             image = self._image(sample, index)
             rest = map_tree(_own, without_image(sample))
-            return {name: self.crop.apply(image) if name == "image" else rest[name] for name in sample}
-        sample = self._records.get(index)
+            with AUGMENT:
+                image = self.crop.apply(image)
+            return {name: image if name == "image" else rest[name] for name in sample}
+        with READ:
+            sample = self._records.get(index)
         self._records.count_read(sample is not ABSENT)
         return map_tree(_own, self._read_first(index)) if sample is ABSENT else sample
 

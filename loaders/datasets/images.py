@@ -15,6 +15,7 @@ from loaders.datasets.protocol import IndexedDataset, in_range
 from loaders.decode import EXTENSIONS, printable, read_image
 from loaders.errors import DatasetError, FieldDtypeError, FieldNameError, FieldShapeError, SampleError, describe_sample
 from loaders.planes import NormalizedPlanes
+from loaders.stages import AUGMENT
 
 _NAMES_SHOWN = 4
 
@@ -105,7 +106,8 @@ class ImageFiles(IndexedDataset):
         sample = super().__getitem__(index)
         if self._planes is None:
             return sample
-        image = self._planes(self._checked_image(sample, in_range(index, len(self))))
+        with AUGMENT:
+            image = self._planes(self._checked_image(sample, in_range(index, len(self))))
         return {**sample, "image": image}
 
     def _read(self, index: int) -> dict[str, Any]:
@@ -149,7 +151,8 @@ class ImageFiles(IndexedDataset):
         image = self._checked_image(sample, position)
         if out["image"].shape[1:] != image.shape[:2]:
             copy_into(out, {**sample, "image": planes(image)}, position, self.describe)  # which says what is wrong
-        planes(image, out["image"])
+        with AUGMENT:
+            planes(image, out["image"])
         copy_into(without_image(out), without_image(sample), position, self.describe)
 
     def _checked_image(self, sample: Any, index: int) -> np.ndarray[Any, np.dtype[np.uint8]]:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from loaders.errors import FieldDtypeError, FieldNameError, FieldShapeError, describe_sample
+from loaders.stages import WRITE
 from loaders.tree import leaves
 
 
@@ -48,7 +49,8 @@ def copy_into(out: Any, sample: Any, index: int, describe: Callable[[int], str])
                 source=describe(index),
                 field=path,
             )
-        place[...] = array
+        with WRITE:
+            place[...] = array
 
 
 def without_image(fields: dict[str, Any]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Protocol, SupportsIndex, runtime_checkable
 
 from loaders.errors import add_note, describe_sample
+from loaders.stages import AUGMENT
 
 
 @runtime_checkable
@@ -49,7 +50,8 @@ class IndexedDataset(ABC):
         if self.transform is None:
             return sample
         try:
-            return self.transform(sample)
+            with AUGMENT:
+                return self.transform(sample)
         except Exception as error:
             add_note(error, f"Raised by the transform of {describe_sample(position, self.describe(position))}.")
             raise

@@ -26,6 +26,7 @@ from loaders.decode.opencv import UndecodableError
 from loaders.decode.region import Region, shrink, turn_upright
 from loaders.errors import DecodeError, describe_sample
 from loaders.opencv import quiet_opencv
+from loaders.stages import DECODE, READ, count_read, is_looked_at
 
 # What every OpenCV wheel since 4.9 decodes; later ones also know GIF and AVIF.
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".jp2", ".ppm", ".pgm", ".pbm")
@@ -87,20 +88,32 @@ def read_image(
         nvimagecodec.require()
     quiet_opencv()
     with _naming(source, index):
-        data = _read(source)
-        header = _checked_header(data)
-        if region is None and scale == 1:
-            return opencv.decode_picture(data, mode)
-        if header is None or header.jpeg is None:
-            return _cut(opencv.decode_picture(data, mode), header, region, scale)
-        wanted = _inside(region, header.width, header.height)
-        stored = wanted.stored(header.width, header.height, header.jpeg.orientation)
-        part = None
-        if scale == 1 and header.jpeg.is_usual and backend != "opencv" and nvimagecodec.agrees_with_opencv():
-            part = nvimagecodec.decode_jpeg_region(data, stored, mode)
-        if part is None:
-            part = opencv.decode_jpeg_region(data, stored, mode, scale)
-        return turn_upright(part, header.jpeg.orientation)
+        if not is_looked_at():  # the usual case: of the smallest pictures even marks would take a hundredth
+            return _decoded(_read(source), mode, region, scale, backend)
+        with READ:
+            data = _read(source)
+        if isinstance(source, (str, os.PathLike)):
+            count_read(len(data))
+        with DECODE:
+            return _decoded(data, mode, region, scale, backend)
+
+
+def _decoded(
+    data: bytes, mode: str, region: tuple[int, int, int, int] | None, scale: int, backend: Backend | None
+) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    header = _checked_header(data)
+    if region is None and scale == 1:
+        return opencv.decode_picture(data, mode)
+    if header is None or header.jpeg is None:
+        return _cut(opencv.decode_picture(data, mode), header, region, scale)
+    wanted = _inside(region, header.width, header.height)
+    stored = wanted.stored(header.width, header.height, header.jpeg.orientation)
+    part = None
+    if scale == 1 and header.jpeg.is_usual and backend != "opencv" and nvimagecodec.agrees_with_opencv():
+        part = nvimagecodec.decode_jpeg_region(data, stored, mode)
+    if part is None:
+        part = opencv.decode_jpeg_region(data, stored, mode, scale)
+    return turn_upright(part, header.jpeg.orientation)
 
 
 def image_size(source: Source, *, index: int | None = None) -> tuple[int, int]:

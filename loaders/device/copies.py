@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import weakref
 from collections import deque
 from collections.abc import Callable
@@ -11,10 +12,13 @@ import torch
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils.dlpack import from_dlpack, to_dlpack  # type: ignore[attr-defined]  # public, says its page
 
+from loaders import timeline
 from loaders.batching.device_reads import Event
+from loaders.device.meter import Meter
 from loaders.device.record import waits_itself
 from loaders.device.streams import Streams, is_plain
 from loaders.errors import SlotStateError
+from loaders.measures import Transfer
 from loaders.tree import map_tree
 
 
@@ -25,15 +29,21 @@ class Copies:
         streams: of the device.
         depth: how many batches are on their way beside the one that is handed out.
         buffers: the memory that the batches are copied to; None for new memory each time.
+        transfer: sums of what this costs.
     """
 
-    def __init__(self, streams: Streams, depth: int, buffers: StaticBuffers | None) -> None:
+    def __init__(
+        self, streams: Streams, depth: int, buffers: StaticBuffers | None, transfer: Transfer | None = None
+    ) -> None:
+        self._nbytes = 0  # of the batch whose copies are being enqueued
+        self.meter = Meter(streams, transfer or Transfer())
         self._streams = streams
         self._depth = depth
         self._buffers = buffers
         # Batches on the device that are not yet handed out: when they arrive, their buffers, what goes with them.
         self._ahead: deque[tuple[Any, Event, _BufferSet | None, Any]] = deque()
-        self._sources: deque[tuple[Any, Event]] = deque()  # what the device may still read
+        # What the device may still read, since when, and how many bytes.
+        self._sources: deque[tuple[Any, Event, int, int]] = deque()
 
     def __len__(self) -> int:
         return len(self._ahead)
@@ -44,22 +54,32 @@ class Copies:
         Raises:
             SlotStateError: the static buffers whose turn it is are still in use.
         """
-        source = map_tensors(lambda tensor: self._streams.pin(_without_gaps(tensor)), source)
+        since_ns, self._nbytes = time.perf_counter_ns(), 0
+        source = map_tensors(self._pinned, source)
         # The copies may land in memory that the consumer has freed: the kernels that read it there go first.
         self._streams.side_waits_for(self._streams.current_stream())
         target = self._buffers.next_set(self._streams) if self._buffers is not None else None
+        self.meter.begin_copy()
         try:
             batch = map_tensors(lambda tensor: self._copy(tensor, target), source)
         finally:  # also when the copy of a later tensor fails: those of the earlier ones are under way
             event = self._streams.record_event()
-            self._sources.append((source, event))
+            self._sources.append((source, event, since_ns, self._nbytes))
             for tensor in tensors_of(source):
                 waits_itself(tensor)
+        self.meter.end_copy(since_ns, self._nbytes)
         self._ahead.append((batch, event, target, note))
         self.release_sources(keep=self._depth + 1)
 
+    def _pinned(self, tensor: torch.Tensor) -> torch.Tensor:
+        pinned = self._streams.pin(_without_gaps(tensor))
+        if pinned is not tensor:
+            self.meter.transfer.again_nbytes += tensor.nbytes
+        return pinned
+
     def _copy(self, tensor: torch.Tensor, target: _BufferSet | None) -> torch.Tensor:
         span = _span(tensor)
+        self._nbytes += tensor.nbytes if span is not None else 0
         if span is None:
             return self._streams.copy(tensor)
         # One run of bytes, seen with the same strides on the other side: torch would make the elements of a view
@@ -72,6 +92,7 @@ class Copies:
         """The oldest batch, safe to read on the current stream from here on and to free at any time; and its note."""
         batch, event, target, note = self._ahead.popleft()
         self._streams.compute_waits_for(event)
+        self.meter.hand_out()
         if target is not None:
             target.stream = self._streams.current_stream()
         for tensor in tensors_of(batch):
@@ -85,10 +106,15 @@ class Copies:
 
     def release_sources(self, keep: int) -> None:
         """Drop the source batches that were read; while more than `keep` remain, wait for the device."""
-        while self._sources and (len(self._sources) > keep or self._sources[0][1].query()):
+        while self._sources and ((is_read := self._sources[0][1].query()) or len(self._sources) > keep):
             # The event, not the tensor, tells that the device has finished reading.
-            self._sources[0][1].synchronize()
+            _, event, since_ns, nbytes = self._sources[0]
+            if not is_read:
+                with self.meter.waiting():
+                    event.synchronize()
             self._sources.popleft()
+            if timeline.traces:
+                timeline.add("device", "", "copy", since_ns, time.perf_counter_ns(), bytes=nbytes)
 
 
 class StaticBuffers:

@@ -11,7 +11,9 @@ import torch
 from loaders.dataloader import DataLoader
 from loaders.device.copies import Copies, StaticBuffers
 from loaders.device.streams import Streams, open_streams
+from loaders.epoch import Epoch
 from loaders.errors import DeviceError
+from loaders.measures import Transfer
 from loaders.rng import Domain, enter_sample, leave_sample
 
 
@@ -101,7 +103,10 @@ class DevicePrefetcher:
         return (self._transformed(batch, keys.next()) for batch in batches)
 
     def _prefetch(self, batches: Iterator[Any], keys: _Keys, streams: Streams) -> Iterator[Any]:
-        copies = Copies(streams, self.depth, self._buffers)
+        transfer = Transfer()
+        if isinstance(batches, Epoch):
+            batches.measures.transfer = transfer  # for the loader's report
+        copies = Copies(streams, self.depth, self._buffers, transfer)
         self._delivered = _Position(self.loader)
         end: Exception | None = None
         try:
@@ -118,6 +123,7 @@ class DevicePrefetcher:
                 if not copies:
                     break
                 yield self._hand_out(copies)
+                copies.meter.is_worked_on()
             self._delivered = None
             if end is not None and not isinstance(end, StopIteration):
                 raise end

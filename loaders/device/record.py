@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from loaders.batching.slots import lease_at
+from loaders.batching.pools import lease_at
 from loaders.tree import leaves
 
 

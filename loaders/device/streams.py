@@ -57,6 +57,17 @@ class Streams(Protocol):
         """Once freed, the memory is reused only after what the compute stream was given until then."""
         ...
 
+    def stamp(self, *, side: bool) -> Any:
+        """An event with a time at the end of what the side stream, else the compute stream, was given so far.
+
+        None where the device keeps no time.
+        """
+        ...
+
+    def between_s(self, before: Any, after: Any) -> float | None:
+        """The device's seconds from one stamp to a later one; None while that is not reached."""
+        ...
+
 
 def is_plain(tensor: torch.Tensor) -> bool:
     """Whether it is bytes at strides: not sparse, nested or quantised, and of no class of its own."""
@@ -76,6 +87,7 @@ class _TorchStreams:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
+        self._keeps_time = True
         self._side = torch.Stream(device=device)
         self.current_stream()
         # Elsewhere torch offers nothing to page-lock memory with that is not its own.
@@ -114,6 +126,20 @@ class _TorchStreams:
         if tensor.layout is torch.strided and not tensor.is_nested:
             tensor.record_stream(self.current_stream())
 
+    def stamp(self, *, side: bool) -> torch.Event | None:
+        if not self._keeps_time:
+            return None
+        try:
+            event = torch.Event(device=self.device, enable_timing=True)
+            event.record(self._side if side else self.current_stream())
+        except (RuntimeError, NotImplementedError):
+            self._keeps_time = False
+            return None
+        return event
+
+    def between_s(self, before: torch.Event, after: torch.Event) -> float | None:
+        return float(before.elapsed_time(after)) / 1e3 if after.query() else None
+
 
 class _NoStreams:
     """A device that torch has no streams for: everything happens in order, and copies are done when they return."""
@@ -146,6 +172,12 @@ class _NoStreams:
 
     def record_stream(self, tensor: torch.Tensor) -> None:
         pass
+
+    def stamp(self, *, side: bool) -> None:
+        return None
+
+    def between_s(self, before: None, after: None) -> None:
+        return None
 
 
 class _Reached:

@@ -53,6 +53,9 @@ class InlineEngine:
         """Nothing: the consumer itself is reading."""
         return []
 
+    def resize(self, workers: int) -> None:
+        """It stays one."""
+
     def close(self) -> None:
         """Nothing to stop."""
 
@@ -60,9 +63,10 @@ class InlineEngine:
 class ThreadEngine:
     """Worker threads over ordinary memory. Each has its own copy of the dataset's stateful transforms."""
 
-    def __init__(self, job: Job, pool: SlotPool) -> None:
+    def __init__(self, job: Job, pool: SlotPool, num_workers: int | None = None) -> None:
         self.pool = pool
-        self.num_workers = job.num_workers
+        self.num_workers = num_workers or job.num_workers
+        self._job = job
         self._pid = os.getpid()
         self._lanes: list[queue.SimpleQueue[tuple[Order, int, int] | None]] = [
             queue.SimpleQueue() for _ in range(job.num_workers if job.fetch == "stream" else 1)
@@ -70,15 +74,13 @@ class ThreadEngine:
         self._done: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
         self._reading: list[Reading | None] = [None] * job.num_workers
         self._closed = False
-        self._threads = [
-            threading.Thread(target=self._work, args=(job, number), name=f"loaders-{number}", daemon=True)
-            for number in range(job.num_workers)
-        ]
-        for thread in self._threads:
-            thread.start()
+        self._threads: list[threading.Thread] = []  # by number
+        self._started = 0  # and not told to end
+        self._start()
 
     def submit(self, order: Order, runs: Sequence[tuple[int, int]], lane: int = 0) -> None:
         """Queue runs for whichever thread is free."""
+        self._start()
         for start, stop in runs:
             self._lanes[lane % len(self._lanes)].put((order, start, stop))
 
@@ -101,6 +103,28 @@ class ThreadEngine:
         now = time.monotonic()
         busy = [replace(each, since_s=now - each.since_s) for each in self._reading if each is not None]
         return sorted(busy, key=lambda reading: -reading.since_s)
+
+    def resize(self, workers: int) -> None:
+        """Start threads with the next order, or let those end that are idle first."""
+        self.num_workers = workers
+        while self._started > workers:
+            self._started -= 1
+            self._lanes[0].put(None)
+
+    def _start(self) -> None:
+        """Bring the threads up to their number, as far as those that were to end have ended."""
+        if self._started == self.num_workers:
+            return
+        for number in range(self._job.num_workers):
+            if self._started == self.num_workers:
+                return
+            if number < len(self._threads) and self._threads[number].is_alive():
+                continue
+            name = f"loaders-{number}"
+            thread = threading.Thread(target=self._work, args=(self._job, number), name=name, daemon=True)
+            self._threads[number : number + 1] = [thread]
+            thread.start()
+            self._started += 1
 
     def close(self) -> None:
         """Ask every thread to end, and wait a moment for those that are reading."""

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from loaders.batching.parcel import unpack
 from loaders.batching.rows import Beside
 from loaders.spec import BatchSpec, Field
+from loaders.stages import NO_TIMES, Times
 
 Fetch = Literal["each", "all", "stream"]
 
@@ -162,6 +163,7 @@ class Outcome:
         rows: how many rows the batch has where only the worker knows (streams), else None; 0 ends a stream.
         spec: found from the first sample, where the order had none.
         stream_state: what the dataset's `state_dict()` gave behind this batch of its stream.
+        times: when it began, and what the clock saw of it.
     """
 
     worker: int
@@ -177,6 +179,7 @@ class Outcome:
     failures: list[Failure] = field(default_factory=list)
     parcel: Parcel | None = None
     result: Any = None
+    times: Times = NO_TIMES
 
     @property
     def is_plain(self) -> bool:

@@ -173,6 +173,7 @@ def _tell(setup: Setup, job: Job, gate: socket.socket, outcome: Outcome, order: 
         int(outcome.elapsed_s * 1e9),
         len(payload) if inline else 0,
         0 if inline else len(payload),
+        *outcome.times,
     )
     os.write(setup.done.fd, header + payload if inline else header)
     if not inline:

@@ -32,15 +32,18 @@ from loaders.engines.wire import (
     RUN,
     SINCE_AT,
     STOP,
+    STOPPED,
     as_keys,
     widen_pipe,
 )
 from loaders.engines.work import COLLATING
 from loaders.errors import BufferMemoryError, WorkerLostError
 from loaders.spec import BatchSpec
+from loaders.stages import Times
 
 # A sample that was being read by this many dying workers is at fault.
 STRIKES = 3
+_APART = 7  # in a DONE record: bytes of the payload that comes through the socket
 _RECORDS_PER_WRITE = select.PIPE_BUF // RUN.size
 
 
@@ -62,11 +65,12 @@ class ProcessEngine:
         job: what to do.
         pool: slots in a shared arena.
         context: of multiprocessing: fork, forkserver or spawn.
+        num_workers: how many to begin with, where that is not the job's number, which is the most there may be.
     """
 
-    def __init__(self, job: Job, pool: SlotPool, context: BaseContext) -> None:
+    def __init__(self, job: Job, pool: SlotPool, context: BaseContext, num_workers: int | None = None) -> None:
         self.pool = pool
-        self.num_workers = job.num_workers
+        self.num_workers = num_workers or job.num_workers
         self._job = job
         self._pid = os.getpid()
         # Blocks that are no batch: the workers' cells, then every spec.
@@ -97,7 +101,7 @@ class ProcessEngine:
         self._ready: list[Outcome] = []
         self._tail = b""
         self._closed = False
-        self._workers = 0  # started so far, not counting replacements
+        self._workers = 0  # started and not sent home, not counting replacements
 
     # -- the engine protocol
 
@@ -116,8 +120,8 @@ class ProcessEngine:
         placed.runs.update(runs)
         self._send(placed, runs)
         # Only now, so that the first worker has something to do while the next ones are started.
-        while self._workers < self.num_workers:
-            self._crew.start(self._workers)
+        while self._workers < self.num_workers and (number := self._free_number()) is not None:
+            self._crew.start(number)
             self._workers += 1
 
     def collect(self, timeout_s: float | None) -> list[Outcome]:
@@ -159,6 +163,20 @@ class ProcessEngine:
                 since_s = (now - int(member.cell[SINCE_AT])) / 1e9
                 found.append(Reading(member.number or 0, placed.order.ticket, row, since_s))
         return sorted(found, key=lambda reading: -reading.since_s)
+
+    def resize(self, workers: int) -> None:
+        """Start workers with the next order, or send home whichever are idle first."""
+        self.num_workers = workers
+        surplus = self._workers - workers
+        if surplus > 0:
+            self._workers = workers
+            self._unsent[0].extend([STOP] * surplus)
+            self._flush()
+
+    def _free_number(self) -> int | None:
+        """The lowest that no worker has; None while as many as there may be are on their way home."""
+        taken = {member.number for member in self._crew.members.values()}
+        return next((number for number in range(self._job.num_workers) if number not in taken), None)
 
     def close(self) -> None:
         """End all workers: those that are idle at once, those in the middle of a sample after a moment by force."""
@@ -257,7 +275,7 @@ class ProcessEngine:
         at, tail = 0, self._tail
         while len(tail) - at >= DONE.size:
             header = DONE.unpack_from(tail, at)
-            serial, ticket, start, stop, flags, elapsed_ns, inline, apart = header
+            serial, ticket, start, stop, flags, elapsed_ns, inline, apart, *times = header
             if len(tail) - at < DONE.size + inline:
                 break
             at += DONE.size + inline
@@ -274,6 +292,7 @@ class ProcessEngine:
             else:
                 number = member.number if member is not None and member.number is not None else 0
                 outcome = Outcome(number, ticket, start, stop, elapsed_ns / 1e9, bool(flags & CANCELLED))
+                outcome.times = Times._make(times)
                 self._finish(outcome)
         self._tail = tail[at:]
 
@@ -282,13 +301,13 @@ class ProcessEngine:
         while member.payloads:
             header, payload = member.payloads[0]
             try:
-                data = member.gate.recv(min(header[-1] - len(payload), 1 << 20), socket.MSG_DONTWAIT)
+                data = member.gate.recv(min(header[_APART] - len(payload), 1 << 20), socket.MSG_DONTWAIT)
             except BlockingIOError:
                 return
             if not data:
                 break  # dead: its sentinel says so too
             payload += data
-            if len(payload) == header[-1]:
+            if len(payload) == header[_APART]:
                 member.payloads.popleft()
                 self._finish(self._opened(header, payload))
         if self._by_gate.pop(member.gate.fileno(), None) is not None:
@@ -311,7 +330,10 @@ class ProcessEngine:
         if self._by_gate.pop(member.gate.fileno(), None) is not None:
             self._poll.unregister(member.gate.fileno())
         placed, start, row = self._held_by(member)
+        is_sent_home = (int(member.cell[0]), int(member.cell[1])) == STOPPED
         exitcode = self._crew.bury(member)
+        if is_sent_home:
+            return  # nobody is to take its place
         if placed is not None:
             self._redo(placed, start, row, member, exitcode)
         # Only now: a stream's runs are in order again before somebody else follows them.

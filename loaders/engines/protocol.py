@@ -50,6 +50,9 @@ class Engine(Protocol):
     def reading(self) -> list[Reading]:
         """What is being read now, longest first."""
 
+    def resize(self, workers: int) -> None:
+        """Let so many work from now on, 1 to the `num_workers` of the job. Not for streams: each worker has one."""
+
     def close(self) -> None:
         """Stop all workers. Safe to call twice, and in a forked child, where it does nothing."""
 

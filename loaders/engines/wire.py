@@ -21,8 +21,10 @@ import numpy as np
 RUN = struct.Struct("<8q")
 # The record that sends the worker home that reads it.
 STOP = RUN.pack(-1, 0, 0, 0, 0, 0, 0, 0)
-# worker serial, ticket, start row, stop row, flags, elapsed ns, payload bytes behind the record, … in the socket
-DONE = struct.Struct("<8q")
+STOPPED = (-1, 0)  # how the cell of that worker begins; in a fresh one all is -1
+# worker serial, ticket, start row, stop row, flags, elapsed ns, payload bytes behind the record, … in the socket; the
+# run's Times
+DONE = struct.Struct("<20q")
 # the run as it was received; then the row being read, and since when (monotonic ns)
 CELL = struct.Struct("<8q")
 CELL_NBYTES = 128

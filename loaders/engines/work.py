@@ -6,7 +6,6 @@ was lost with its worker is executed again, by anyone.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -16,6 +15,7 @@ from loaders.engines.orders import Failure, Job, Order, Outcome, Parcel
 from loaders.process_rng import ProcessGenerators
 from loaders.rng import Domain, enter_sample, leave_sample
 from loaders.spec import BatchSpec
+from loaders.stages import COLLATE, WRITE, Clock
 from loaders.stateful import KeyedTransforms, bases, describe, resolve
 
 # Stands for a row while the worker is in the user's collate_fn: no single sample is at fault then.
@@ -44,6 +44,7 @@ class Worker:
         self._generators = ProcessGenerators(shared=not apart, keyed=job.fetch == "stream") if not threaded else None
         self._reads_into = any(hasattr(base, "read_into") for base in bases(job.dataset))
         self._writer: tuple[int, RowWriter] | None = None
+        self._clock = Clock()
         self._stream: tuple[int, Iterator[Any], int] | None = None  # epoch, iterator, serial of its next batch
 
     def execute(self, order: Order, start: int, stop: int, reading: Callable[[int], bool]) -> Outcome:
@@ -59,50 +60,65 @@ class Worker:
 
     def _execute(self, order: Order, start: int, stop: int, reading: Callable[[int], bool]) -> Outcome:
         outcome = Outcome(self.number, order.ticket, start, stop)
-        began = time.perf_counter()
+        by_rows = self.job.collate is None and self.job.fetch == "each" and self.job.batched
+        due = self._clock.begin_run(start, stop, whole=not by_rows)
         try:
-            if self.job.fetch == "stream":
-                self._do_stream(order, outcome, reading)
-            elif self.job.collate is None and self.job.fetch == "each" and self.job.batched:
-                self._do_rows(order, outcome, reading)
+            if by_rows:
+                self._do_rows(order, outcome, reading, due)
+            elif self.job.fetch == "stream":
+                self._do_stream(order, outcome, reading, look=due < stop)
             else:
-                self._do_batch(order, outcome, reading)
+                self._do_batch(order, outcome, reading, look=due < stop)
         except Exception as error:  # what the user's code gave cannot be a row: a declared field that is no array …
             outcome.failures.append(Failure.of(error, "writing samples into their rows"))
         finally:
             leave_sample()
-        outcome.elapsed_s = time.perf_counter() - began
+        elapsed_ns, outcome.times = self._clock.end_run(start, stop)
+        outcome.elapsed_s = elapsed_ns / 1e9
         return outcome
 
-    def _do_rows(self, order: Order, outcome: Outcome, reading: Callable[[int], bool]) -> None:
+    def _do_rows(self, order: Order, outcome: Outcome, reading: Callable[[int], bool], due: int) -> None:
         writer = self._writer_of(order)
-        dataset = self.job.dataset
+        dataset, clock = self.job.dataset, self._clock
         for row in range(outcome.start, outcome.stop):
             if not reading(row):
                 outcome.cancelled = True
                 return
             key = order.keys[row]
+            if row == due:
+                clock.begin_sample()
             try:
                 self._enter(order, row)
+                sample = _PLACED
                 if writer is not None and self._reads_into and writer.takes_rows:
                     base, index = resolve(dataset, key)
                     if hasattr(base, "read_into"):
                         base.read_into(index, writer.row(row))
-                        continue
-                sample = dataset[key]
+                    else:
+                        sample = dataset[key]
+                else:
+                    sample = dataset[key]
             except Exception as error:  # whatever the user's code raises is delivered
                 outcome.failures.append(self._failure(error, row, key, "reading"))
-                if self.job.keep_going:
-                    continue
-                return
-            self._place(writer, row, sample, outcome)
+                if not self.job.keep_going:
+                    return
+            if row == due:
+                with WRITE:
+                    if sample is not _PLACED:
+                        self._place(writer, row, sample, outcome)
+                due = clock.end_sample(row)
+            elif sample is not _PLACED:
+                self._place(writer, row, sample, outcome)
 
-    def _do_batch(self, order: Order, outcome: Outcome, reading: Callable[[int], bool]) -> None:
+    def _do_batch(self, order: Order, outcome: Outcome, reading: Callable[[int], bool], *, look: bool) -> None:
+        clock = self._clock
         together: Failure | None = None
         if self.job.fetch == "all" and not order.raw:
             if not reading(0):
                 outcome.cancelled = True
                 return
+            if look:
+                clock.begin_sample()
             try:
                 self._enter(order, 0)
                 samples = list(self.job.dataset.__getitems__(list(order.keys)))
@@ -120,6 +136,8 @@ class Worker:
                 outcome.cancelled = True
                 return
             key = order.keys[row]
+            if look:
+                clock.begin_sample()
             try:
                 self._enter(order, row)
                 dataset = self.job.dataset
@@ -128,6 +146,10 @@ class Worker:
                 outcome.failures.append(self._failure(error, row, key, "reading"))
                 if not self.job.keep_going:
                     return
+            if look:
+                clock.end_sample(row)
+        if look:
+            clock.begin_sample()  # the batch as a whole: what follows is nobody's alone
         if together is not None and not outcome.failures:
             outcome.failures.append(together)
         elif not (outcome.failures or order.raw):
@@ -138,11 +160,13 @@ class Worker:
         else:
             outcome.beside.samples.extend(good)  # the batch may be short: the consumer fills it up and collates
 
-    def _do_stream(self, order: Order, outcome: Outcome, reading: Callable[[int], bool]) -> None:
+    def _do_stream(self, order: Order, outcome: Outcome, reading: Callable[[int], bool], *, look: bool) -> None:
         serial = order.keys[0]
         if not reading(0):
             outcome.cancelled = True
             return
+        if look:
+            self._clock.begin_sample()
         rows = self.job.batch_rows if self.job.batched else 1
         try:
             if self._stream is None or self._stream[0] != order.epoch or self._stream[2] > serial:
@@ -192,8 +216,9 @@ class Worker:
         """A whole batch of samples: into rows, or through the user's collate_fn into a parcel."""
         if self.job.collate is None and self.job.batched:
             writer = self._writer_of(order, len(samples))
-            for row, sample in enumerate(samples):
-                self._place(writer, row, sample, outcome)
+            with WRITE:
+                for row, sample in enumerate(samples):
+                    self._place(writer, row, sample, outcome)
             return
         result = samples if self.job.batched else samples[0]
         doing = "collating"
@@ -201,10 +226,12 @@ class Worker:
             if self.job.collate is not None:
                 reading(COLLATING)
                 self._enter_collate(order)
-                result = self.job.collate(result)
+                with COLLATE:
+                    result = self.job.collate(result)
             doing = "sending back"
             if self._apart:
-                outcome.parcel = self._pack(order, result)
+                with WRITE:
+                    outcome.parcel = self._pack(order, result)
             else:
                 outcome.result = result
         except Exception as error:
@@ -261,4 +288,4 @@ class Worker:
         return Failure.of(error, doing, row, key, source)
 
 
-_END = object()
+_END, _PLACED = object(), object()

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from loaders import DataLoader
+from loaders.batching import pools
 from loaders.batching.arena import PAGE
-from loaders.batching.slots import _shared_pools
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="counts in /proc")
 
@@ -62,7 +62,7 @@ def left() -> dict[str, object]:
         "threads": [thread.name for thread in threading.enumerate() if thread.name.startswith("loaders-")],
         "descriptors": descriptors(),
         "mappings": mappings(),
-        "pools": len(_shared_pools),
+        "pools": len(pools.shared),
     }
 
 

@@ -10,7 +10,7 @@ from support.pictures import Pictures
 
 import loaders
 from loaders import CutMix, DevicePrefetcher, MixUp, Normalize, OutputCollector, ScalarLog, SlotStateError
-from loaders.batching.slots import lease_at
+from loaders.batching.pools import lease_at
 
 pytestmark = [
     pytest.mark.gpu,

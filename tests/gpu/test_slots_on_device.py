@@ -21,7 +21,7 @@ from loaders import DataLoader, DeviceError, accelerator
 from loaders.accelerator import Accelerator
 from loaders.batching.blocks import BlockState
 from loaders.batching.device_reads import DeviceReads
-from loaders.batching.slots import lease_at
+from loaders.batching.pools import lease_at
 
 pytestmark = [
     pytest.mark.gpu,

@@ -297,6 +297,12 @@ class SimulatedStreams:
         if self.device.tracks_streams and block.stream is not self.device.current:
             block.users.add(self.device.current)
 
+    def stamp(self, *, side: bool) -> None:
+        return None  # it keeps no time
+
+    def between_s(self, before: None, after: None) -> None:
+        return None
+
 
 class SimulatedReadback:
     """`loaders.device.collector.Readback` over a SimulatedDevice."""

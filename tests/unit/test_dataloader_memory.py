@@ -52,7 +52,7 @@ def assert_is(batch, number):
 
 @every_engine
 def test_a_list_of_all_batches_is_right_and_warns_once_naming_how_much_is_held(engine, monkeypatch):
-    monkeypatch.setattr("loaders.dataloader._MUCH_HELD_NBYTES", 500_000)
+    monkeypatch.setattr("loaders.delivery._MUCH_HELD_NBYTES", 500_000)
     loader = DataLoader(Pictures(), batch_size=4, **engine)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

@@ -19,7 +19,7 @@ import torch
 from loaders import DataLoader
 from loaders.batching.arena import Arena
 from loaders.batching.blocks import BlockState
-from loaders.batching.slots import SlotPool, _Lease
+from loaders.batching.slots import Lease, SlotPool
 
 SHAPE = (4, 6)
 NBYTES = 4 * 4 * 6
@@ -124,7 +124,7 @@ class NaivePool(SlotPool):
 
     def lease_on(self, anchor, block) -> None:
         block.become(BlockState.LEASED)
-        lease = _Lease(anchor, self._end)
+        lease = Lease(anchor, self._end)
         lease.block, lease.label, lease.since_s = block, "naive", 0.0
         lease.streams, lease.address = None, 0
         self._leases[block] = lease

@@ -17,8 +17,9 @@ from support.waiting import run_in_child
 import loaders
 from loaders import DataLoader, DeviceError, DevicePrefetcher
 from loaders.accelerator import Accelerator
+from loaders.batching import pools
 from loaders.batching.arena import Arena
-from loaders.batching.slots import SlotPool, _alive, _shared_pools
+from loaders.batching.slots import SlotPool
 
 BATCH = 4
 KEPT = 4 * 4096  # for the next epoch
@@ -239,17 +240,23 @@ def test_a_loop_inside_a_capture_takes_new_memory_rather_than_wait():
     device.captures = True
     labels = [int(batch["image"][0, 0]) for batch in batches]
     assert labels == [BATCH * number % 251 for number in range(31, 100)]
+    device.captures = False
+    del device.let_work_run
+    next(iter(loader_read_by(device)))  # which looks after the blocks of the other, too
 
 
 # -- pools of other threads
 
 
 def test_pools_that_come_and_go_meanwhile_disturb_no_look_at_all_of_them():
-    pools = [SlotPool(Arena(1 << 16, shared=True), ceiling_nbytes=1 << 16) for _ in range(3)]
-    for _ in _alive(_shared_pools):
-        pools.append(SlotPool(Arena(1 << 16, shared=True), ceiling_nbytes=1 << 16))
-        del pools[0]
-    assert set(pools) <= set(_alive(_shared_pools))
+    def new_pool():
+        return SlotPool(Arena(1 << 16, shared=True), ceiling_nbytes=1 << 16)
+
+    mine = [new_pool() for _ in range(3)]
+    for _ in pools.alive(pools.shared):
+        mine.append(new_pool())
+        del mine[0]
+    assert set(mine) <= set(pools.alive(pools.shared))
 
 
 # -- what CUDA is asked

@@ -65,13 +65,13 @@ def test_pages_that_cannot_be_unlocked_are_given_back_once():
     assert len(set(offsets)) == 6
 
 
-@pytest.mark.parametrize("error", [RuntimeError("CUDA error: unspecified launch failure"), KeyboardInterrupt()])
-def test_an_acquire_that_is_interrupted_while_it_locks_pages_takes_nothing(error):
+@pytest.mark.parametrize("kind", [RuntimeError, KeyboardInterrupt])
+def test_an_acquire_that_is_interrupted_while_it_locks_pages_takes_nothing(kind):
     device = SimulatedDevice(0)
     pool = locked_pool(device, ceiling=8 * PAGE)
-    device.page_lock = raising(error)
+    device.page_lock = raising(kind("CUDA error: unspecified launch failure"))
     for _ in range(20):
-        with pytest.raises(type(error)):
+        with pytest.raises(kind):
             pool.acquire([PAGE, PAGE])
     del device.page_lock
     assert len(pool.acquire([PAGE] * 8)) == 8

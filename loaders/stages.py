@@ -1,0 +1,215 @@
+"""Where the time of a sample goes: a clock of stages, and the marks that code sets for it.
+
+The clock looks at one sample in so many that looking costs a few parts in a thousand: at each one where samples take
+milliseconds, at one in a hundred where they take microseconds. While it does not look, a mark does nothing. All times
+are of `time.perf_counter_ns`, which the processes of a machine share.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
+from types import TracebackType
+from typing import NamedTuple
+
+# What a worker does for a sample; "sample" is whatever the code of the dataset does that bears no mark.
+STAGES = ("read", "decode", "augment", "collate", "write", "sample")
+_SAMPLE = STAGES.index("sample")
+
+# A look costs some microseconds, fifteen or so when all of its code has left the processor's caches: one in four
+# milliseconds of a worker's time is well below one per cent.
+_EVERY_NS = 4_000_000
+
+
+class Times(NamedTuple):
+    """What a run took; plain integers, so that they fit into the record that tells of it.
+
+    Attributes:
+        began_ns: when it began.
+        cpu_ns: of this run, in which the thread computed, or would have if it had had a core to itself; the rest it
+            waited, for a disk or a lock. -1 where the clock did not look.
+        looked_at: samples of the run that the clock looked at. The stages are theirs alone, in the order of STAGES.
+        read_nbytes: that these samples read from files.
+        slowest_row: of them, in its batch; -1 where no single sample can be told.
+    """
+
+    began_ns: int = 0
+    cpu_ns: int = -1
+    looked_at: int = 0
+    read_ns: int = 0
+    decode_ns: int = 0
+    augment_ns: int = 0
+    collate_ns: int = 0
+    write_ns: int = 0
+    sample_ns: int = 0
+    read_nbytes: int = 0
+    slowest_row: int = -1
+    slowest_ns: int = 0
+
+    @property
+    def stages_ns(self) -> tuple[int, ...]:
+        """In the order of STAGES."""
+        return self[3:9]
+
+
+NO_TIMES = Times()
+
+
+class _Here(threading.local):
+    """The clock that looks at what this thread does just now."""
+
+    clock: Clock | None = None
+
+
+_here = _Here()
+
+
+class Clock:
+    """Measures the runs of one worker. One per thread."""
+
+    def __init__(self) -> None:
+        self._skip = 0  # rows that go by before the clock looks again
+        self._stride = 16  # rows from one look to the next
+        self._stages = [0] * len(STAGES)
+        self._above: list[int] = []  # the stages around the one that goes on
+        self._stage = _SAMPLE
+        self._since_ns = self._began_ns = self._sample_began_ns = 0
+        self._cpu = (0, 0)
+        self._slowest = (-1, 0)
+        self._looked_at = self._nbytes = 0
+        self._whole = False
+
+    def begin_run(self, start: int, stop: int, *, whole: bool = False) -> int:
+        """A run begins. Returns the first row to look at; `stop` or more if there is none in this run.
+
+        Args:
+            whole: the clock looks at all of the run or at nothing of it.
+        """
+        due = start + self._skip
+        self._looked_at, self._whole = 0, whole
+        self._began_ns = time.perf_counter_ns()
+        if due < stop:
+            self._stages = [0] * len(STAGES)
+            self._nbytes, self._slowest = 0, (-1, 0)
+            self._cpu = _cpu()
+        return due
+
+    def begin_sample(self) -> None:
+        """Look from here on."""
+        _here.clock = self
+        self._stage = _SAMPLE
+        self._above.clear()
+        self._since_ns = self._sample_began_ns = time.perf_counter_ns()
+
+    def end_sample(self, row: int, rows: int = 1) -> int:
+        """Look away, after `rows` samples of which `row` was the one; -1 if it was several. The next row to look at."""
+        now = self._turn(_SAMPLE)
+        _here.clock = None
+        self._looked_at += rows
+        took_ns = now - self._sample_began_ns
+        if row >= 0 and took_ns > self._slowest[1]:
+            self._slowest = row, took_ns
+        return row + self._stride
+
+    def enter(self, stage: int) -> None:
+        """`stage` begins, inside the one that goes on: its time does not count for that one."""
+        self._above.append(self._stage)
+        self._turn(stage)
+
+    def leave(self) -> None:
+        """The stage that was entered last has ended."""
+        self._turn(self._above.pop() if self._above else _SAMPLE)
+
+    def count_read(self, nbytes: int) -> None:
+        """So many bytes were read."""
+        self._nbytes += nbytes
+
+    def end_run(self, start: int, stop: int) -> tuple[int, Times]:
+        """The run is done: what it took in all, in nanoseconds, and in detail."""
+        took_ns, rows = time.perf_counter_ns() - self._began_ns, stop - start
+        if self._skip >= rows:  # it did not look
+            self._skip -= rows
+            return took_ns, Times(self._began_ns)
+        if _here.clock is self:  # of a whole run, or of a sample that an error ended
+            self.end_sample(-1)
+        (cpu_ns, waits), (cpu_before_ns, waits_before) = _cpu(), self._cpu
+        # A thread that never gave its core up by itself has waited for nothing else.
+        cpu_ns = took_ns if waits == waits_before else min(took_ns, cpu_ns - cpu_before_ns)
+        looked_at = rows if self._whole else self._looked_at
+        detail = (self._began_ns, cpu_ns, looked_at, *self._stages, self._nbytes, *self._slowest)
+        self._stride = max(1, _EVERY_NS * rows // max(1, took_ns))
+        self._skip = (self._skip - rows) % (self._stride * rows if self._whole else self._stride)
+        return took_ns, Times._make(detail)
+
+    def _turn(self, stage: int) -> int:
+        now = time.perf_counter_ns()
+        self._stages[self._stage] += now - self._since_ns
+        self._stage, self._since_ns = stage, now
+        return now
+
+
+class Stage:
+    """`with` it, what happens counts for this stage, if anybody looks; it may be used again and by all threads."""
+
+    __slots__ = ("_number",)
+
+    def __init__(self, name: str) -> None:
+        self._number = STAGES.index(name)
+
+    def __enter__(self) -> None:
+        clock = _here.clock
+        if clock is not None:
+            clock.enter(self._number)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        clock = _here.clock
+        if clock is not None:
+            clock.leave()
+
+
+READ, DECODE, AUGMENT, COLLATE, WRITE = (Stage(name) for name in STAGES[:-1])
+_BY_NAME = dict(zip(STAGES, (READ, DECODE, AUGMENT, COLLATE, WRITE), strict=False))
+
+
+def _cpu() -> tuple[int, int]:
+    """(CPU time of this thread in nanoseconds, how often it has given up its core by itself)."""
+    if resource is None or not hasattr(resource, "RUSAGE_THREAD"):
+        return time.thread_time_ns(), time.thread_time_ns()
+    usage = resource.getrusage(resource.RUSAGE_THREAD)
+    return int((usage.ru_utime + usage.ru_stime) * 1e9), usage.ru_nvcsw
+
+
+def stage(name: str) -> Stage:
+    """Mark what a dataset of your own does, for `DataLoader.report()`: `with loaders.stage("decode"): …`.
+
+    Stages may lie inside one another; time counts for the innermost. Outside of a loader's worker this does nothing.
+
+    Args:
+        name: "read", "decode", "augment", "collate" or "write".
+
+    Raises:
+        ValueError: there is no such stage.
+    """
+    found = _BY_NAME.get(name)
+    if found is None:
+        raise ValueError(f"stage {name!r} is unknown; the stages are {', '.join(_BY_NAME)}.")
+    return found
+
+
+def is_looked_at() -> bool:
+    """Whether a clock looks at what this thread does."""
+    return _here.clock is not None
+
+
+def count_read(nbytes: int) -> None:
+    """The sample that is being made has read so many bytes."""
+    clock = _here.clock
+    if clock is not None:
+        clock.count_read(nbytes)
