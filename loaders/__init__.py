@@ -62,6 +62,7 @@ if TYPE_CHECKING:
     from loaders.errors import WorkerLostError as WorkerLostError
     from loaders.errors import WorkerTimeoutError as WorkerTimeoutError
     from loaders.failures import SkippedSample as SkippedSample
+    from loaders.patches import RandomPatches as RandomPatches
     from loaders.rng import sample_rng as sample_rng
     from loaders.sampling import Mixture as Mixture
     from loaders.sampling import ShardedSampler as ShardedSampler
@@ -113,6 +114,7 @@ _NAMES = {
         "WorkerTimeoutError",
     ),
     "loaders.failures": ("SkippedSample",),
+    "loaders.patches": ("RandomPatches",),
     "loaders.rng": ("sample_rng",),
     "loaders.sampling": ("Mixture", "ShardedSampler", "WeightedSampler"),
     "loaders.spec": ("Field",),

@@ -72,8 +72,13 @@ class Crop(ABC):
 
     @property
     @abstractmethod
-    def shape(self) -> tuple[int, int] | None:
+    def shape(self) -> tuple[int, ...] | None:
         """(height, width) of every result, or None if it depends on the photo."""
+
+    @property
+    def per_file(self) -> int:
+        """Samples of a dataset for each of its files."""
+        return 1
 
     @abstractmethod
     def region(self, width: int, height: int, rng: np.random.Generator | None = None) -> Region:
@@ -126,7 +131,8 @@ class Crop(ABC):
     def _shape_of(self, region: Region) -> tuple[int, int]:
         """(height, width) of the result."""
         assert self.shape is not None
-        return self.shape
+        height, width = self.shape
+        return height, width
 
     def _scale(self, region: Region, shape: tuple[int, int], photo: tuple[int, int], image: EncodedImage) -> int:
         """The cheapest scale that leaves enough pixels; 8 stands for an eighth."""
@@ -148,8 +154,7 @@ class Crop(ABC):
     def _resized(
         self, part: np.ndarray[Any, Any], shape: tuple[int, int], out: np.ndarray[Any, Any] | None
     ) -> np.ndarray[Any, np.dtype[np.uint8]]:
-        if out is not None and (out.shape != (*shape, 3) or out.dtype != np.uint8):
-            raise ValueError(f"out is {out.dtype} of shape {out.shape}; the crop gives uint8 of shape {(*shape, 3)}.")
+        check_out(out, shape)
         height, width = shape
         interpolation = self.interpolation
         if interpolation is None:
@@ -190,7 +195,7 @@ class RandomResizedCrop(Crop):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _as_shape(self.size)
+        as_shape(self.size)
         least, greatest = self.scale
         if not 0 < least <= greatest <= 1:
             raise ValueError(f"scale {self.scale!r}: expected (least, greatest) with 0 < least <= greatest <= 1.")
@@ -201,7 +206,7 @@ class RandomResizedCrop(Crop):
     @property
     def shape(self) -> tuple[int, int]:
         """(height, width) of every result."""
-        return _as_shape(self.size)
+        return as_shape(self.size)
 
     def region(self, width: int, height: int, rng: np.random.Generator | None = None) -> Region:
         """A random part of a photo of width by height."""
@@ -246,16 +251,16 @@ class CenterCrop(Crop):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if max(_as_shape(self.size)) > self.resize:
+        if max(as_shape(self.size)) > self.resize:
             raise ValueError(
                 f"size {self.size!r} is more than resize={self.resize!r}: the photo's shorter side may not hold it.\n"
-                f"  Pass a larger resize=, such as {math.ceil(max(_as_shape(self.size)) * 8 / 7)}."
+                f"  Pass a larger resize=, such as {math.ceil(max(as_shape(self.size)) * 8 / 7)}."
             )
 
     @property
     def shape(self) -> tuple[int, int]:
         """(height, width) of every result."""
-        return _as_shape(self.size)
+        return as_shape(self.size)
 
     def region(self, width: int, height: int, rng: np.random.Generator | None = None) -> Region:
         """The middle of a photo of width by height."""
@@ -282,12 +287,12 @@ class Resize(Crop):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _as_shape(self.size)
+        as_shape(self.size)
 
     @property
     def shape(self) -> tuple[int, int] | None:
         """(height, width) of every result, or None if it depends on the photo."""
-        return _as_shape(self.size) if isinstance(self.size, tuple) else None
+        return as_shape(self.size) if isinstance(self.size, tuple) else None
 
     def region(self, width: int, height: int, rng: np.random.Generator | None = None) -> Region:
         """All of a photo of width by height."""
@@ -300,7 +305,17 @@ class Resize(Crop):
         return side * region.height // shorter, side * region.width // shorter
 
 
-def _as_shape(size: Size) -> tuple[int, int]:
+def check_out(out: np.ndarray[Any, Any] | None, shape: tuple[int, ...]) -> None:
+    """Nothing, if a result of this shape can be written there.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    if out is not None and (out.shape != (*shape, 3) or out.dtype != np.uint8):
+        raise ValueError(f"out is {out.dtype} of shape {out.shape}; the crop gives uint8 of shape {(*shape, 3)}.")
+
+
+def as_shape(size: Size) -> tuple[int, int]:
     """(height, width) of a size as it is given.
 
     Raises:

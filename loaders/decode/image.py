@@ -18,7 +18,7 @@ from loaders.decode.jpeg import SIGNATURE, jpeg_has_end
 from loaders.decode.opencv import UndecodableError
 from loaders.decode.region import Region, shrink, turn_upright
 from loaders.decode.restart import Restarts, find_restarts
-from loaders.decode.restart_index import known_restarts, remember_restarts
+from loaders.decode.restart_index import known_restarts, remember_restarts, start_index
 from loaders.errors import DecodeError, describe_sample
 from loaders.opencv import quiet_opencv
 
@@ -33,11 +33,13 @@ class EncodedImage:
 
     Args:
         parts: the bytes of the file.
+        index: the number of the sample, for messages.
         backend: what decodes regions of JPEGs: see `read_image`.
     """
 
-    def __init__(self, parts: Parts, backend: Backend | None = None) -> None:
+    def __init__(self, parts: Parts, index: int | None = None, backend: Backend | None = None) -> None:
         self._parts = parts
+        self.index = index
         self._backend = backend
         self._bytes = parts.read() if parts.path is None else None
         self._header: Header | None = None
@@ -47,6 +49,16 @@ class EncodedImage:
         self._has_looked = backend not in (None, "restarts")
         if not self._has_looked and parts.path is not None:
             self._restarts = known_restarts(parts.path, parts.nbytes, parts.mtime_ns)
+
+    @property
+    def name(self) -> str | None:
+        """The path, fit for printing; None for bytes."""
+        return None if self._parts.path is None else printable(self._parts.path)
+
+    @property
+    def subject(self) -> str:
+        """What messages call the image."""
+        return _subject(self.index, self.name, self.nbytes)
 
     @property
     def nbytes(self) -> int:
@@ -204,24 +216,37 @@ def open_image(source: Source, index: int | None = None, backend: Backend | None
     quiet_opencv()
     try:
         with closing(open_parts(source)) as parts:
-            yield EncodedImage(parts, backend)
+            yield EncodedImage(parts, index, backend)
     except (OSError, UndecodableError, cv2.error) as error:
         name = printable(os.fspath(source)) if isinstance(source, (str, os.PathLike)) else None
-        if index is not None:
-            subject = describe_sample(index, name)
-        elif name is not None:
-            subject = f'image "{name}"'
-        else:
-            subject = f"image of {memoryview(source).nbytes:,} bytes"  # type: ignore[arg-type]  # paths have a name
+        nbytes = 0 if isinstance(source, (str, os.PathLike)) else memoryview(source).nbytes
+        subject = _subject(index, name, nbytes)
         why = getattr(error, "strerror", None) or str(error).strip()
         raise DecodeError(
             f"{subject}: {why}.\n  Replace the file, or leave it out of the dataset.", index=index, source=name
         ) from error
 
 
+def expect_restarts(folder: str | os.PathLike[str], path: str) -> None:
+    """If a file in a folder has restart markers to decode regions by, see that the folder has an index to be filled."""
+    try:
+        with closing(open_parts(path)) as parts:
+            header = read_header(bytes(parts.read_parts([0], [_HEAD_NBYTES])), is_whole=False)
+    except (OSError, UndecodableError):
+        return  # reading the sample will say so
+    if header is not None and header.jpeg is not None and header.jpeg.restart_interval and header.jpeg.is_usual:
+        start_index(folder)
+
+
 def printable(path: str) -> str:
     r"""The path as messages show it: bytes that are no text appear as \xNN, so that printing never fails."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def _subject(index: int | None, name: str | None, nbytes: int) -> str:
+    if index is not None:
+        return describe_sample(index, name)
+    return f"image of {nbytes:,} bytes" if name is None else f'image "{name}"'
 
 
 def _inside(region: Box | None, width: int, height: int) -> Region:

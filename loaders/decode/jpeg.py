@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from struct import Struct
 from typing import NamedTuple
 
@@ -45,7 +46,8 @@ class JpegHeader(NamedTuple):
             samplings: what all JPEG decoders agree about. Progressive ones are not: each pixel needs all of the scans,
             so that decoding a region saves nothing.
         least_nbytes: the fewest bytes that so many pixels can take.
-        sampling: luma samples per chroma sample, across and down; (1, 1) if there is no chroma. Only if it is usual.
+        components: 1 for grey, 3 for colours, 4 for CMYK.
+        sampling: luma samples per chroma sample, across and down; (1, 1) if there is no chroma, None if it is unusual.
         restart_interval: after how many MCUs (the units that a scan consists of) a restart marker comes; 0 for none.
         scan_at: where the entropy-coded bytes of the first scan begin.
     """
@@ -55,7 +57,8 @@ class JpegHeader(NamedTuple):
     orientation: int
     is_usual: bool
     least_nbytes: int
-    sampling: tuple[int, int]
+    components: int
+    sampling: tuple[int, int] | None
     restart_interval: int
     scan_at: int
 
@@ -96,11 +99,14 @@ def read_jpeg_header(data: bytes) -> JpegHeader:
     precision, height, width, components = _FRAME.unpack_from(data, frame_at)
     if not width or not height:
         raise ValueError("no size")
-    sampling = tuple(data[frame_at + 7 + 3 * component] for component in range(components))
+    factors = tuple(data[frame_at + 7 + 3 * component] for component in range(components))
+    sampling = (1, 1) if components == 1 else None
+    if components == 3 and factors[0] in _USUAL_SAMPLING and factors[1:] == (0x11, 0x11):
+        sampling = (factors[0] >> 4, factors[0] & 15)
     is_usual = (
         frame_kind in _SEQUENTIAL_FRAMES
         and precision == 8
-        and (components == 1 or (components == 3 and sampling[0] in _USUAL_SAMPLING and sampling[1:] == (0x11, 0x11)))
+        and sampling is not None
         and data[at + 4] == components  # of the first scan
     )
     # Each block of 8 by 8 pixels takes a bit at least, of the first component's first coefficient.
@@ -111,7 +117,8 @@ def read_jpeg_header(data: bytes) -> JpegHeader:
         orientation or 1,
         is_usual,
         least_nbytes=blocks // 8 if frame_kind in _HUFFMAN_FRAMES else 0,
-        sampling=(sampling[0] >> 4, sampling[0] & 15) if is_usual and components == 3 else (1, 1),
+        components=components,
+        sampling=sampling,
         restart_interval=interval,
         scan_at=at + 2 + nbytes,
     )
@@ -127,23 +134,43 @@ def parts_that_decode(data: bytes, header: JpegHeader) -> tuple[bytes, int]:
     Returns:
         The bytes, and where among them height and width stand, two bytes each.
     """
-    parts, nbytes_before, size_at, at = [data[:2]], 2, 0, 2
+    parts, nbytes_before, size_at = [data[:2]], 2, 0
+    for kind, segment in _segments(data, header):
+        if not _is_metadata(kind, segment):
+            if _ROLES[kind] == _FRAME_COMES:
+                size_at = nbytes_before + 5
+            parts.append(segment)
+            nbytes_before += len(segment)
+    return b"".join(parts), size_at
+
+
+def metadata(data: bytes, header: JpegHeader) -> list[bytes]:
+    """The segments that change no pixel: EXIF, colour profiles, comments and the like, each with its marker.
+
+    Args:
+        data: a JPEG, at least to the first scan.
+        header: what `read_jpeg_header` made of it.
+    """
+    found = _segments(data, header)
+    return [segment for kind, segment in found if kind != 0xE0 and _is_metadata(kind, segment)]
+
+
+def _segments(data: bytes, header: JpegHeader) -> Iterator[tuple[int, bytes]]:
+    """(kind, bytes) of each segment to the first scan's header, which is the last."""
+    at = 2
     while at < header.scan_at:
         _, kind, nbytes = _SEGMENT.unpack_from(data, at)
         if kind == 0xFF:
             at += 1
             continue
-        part = data[at : at + 2 + nbytes]
-        at += len(part)
-        # libjpeg learns from JFIF and Adobe's segment whether the colours are YCbCr.
-        is_metadata = 0xE0 <= kind <= 0xEF or kind == 0xFE
-        if is_metadata and not (part[4:9] == b"JFIF\0" if kind == 0xE0 else kind == 0xEE and part[4:9] == b"Adobe"):
-            continue
-        if _ROLES[kind] == _FRAME_COMES:
-            size_at = nbytes_before + 5
-        parts.append(part)
-        nbytes_before += len(part)
-    return b"".join(parts), size_at
+        yield kind, data[at : at + 2 + nbytes]
+        at += 2 + nbytes
+
+
+def _is_metadata(kind: int, segment: bytes) -> bool:
+    # libjpeg learns from JFIF's and Adobe's segments whether the colours are YCbCr.
+    tells_colours = segment[4:9] == {0xE0: b"JFIF\0", 0xEE: b"Adobe"}.get(kind)
+    return (0xE0 <= kind <= 0xEF or kind == 0xFE) and not tells_colours
 
 
 def jpeg_has_end(data: bytes) -> bool:

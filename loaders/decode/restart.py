@@ -169,7 +169,12 @@ def find_restarts(data: bytes, header: JpegHeader) -> Restarts | None:
         markers out of order, padding between them, more than one scan. Damage within a segment is not looked for. It
         stays there, as it does when everything is decoded.
     """
-    if not header.is_usual or not header.restart_interval or not header.least_nbytes <= len(data) < 1 << 32:
+    if (
+        not header.is_usual
+        or header.sampling is None
+        or not header.restart_interval
+        or not header.least_nbytes <= len(data) < 1 << 32
+    ):
         return None
     kept, size_at = parts_that_decode(data, header)
     if len(kept) > _HEADER_NBYTES:

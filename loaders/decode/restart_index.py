@@ -68,9 +68,10 @@ class RestartIndex:
         """Keep what was found out about a file; now and then all that was added is saved."""
         self._added[_number(name)] = (entry_of(nbytes, mtime_ns or 0, restarts), restarts)
         waited_s = time.monotonic() - self._saved_at
-        if waited_s > _SAVE_EVERY_S and self._took_s < _SAVING_SHARE * waited_s:
-            self.save()
-        if len(self._added) > _UNSAVED:
+        is_time = waited_s > _SAVE_EVERY_S and self._took_s < _SAVING_SHARE * waited_s
+        if not (is_time or len(self._added) > _UNSAVED) or self.save():
+            return
+        while len(self._added) > _UNSAVED:
             self._added.pop(next(iter(self._added)), None)
 
     def save(self) -> bool:
@@ -124,10 +125,9 @@ def index_of(folder: str | os.PathLike[str]) -> RestartIndex:
 
 
 def start_index(folder: str | os.PathLike[str]) -> None:
-    """Put an empty index into a folder unless it has one, for readers to fill; nothing where that is not allowed."""
-    where = os.path.abspath(folder)
-    if not os.path.exists(os.path.join(where, NAME)):
-        index_of(where).save()
+    """Put an empty index into a folder, for readers to fill; nothing if it or one above has one, or if it may not."""
+    if _search(os.path.abspath(folder)) is None:
+        index_of(folder).save()
 
 
 def _home(path: str) -> tuple[RestartIndex, bytes]:
