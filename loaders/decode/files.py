@@ -139,7 +139,7 @@ class _RemoteFile:
         for start, end in zip(starts, ends, strict=True):
             is_near = together and start - together[-1][1] <= _GAP_NBYTES
             together.append((together.pop()[0] if is_near else start, end))
-        begins, lasts = zip(*together, strict=True)
+        begins, lasts = ([piece[end] for piece in together] for end in (0, 1))
         blocks = self._files.cat_ranges([self._name] * len(together), begins, lasts, on_error="raise")
         found, block = bytearray(), 0
         for start, end in zip(starts, ends, strict=True):

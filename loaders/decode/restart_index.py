@@ -5,7 +5,6 @@ It saves reading a photo whole to find its markers. An entry counts only for a f
 
 from __future__ import annotations
 
-import io
 import os
 import secrets
 import sys
@@ -27,6 +26,7 @@ if sys.platform != "win32":
 
 NAME = ".loaders-restarts.npy"
 
+_ARRAY_FILE = b"\x93NUMPY\x01\x00"
 _UNSAVED = 1 << 14  # entries at most; earlier ones are forgotten where they cannot be saved
 _SAVING_SHARE = 0.05  # of the time since the last save, at most
 _SAVE_EVERY_S = 1.0
@@ -164,17 +164,18 @@ def _exists(folder: str) -> bool:
 
 
 def _load(folder: str | None) -> Table:
-    content: Any = np.empty(0, np.uint8)
+    content: np.ndarray[Any, np.dtype[np.uint8]] = np.empty(0, np.uint8)
     try:
         if folder is not None and is_remote(folder):
             files, name = file_system(f"{folder}/{NAME}")
-            content = np.load(io.BytesIO(files.cat_file(name)), allow_pickle=False)
+            content = np.frombuffer(files.cat_file(name), np.uint8)
         elif folder is not None:
-            content = np.load(os.path.join(folder, NAME), mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError):  # missing, cut short, or something else of that name
+            content = np.asarray(np.memmap(os.path.join(folder, NAME), np.uint8, "r"))
+    except (OSError, ValueError):  # missing, or empty
         pass
-    is_bytes = isinstance(content, np.ndarray) and content.dtype == np.uint8 and content.ndim == 1
-    return Table.of(content if is_bytes else np.empty(0, np.uint8))
+    # What NumPy's own reader makes of a damaged header is anybody's guess; all that matters of it is where it ends.
+    begin = 10 + int.from_bytes(content[8:10].tobytes(), "little")
+    return Table.of(content[begin:] if content[:8].tobytes() == _ARRAY_FILE else content[:0])
 
 
 def _replace(folder: str, content: np.ndarray[Any, Any]) -> None:
