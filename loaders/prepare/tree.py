@@ -37,13 +37,14 @@ _TASKS_AHEAD = 4  # per process
 class Outcome(NamedTuple):
     """What became of one file: a JPEG with markers if there are `restarts`, else a copy; or nothing, if it `failed`.
 
-    `why` is empty unless a JPEG has no markers now, or it failed.
+    `why` is empty unless a JPEG has no markers now, or it failed; `earlier`: it was there before this run.
     """
 
     name: str
     restarts: Restarts | None = None
     why: str = ""
     failed: bool = False
+    earlier: bool = False
     nbytes: tuple[int, int] = (0, 0)
 
 
@@ -72,6 +73,7 @@ class Summary:
             self.failed.append((outcome.name, outcome.why))
         elif outcome.restarts is not None:
             self.prepared += 1
+            self.as_before += outcome.earlier
             before, after = self.nbytes
             self.nbytes = (before + outcome.nbytes[0], after + outcome.nbytes[1])
         elif outcome.why:
@@ -110,7 +112,7 @@ def prepare_tree(
         source: a folder; links in it are followed.
         target: a folder that is empty, missing, or of an earlier run.
         method: how JPEGs get their markers.
-        processes: how many of them work.
+        processes: how many of them work; 1 is this one.
         progress: called with (files done, files in all).
 
     Raises:
@@ -121,11 +123,11 @@ def prepare_tree(
     names, summary = list(_files_below(source, target)), Summary()
     ahead = []
     for name in names:
-        if _is_done(source, target, name, index):
-            summary.prepared += 1
-            summary.as_before += 1
-        else:
+        known = _known(source / name, target / name, name, index)
+        if known is None:
             ahead.append(name)
+        else:
+            summary.count(Outcome(name, known, earlier=True))
     progress(len(names) - len(ahead), len(names))
     try:
         for count, outcome in enumerate(_outcomes(source, target, ahead, method, processes), 1):
@@ -167,7 +169,7 @@ def _claim(source: Path, target: Path, method: Method) -> None:
             "  Name another folder, or delete it."
         )
     is_ours = found is not None or file.exists()
-    if not is_ours and target.exists() and any(not _is_unfinished(entry.name) for entry in os.scandir(target)):
+    if not is_ours and target.exists() and not all(map(_is_unfinished, os.listdir(target))):
         raise DatasetError(f'"{target}" is not empty, and of no earlier run.\n  Name a new folder.')
     target.mkdir(parents=True, exist_ok=True)
     for folder, _, files in os.walk(target):
@@ -199,18 +201,27 @@ def _files_below(source: Path, target: Path) -> Iterator[str]:
                     yield name
 
 
-def _is_done(source: Path, target: Path, name: str, index: RestartIndex) -> bool:
-    """Whether a JPEG was written by an earlier run, and its source is of the same time still."""
+def _known(source: Path, target: Path, name: str, index: RestartIndex) -> Restarts | None:
+    """What the index says of a JPEG that an earlier run wrote, if its source is of the same time still."""
+    written = _written(source, target)
+    return None if written is None else index.get(os.fsencode(name), written.st_size, written.st_mtime_ns)
+
+
+def _written(source: Path, target: Path) -> os.stat_result | None:
+    """The target as it stands, if it was written from the source as that stands."""
     try:
-        written = os.stat(target / name)
-        is_current = written.st_mtime_ns == os.stat(source / name).st_mtime_ns
+        written = os.stat(target)
+        return written if written.st_mtime_ns == os.stat(source).st_mtime_ns else None
     except OSError:
-        return False
-    return is_current and index.get(os.fsencode(name), written.st_size, written.st_mtime_ns) is not None
+        return None
 
 
 def _outcomes(source: Path, target: Path, names: list[str], method: Method, processes: int) -> Iterator[Outcome]:
     """What became of each file, in the order in which they are finished."""
+    if processes == 1:
+        for name in names:
+            yield _prepare_file(source / name, target / name, name, method)
+        return
     tasks = (names[at : at + _AT_ONCE] for at in range(0, len(names), _AT_ONCE))
     # Not forked: the progress bar has a thread.
     context = multiprocessing.get_context("spawn")
@@ -258,6 +269,9 @@ def _prepare_file(source: Path, target: Path, name: str, method: Method) -> Outc
         if data is None:
             _write(target, lambda unfinished: shutil.copyfile(source, unfinished), status)
             return Outcome(name)
+        restarts = _restarts_of(target.read_bytes()) if _written(source, target) else None
+        if restarts is not None:  # an earlier run was killed before it could note this
+            return Outcome(name, restarts, earlier=True)
         try:
             found, why = with_markers(data, method), ""
         except UnpreparedError as error:
@@ -265,9 +279,12 @@ def _prepare_file(source: Path, target: Path, name: str, method: Method) -> Outc
         _write(target, lambda unfinished: unfinished.write_bytes(found), status)
     except OSError as error:
         return Outcome(name, why=error.strerror or str(error), failed=True)
-    header = None if why else read_header(found)
-    restarts = None if header is None or header.jpeg is None else find_restarts(found, header.jpeg)
-    return Outcome(name, restarts, why, nbytes=(len(data), len(found)))
+    return Outcome(name, None if why else _restarts_of(found), why, nbytes=(len(data), len(found)))
+
+
+def _restarts_of(data: bytes) -> Restarts | None:
+    header = read_header(data)
+    return None if header is None or header.jpeg is None else find_restarts(data, header.jpeg)
 
 
 def _write(target: Path, fill: Callable[[Path], object], like: os.stat_result | None = None) -> None:
