@@ -22,6 +22,8 @@ _HEADER_NBYTES = (1 << 16) - 1  # at most; most have fewer than 1000
 _RESTART, _END = 0xD0, 0xD9
 _SIZE = Struct(">HH")
 
+Bytes = np.ndarray[Any, np.dtype[np.uint8]]
+Places = np.ndarray[Any, np.dtype[np.intp]]
 Offsets = np.ndarray[Any, np.dtype[np.uint32]]
 
 
@@ -110,41 +112,35 @@ class Restarts(NamedTuple):
         (rows, columns), (top, bottom, left, right) = self.grid, window
         first = left // self.stride * self.stride
         count = min(columns, _ceil(right, self.stride) * self.stride) - first
-        segments = np.arange(top, bottom)[:, None] * columns + np.arange(first, first + count)
         if first == 0 and top == 0:
             pieces[:_MARKER_NBYTES] = bytes((0xFF, _RESTART + 7))  # as if a segment came before
         content = np.frombuffer(pieces, np.uint8)
-        at = _markers(content)
-        if self._takes_whole_rows(window):
-            if len(at) != segments.size + 1:
-                return None
-            begins, ends = at[:-1].reshape(segments.shape), at[1:].reshape(segments.shape)
-        else:
-            if len(at) != segments.size + len(segments):
-                return None
-            at = at.reshape(len(segments), count + 1)
-            begins, ends = at[:, :-1], at[:, 1:]
-        expected = _RESTART + segments % 8
+        at, kinds = _markers(content)
+        # In each piece the marker before it comes first, then those that end its segments.
+        down, across = (1, (bottom - top) * count) if self._takes_whole_rows(window) else (bottom - top, count)
+        if len(at) != down * (across + 1):
+            return None
+        at = at.reshape(down, across + 1)
+        expected = np.arange(top, top + down)[:, None] * columns + np.arange(first - 1, first + across)
+        expected = (expected & 7) + _RESTART
         if bottom == rows and first + count == columns:
             expected[-1, -1] = _END
-        # The marker before each segment is checked with the one that ends it, so before the first of each piece.
-        before = _RESTART + (segments[:, 0] - 1) % 8
-        if (content[ends + 1] != expected).any() or (content[begins[:, 0] + 1] != before).any():
-            return None
         starts_in_file, ends_in_file = self._pieces(window)
-        if (ends[:, -1] - begins[:, 0] != ends_in_file - starts_in_file).any():
+        if down == 1:
+            starts_in_file, ends_in_file = starts_in_file[:1], ends_in_file[-1:]
+        if (kinds != expected.ravel()).any() or (at[:, -1] - at[:, 0] != ends_in_file - starts_in_file).any():
             return None
+        begins, ends = at[:, :-1].reshape(-1, count), at[:, 1:].reshape(-1, count)
         kept = ends[:, left - first : right - first].ravel() + 1
-        content[kept] = _RESTART + np.arange(kept.size) % 8
+        content[kept] = (np.arange(kept.size) & 7) + _RESTART
         content[kept[-1]] = _END
         begin_each = (begins[:, left - first] + _MARKER_NBYTES).tolist()
         end_each = (ends[:, right - first - 1] + _MARKER_NBYTES).tolist()
         view = memoryview(pieces)
-        (down, across), at_size = self.pixels, self.size_at
-        height = min(self.height, bottom * down) - top * down
-        width = min(self.width, right * across) - left * across
-        head = (self.header[:at_size], _SIZE.pack(height, width), self.header[at_size + _SIZE.size :])
-        return b"".join((*head, *(view[begin:end] for begin, end in zip(begin_each, end_each, strict=True))))
+        high, wide = self.pixels
+        height, width = min(self.height, bottom * high) - top * high, min(self.width, right * wide) - left * wide
+        head = (self.header[: self.size_at], _SIZE.pack(height, width), self.header[self.size_at + _SIZE.size :])
+        return b"".join((*head, *[view[begin:end] for begin, end in zip(begin_each, end_each, strict=True)]))
 
     def _pieces(self, window: Window) -> tuple[Offsets, Offsets]:
         """Where the anchors around each row of the window are."""
@@ -194,11 +190,12 @@ def find_restarts(data: bytes, header: JpegHeader) -> Restarts | None:
     if columns * header.restart_interval != _ceil(header.width, 8 * header.sampling[0]):
         return None
     content = np.frombuffer(data, np.uint8)[header.scan_at :]
-    at = _markers(content)[: rows * columns]
+    at, kinds = _markers(content)
     expected = _RESTART + np.arange(rows * columns) % 8
     expected[-1] = _END
-    if len(at) < len(expected) or (content[at + 1] != expected).any():
+    if len(at) < len(expected) or (kinds[: len(expected)] != expected).any():
         return None
+    at = at[: len(expected)]
     begins = np.empty(rows * columns, np.uint32)
     begins[0], begins[1:] = header.scan_at, at[:-1] + (header.scan_at + _MARKER_NBYTES)
     end = int(at[-1]) + header.scan_at + _MARKER_NBYTES
@@ -207,11 +204,12 @@ def find_restarts(data: bytes, header: JpegHeader) -> Restarts | None:
     return found._replace(stride=stride, anchors=np.append(anchors, np.uint32(end)))
 
 
-def _markers(content: np.ndarray[Any, np.dtype[np.uint8]]) -> np.ndarray[Any, np.dtype[np.intp]]:
-    """Where in entropy-coded bytes the markers are: FF is data if 00 follows (T.81, B.1.1.5)."""
-    at: np.ndarray[Any, np.dtype[np.intp]] = np.flatnonzero(content[:-1] == 0xFF)
-    markers: np.ndarray[Any, np.dtype[np.intp]] = at[content[at + 1] != 0]
-    return markers
+def _markers(content: Bytes) -> tuple[Places, Bytes]:
+    """Where in entropy-coded bytes the markers are, and which: FF is data if 00 follows (T.81, B.1.1.5)."""
+    at = (content[:-1] == 0xFF).nonzero()[0]
+    kinds = content[at + 1]
+    is_marker = kinds != 0
+    return at[is_marker], kinds[is_marker]
 
 
 def _ceil(number: int, step: int) -> int:
