@@ -125,10 +125,7 @@ class Restarts(NamedTuple):
         expected = (expected & 7) + _RESTART
         if bottom == rows and first + count == columns:
             expected[-1, -1] = _END
-        starts_in_file, ends_in_file = self._pieces(window)
-        if down == 1:
-            starts_in_file, ends_in_file = starts_in_file[:1], ends_in_file[-1:]
-        if (kinds != expected.ravel()).any() or (at[:, -1] - at[:, 0] != ends_in_file - starts_in_file).any():
+        if (kinds != expected.ravel()).any():
             return None
         begins, ends = at[:, :-1].reshape(-1, count), at[:, 1:].reshape(-1, count)
         kept = ends[:, left - first : right - first].ravel() + 1

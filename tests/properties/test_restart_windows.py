@@ -86,6 +86,16 @@ def test_reduced_scales_are_those_of_decoding_everything(sampling, scale, splice
     assert None not in splices
 
 
+@pytest.mark.parametrize("scale", [1, 2, 4, 8])
+@pytest.mark.parametrize("sampling", [*SAMPLINGS, "grey"])
+def test_slivers_at_every_place(sampling, scale):
+    data = encoded(63, 45, sampling, 1)
+    for left in range(63):
+        region = Region(left, left * 44 // 62, 1, 1)
+        expected = read_image(data, region=region, scale=scale, backend="opencv")
+        np.testing.assert_array_equal(read_image(data, region=region, scale=scale), expected, str(region))
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_windows_lie_in_the_upright_picture(orientation, splices):
     rng = np.random.default_rng(orientation)

@@ -94,6 +94,30 @@ def test_what_is_no_grid_of_segments_is_decoded_as_ever(name, capfd):
         np.testing.assert_array_equal(read_image(data, region=(20, 30, 30, 20)), whole[30:50, 20:50])
 
 
+def test_segments_that_run_over_the_end_of_a_row_are_no_grid_even_if_their_number_fits():
+    data = jpeg(photo(112, 32), "420", restart=4)  # two rows of seven MCUs: four segments, as two rows of two are
+    assert data.count(b"\xff\xd2") == 1
+    assert b"\xff\xd3" not in data
+    assert restarts_of(data) is None
+    np.testing.assert_array_equal(read_image(data, region=(3, 17, 99, 9)), read_image(data)[17:26, 3:102])
+
+
+def test_a_header_of_many_kilobytes_is_not_kept():
+    thumbnails = [segment(0xE0, b"JFIF\0\1\1\0\0\1\0\1\0\0" + bytes(40_000)) for _ in range(2)]
+    data = with_segments(GOOD, *thumbnails)
+    assert restarts_of(data) is None
+    np.testing.assert_array_equal(read_image(data, region=REGION), read_image(GOOD)[30:80, 20:90])
+
+
+@pytest.mark.parametrize("window", [(0, 7, 0, 3), (0, 1, 0, 1), (2, 5, 1, 3), (6, 7, 2, 3), (1, 4, 0, 2)])
+def test_what_is_spliced_is_a_jpeg_in_order_itself(window):
+    found, window = restarts_of(GOOD), restart.Window(*window)
+    starts, ends = found.ranges(window)
+    spliced = found.splice(window, bytearray().join(GOOD[start:end] for start, end in zip(starts, ends, strict=True)))
+    assert spliced.endswith(b"\xff\xd9")
+    assert restarts_of(spliced).grid == (window.bottom - window.top, window.right - window.left)
+
+
 @pytest.mark.parametrize("tail", [b"\0" * 50, GOOD, b"\xff\xd0\xff"])
 def test_what_follows_the_picture_is_left_alone(tail):
     assert restarts_of(GOOD + tail).anchors.tolist() == restarts_of(GOOD).anchors.tolist()

@@ -200,6 +200,15 @@ def test_again_does_nothing_but_what_has_changed(source, tmp_path):
     )
 
 
+def test_a_prepared_folder_can_be_prepared_again_into_another(source, tmp_path):
+    assert prepare(source, tmp_path / "first", "--max-side", 160, "--workers", 1).exit_code == 0
+    done = prepare(tmp_path / "first", tmp_path / "second", "--max-side", 100, "--workers", 1)
+    assert done.exit_code == 0, done.output
+    assert "7 JPEGs have restart markers." in done.output
+    assert "4 other files copied." in done.output  # and not what the first run wrote for itself
+    assert read_image(tmp_path / "second" / "cat" / "1.jpg").shape == (75, 100, 3)
+
+
 def test_other_settings_need_another_folder(source, tmp_path):
     assert prepare(source, tmp_path / "target", "--quality", 85, "--workers", 1).exit_code == 0
     done = prepare(source, tmp_path / "target", "--quality", 80, "--workers", 1)
