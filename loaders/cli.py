@@ -68,6 +68,8 @@ def prepare(
         from loaders.prepare.run import run_prepare
 
         status = run_prepare(source, target, quality, max_side, workers)
+    except OSError as error:  # of a folder; files that cannot be read or written are listed
+        failure, status = str(error), 1
     except KeyboardInterrupt:
         failure, status = "Stopped. Run it again to go on.", INTERRUPTED
     except LoadersError as error:

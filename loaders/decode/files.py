@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import stat
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -103,12 +104,20 @@ class _LocalFile:
         status = os.fstat(self._file.fileno())
         self.nbytes = status.st_size
         self.mtime_ns: int | None = status.st_mtime_ns
+        self._pipe: _Bytes | None = None
+        if not stat.S_ISREG(status.st_mode):  # a pipe has no places
+            self._pipe = _Bytes(self._file.readall())
+            self.nbytes = self._pipe.nbytes
 
     def read(self) -> bytes:
+        if self._pipe is not None:
+            return self._pipe.read()
         self._file.seek(0)
         return self._file.readall()
 
     def read_parts(self, starts: Sequence[int], ends: Sequence[int]) -> bytearray:
+        if self._pipe is not None:
+            return self._pipe.read_parts(starts, ends)
         fd = self._file.fileno()
         if hasattr(os, "pread"):
             pieces = [os.pread(fd, end - start, start) for start, end in zip(starts, ends, strict=True)]

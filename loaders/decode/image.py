@@ -17,7 +17,7 @@ from loaders.decode.header import PNG_SIGNATURE, Header, png_has_end, read_heade
 from loaders.decode.jpeg import SIGNATURE, jpeg_has_end
 from loaders.decode.opencv import UndecodableError
 from loaders.decode.region import Region, shrink, turn_upright
-from loaders.decode.restart import Restarts, find_restarts
+from loaders.decode.restart import Restarts, Window, find_restarts
 from loaders.decode.restart_index import known_restarts, remember_restarts, start_index
 from loaders.errors import DecodeError, describe_sample
 from loaders.opencv import quiet_opencv
@@ -25,6 +25,8 @@ from loaders.opencv import quiet_opencv
 Backend = Literal["opencv", "nvimagecodec", "restarts"]
 Box = tuple[int, int, int, int]  # left, top, width, height in pixels
 
+# Of a photo's segments: with more of them in a window, leaving out the rest saves less than splicing costs.
+_MOST = 0.9
 _HEAD_NBYTES = 16 * 1024  # of a file, to look for its size in; most have it far earlier
 
 
@@ -112,11 +114,13 @@ class EncodedImage:
             return opencv.decode_picture(self._data, mode)
         restarts = self.restarts
         if restarts is not None:
-            wanted = _inside(region, *restarts.size)
-            part = self._read_window(restarts, wanted, mode, scale)
-            if part is not None:
-                return turn_upright(part, restarts.orientation)
-            self._restarts, self._has_looked = None, True  # the file has changed, or is damaged
+            stored = _inside(region, *restarts.size).stored(*restarts.size, restarts.orientation)
+            window = restarts.window(stored, scale)
+            if restarts.share(window) < _MOST:
+                part = self._read_window(restarts, window, stored, mode, scale)
+                if part is not None:
+                    return turn_upright(part, restarts.orientation)
+                self._restarts, self._has_looked = None, True  # the file has changed, or is damaged
         header = self._checked_header()
         if header is None or header.jpeg is None:
             return _cut(self.picture(mode), header, region, scale)
@@ -147,11 +151,12 @@ class EncodedImage:
         return self._backend in (None, "nvimagecodec") and nvimagecodec.agrees_with_opencv()
 
     def _read_window(
-        self, restarts: Restarts, wanted: Region, mode: str, scale: int
+        self, restarts: Restarts, window: Window, stored: Region, mode: str, scale: int
     ) -> np.ndarray[Any, np.dtype[np.uint8]] | None:
-        """The region as it is stored; None if the segments are not those that the index tells of, or are damaged."""
-        stored = wanted.stored(*restarts.size, restarts.orientation)
-        window = restarts.window(stored, scale)
+        """A region as it is stored, out of a window that holds it.
+
+        None if the segments are not those that the index tells of, or are damaged.
+        """
         starts, ends = restarts.ranges(window)
         if self._bytes is None:
             pieces = self._parts.read_parts(starts, ends)

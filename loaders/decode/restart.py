@@ -92,6 +92,11 @@ class Restarts(NamedTuple):
             min(columns, _ceil(left + width + beside, across)),
         )
 
+    def share(self, window: Window) -> float:
+        """Of all segments."""
+        rows, columns = self.grid
+        return (window.bottom - window.top) * (window.right - window.left) / (rows * columns)
+
     def ranges(self, window: Window) -> tuple[list[int], list[int]]:
         """Where in the file the bytes that `splice` wants begin and end: pieces, one per row unless they touch."""
         starts, ends = self._pieces(window)

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import threading
 
 import numpy as np
 import pytest
@@ -85,6 +86,21 @@ def test_only_the_bytes_around_a_window_are_read(folder, reads):
 def test_a_size_needs_no_reading_at_all(folder, reads):
     assert image_size(folder / "train" / "1.jpg") == (97, 131)
     assert reads == []
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_a_pipe_is_read_like_a_file(tmp_path):
+    data = jpeg(photo(), restart=3)
+    os.mkfifo(tmp_path / "pipe")
+    for read in (lambda path: cut(read_image(path, region=(0, 0, 131, 90))), lambda path: image_size(path)):
+        writer = threading.Thread(target=(tmp_path / "pipe").write_bytes, args=(data,))
+        writer.start()
+        found = read(tmp_path / "pipe")
+        writer.join(30)
+        if isinstance(found, tuple):
+            assert found == (131, 97)
+        else:
+            np.testing.assert_array_equal(found, cut(read_image(data)))
 
 
 def test_paths_may_be_relative_and_the_folder_may_be_moved(folder, reads, monkeypatch):

@@ -238,6 +238,15 @@ def test_folders_that_cannot_be_meant_are_refused(source, tmp_path, source_name,
     assert tree(tmp_path) == before
 
 
+def test_a_file_where_a_folder_should_be_is_an_error_of_one_line(source, tmp_path):
+    assert prepare(source, tmp_path / "target", "--quality", 85, "--workers", 1).exit_code == 0
+    (tmp_path / "target" / "nothing here").rmdir()
+    (tmp_path / "target" / "nothing here").touch()
+    done = prepare(source, tmp_path / "target", "--quality", 85, "--workers", 1)
+    assert done.exit_code == 1
+    assert re.fullmatch(r".*nothing here'\n", done.output)
+
+
 def test_what_cannot_be_read_is_missing_and_the_exit_status_says_so(source, tmp_path):
     with socket.socket(socket.AF_UNIX) as made:
         made.bind(str(source / "socket"))
@@ -255,8 +264,8 @@ def test_a_prepared_folder_is_read_by_its_index_alone(source, tmp_path, monkeypa
     assert np.load(tmp_path / "target" / NAME).dtype == np.uint8
     monkeypatch.setattr(files._LocalFile, "read", None)
     (tmp_path / "target" / "nothing here").rmdir()
-    dataset = ImageFolder(tmp_path / "target", extensions=(".jpg", ".jpeg"), crop=RandomPatches(40))
-    assert [sample["image"].shape for sample in dataset] == [(40, 40, 3)] * len(dataset)
+    dataset = ImageFolder(tmp_path / "target", extensions=(".jpg", ".jpeg"), crop=RandomPatches(20))
+    assert [sample["image"].shape for sample in dataset] == [(20, 20, 3)] * len(dataset)
 
 
 @pytest.mark.parametrize(
