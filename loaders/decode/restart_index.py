@@ -160,7 +160,10 @@ def _exists(folder: str) -> bool:
     if not is_remote(folder):
         return os.path.exists(os.path.join(folder, NAME))
     files, name = file_system(f"{folder}/{NAME}")
-    return bool(files.exists(name))
+    try:
+        return bool(files.exists(name))
+    except OSError:  # one may read the photos there and not ask what else there is
+        return False
 
 
 def _load(folder: str | None) -> Table:

@@ -9,7 +9,7 @@ import pytest
 from support.photo_zoo import exif, jpeg, photo, with_exif
 
 from loaders import DecodeError, ImageFolder, MissingExtraError, RandomResizedCrop, image_size, read_image
-from loaders.decode import files, restart, restart_index, restart_table
+from loaders.decode import files, image, restart, restart_index, restart_table
 from loaders.decode.header import read_header
 from loaders.decode.restart import find_restarts
 from loaders.decode.restart_index import NAME, RestartIndex, index_of
@@ -281,7 +281,8 @@ def test_one_that_cannot_write_now_goes_on_without(folder, monkeypatch):
     assert sorted(os.listdir(folder)) == [NAME, "train"]
 
 
-def test_image_folder_sees_to_an_index_for_files_with_markers_and_for_no_others(tmp_path, reads):
+def test_image_folder_sees_to_an_index_for_files_with_markers_and_for_no_others(tmp_path, reads, monkeypatch):
+    monkeypatch.setattr(image, "_MOST", 2)
     for kind, interval in (("marked", 9), ("plain", 0)):
         for number in range(3):
             path = tmp_path / kind / "class" / f"{number}.jpg"
@@ -358,6 +359,16 @@ def test_a_remote_file_may_lack_an_index_or_be_missing(remote):
     np.testing.assert_array_equal(read_image(url, region=REGION), cut(read_image(url)))
     with pytest.raises(DecodeError, match=r"memory:///photos/none\.jpg"):
         read_image("memory:///photos/none.jpg")
+
+
+def test_where_one_may_not_look_around_photos_are_read_all_the_same(remote, monkeypatch):
+    def refused(self, path, **options):
+        raise PermissionError(13, "Forbidden")
+
+    url = "memory:///photos/train/0.jpg"
+    with monkeypatch.context() as patch:
+        patch.setattr(type(remote), "exists", refused)
+        np.testing.assert_array_equal(read_image(url, region=REGION), cut(read_image(url)))
 
 
 def test_without_fsspec_the_extra_is_named(monkeypatch):
