@@ -110,7 +110,7 @@ def known_restarts(path: str, nbytes: int, mtime_ns: int | None) -> Restarts | N
 
 def remember_restarts(path: str, nbytes: int, mtime_ns: int | None, restarts: Restarts) -> None:
     """Put into the index what was found out about a file."""
-    _homes.pop(os.path.dirname(path), None)  # there may be an index by now
+    _homes.pop(os.path.dirname(_absolute(path)), None)  # there may be an index by now
     home, name = _home(path)
     home.add(name, nbytes, mtime_ns, restarts)
 
@@ -131,8 +131,7 @@ def start_index(folder: str | os.PathLike[str]) -> None:
 
 
 def _home(path: str) -> tuple[RestartIndex, bytes]:
-    if not is_remote(path):
-        path = path if os.path.isabs(path) else os.path.abspath(path)
+    path = _absolute(path)
     folder = os.path.dirname(path)
     try:
         found = _homes[folder]
@@ -141,6 +140,10 @@ def _home(path: str) -> tuple[RestartIndex, bytes]:
             _homes.clear()
         found = _homes[folder] = _search(folder)
     return (_loose, os.fsencode(path)) if found is None else (found[0], os.fsencode(path[found[1] :]))
+
+
+def _absolute(path: str) -> str:
+    return path if os.path.isabs(path) or is_remote(path) else os.path.abspath(path)
 
 
 def _search(folder: str) -> tuple[RestartIndex, int] | None:

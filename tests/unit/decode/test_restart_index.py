@@ -227,6 +227,16 @@ def test_an_index_saves_itself_now_and_then(tmp_path, monkeypatch):
     assert RestartIndex(str(tmp_path)).get(b"1.jpg", 10, 20) is not None
 
 
+def test_an_index_that_another_process_began_is_found_and_filled(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("1.jpg", "2.jpg"):
+        (tmp_path / name).write_bytes(jpeg(photo(), restart=1))
+    read_image("1.jpg", region=(0, 0, 8, 8))
+    assert RestartIndex(str(tmp_path)).save()
+    read_image("2.jpg", region=(0, 0, 8, 8))
+    assert len(index_of(tmp_path)) == 1
+
+
 def test_equal_tables_are_kept_once(tmp_path):
     index, restarts = RestartIndex(str(tmp_path)), restarts_of(jpeg(photo(), restart=9))
     for number in range(200):
