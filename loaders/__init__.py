@@ -65,6 +65,7 @@ if TYPE_CHECKING:
     from loaders.observe.progress import progress as progress
     from loaders.observe.report import Report as Report
     from loaders.observe.trace import trace as trace
+    from loaders.patches import RandomPatches as RandomPatches
     from loaders.rng import sample_rng as sample_rng
     from loaders.sampling import Mixture as Mixture
     from loaders.sampling import ShardedSampler as ShardedSampler
@@ -120,6 +121,7 @@ _NAMES = {
     "loaders.observe.progress": ("progress",),
     "loaders.observe.report": ("Report",),
     "loaders.observe.trace": ("trace",),
+    "loaders.patches": ("RandomPatches",),
     "loaders.rng": ("sample_rng",),
     "loaders.sampling": ("Mixture", "ShardedSampler", "WeightedSampler"),
     "loaders.spec": ("Field",),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import operator
-import os
 from abc import ABC, abstractmethod
 from dataclasses import KW_ONLY, dataclass
 from typing import Any, ClassVar
@@ -12,12 +11,10 @@ from typing import Any, ClassVar
 import cv2
 import numpy as np
 
-from loaders.decode import Backend, Source, image_size, nvimagecodec, printable, read_image
-from loaders.decode.jpeg import SIGNATURE
+from loaders.decode import Backend, Source
+from loaders.decode.image import EncodedImage, open_image
 from loaders.decode.region import Region
-from loaders.errors import DecodeError, describe_sample
 from loaders.rng import sample_rng
-from loaders.stages import DECODE, READ, count_read
 
 Size = int | tuple[int, int]
 
@@ -56,8 +53,8 @@ class Crop(ABC):
             than the result in either direction; then it takes `cv2.INTER_LINEAR`. That one throughout is faster, and
             aliases where it shrinks.
         exact: True decodes at full scale only: the pixels are those of decoding everything, cropping, then
-            `cv2.resize`, bit for bit, whatever decodes. Otherwise they may depend on whether nvImageCodec is installed,
-            since that changes what is cheaper.
+            `cv2.resize`, bit for bit, whatever decodes. Otherwise they may depend on whether nvImageCodec is installed
+            and on whether the file has restart markers, since these change what is cheaper.
 
     Attributes:
         is_random: whether two reads of one photo may give two regions.
@@ -75,8 +72,13 @@ class Crop(ABC):
 
     @property
     @abstractmethod
-    def shape(self) -> tuple[int, int] | None:
+    def shape(self) -> tuple[int, ...] | None:
         """(height, width) of every result, or None if it depends on the photo."""
+
+    @property
+    def per_file(self) -> int:
+        """Samples of a dataset for each of its files."""
+        return 1
 
     @abstractmethod
     def region(self, width: int, height: int, rng: np.random.Generator | None = None) -> Region:
@@ -110,20 +112,8 @@ class Crop(ABC):
             DecodeError: the file is missing, damaged, or no image that OpenCV knows.
             ValueError: `out` has another shape or dtype.
         """
-        if not isinstance(source, (str, os.PathLike)):
-            return self._read(bytes(source), out, index, backend)
-        try:
-            with READ, open(source, "rb") as file:
-                data = file.read()
-            count_read(len(data))
-        except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-            why = f"{getattr(error, 'strerror', None) or error}.\n  Replace the file, or leave it out of the dataset."
-            raise _named(why, source, index) from error
-        try:
-            with DECODE:
-                return self._read(data, out, index, backend)
-        except DecodeError as error:  # which knows nothing of the path
-            raise _named(str(error).split(": ", 1)[1], source, index) from error.__cause__
+        with open_image(source, index, backend) as image:
+            return self._read(image, out)
 
     def apply(
         self, picture: np.ndarray[Any, np.dtype[np.uint8]], out: np.ndarray[Any, np.dtype[np.uint8]] | None = None
@@ -146,48 +136,46 @@ class Crop(ABC):
             raise ValueError(f"the crop's {region} is not inside the picture of {width} x {height} pixels.")
         return self._resized(region.of(picture), self._shape_of(region), out)
 
-    def _read(
-        self, data: bytes, out: np.ndarray[Any, Any] | None, index: int | None, backend: Backend | None
-    ) -> np.ndarray[Any, np.dtype[np.uint8]]:
-        if not data.startswith(SIGNATURE):
-            # Other formats are decoded whole, and their pixels tell their size.
-            return self.apply(read_image(data, index=index, backend=backend), out)
-        width, height = image_size(data, index=index)
+    def _read(self, image: EncodedImage, out: np.ndarray[Any, Any] | None) -> np.ndarray[Any, np.dtype[np.uint8]]:
+        if not image.is_jpeg:  # decoded whole
+            return self.apply(image.picture(), out)
+        width, height = image.size()
         region = self.region(width, height)
+        if not region.is_inside(width, height):
+            raise ValueError(f"the crop's {region} is not inside the picture of {width} x {height} pixels.")
         shape = self._shape_of(region)
-        scale = 1 if self.exact else self._scale(region, shape, (width, height), len(data), backend)
+        scale = 1 if self.exact else self._scale(region, shape, (width, height), image)
         if scale > 1:
             region = _snapped(region, scale, width, height)
-        part = read_image(data, region=region, scale=scale, index=index, backend=backend)  # type: ignore[arg-type]
-        return self._resized(part, shape, out)
+        return self._resized(image.read("RGB", region, scale), shape, out)
 
     def _shape_of(self, region: Region) -> tuple[int, int]:
         """(height, width) of the result."""
         assert self.shape is not None
-        return self.shape
+        height, width = self.shape
+        return height, width
 
-    def _scale(
-        self, region: Region, shape: tuple[int, int], photo: tuple[int, int], nbytes: int, backend: Backend | None
-    ) -> int:
+    def _scale(self, region: Region, shape: tuple[int, int], photo: tuple[int, int], image: EncodedImage) -> int:
         """The cheapest scale that leaves enough pixels; 8 stands for an eighth."""
         # One more than the result has, since snapping to blocks may take one away.
         height, width = _PIXELS_LEFT * (shape[0] + 1), _PIXELS_LEFT * (shape[1] + 1)
         scale = 8
         while scale > 1 and (region.width < scale * width or region.height < scale * height):
             scale //= 2
-        if scale == 1 or backend == "opencv" or not nvimagecodec.agrees_with_opencv():
-            return scale  # OpenCV decodes whole photos, and the smaller the scale the sooner
+        if scale == 1 or image.restarts is not None or image.reads_all():
+            return scale  # OpenCV decodes all that it is given, and the smaller the scale the sooner
         pixels = region.width * region.height
         area = _NS_OF_AREA_PER_PIXEL if self.interpolation in (None, cv2.INTER_AREA) else 0.0
-        whole = _NS_PER_BYTE * nbytes + _NS_PER_PIXEL[scale] * photo[0] * photo[1] + area * pixels / scale**2
-        part = _NS_PER_BYTE * nbytes * (region.top + region.height) / photo[1] + (_NS_PER_PIXEL[1] + area) * pixels
+        whole = _NS_PER_BYTE * image.nbytes + _NS_PER_PIXEL[scale] * photo[0] * photo[1] + area * pixels / scale**2
+        part = (
+            _NS_PER_BYTE * image.nbytes * (region.top + region.height) / photo[1] + (_NS_PER_PIXEL[1] + area) * pixels
+        )
         return scale if whole < part else 1
 
     def _resized(
         self, part: np.ndarray[Any, Any], shape: tuple[int, int], out: np.ndarray[Any, Any] | None
     ) -> np.ndarray[Any, np.dtype[np.uint8]]:
-        if out is not None and (out.shape != (*shape, 3) or out.dtype != np.uint8):
-            raise ValueError(f"out is {out.dtype} of shape {out.shape}; the crop gives uint8 of shape {(*shape, 3)}.")
+        check_out(out, shape)
         height, width = shape
         interpolation = self.interpolation
         if interpolation is None:
@@ -230,7 +218,7 @@ class RandomResizedCrop(Crop):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _as_shape(self.size)
+        as_shape(self.size)
         least, greatest = self.scale
         if not 0 < least <= greatest <= 1:
             raise ValueError(f"scale {self.scale!r}: expected (least, greatest) with 0 < least <= greatest <= 1.")
@@ -243,7 +231,7 @@ class RandomResizedCrop(Crop):
     @property
     def shape(self) -> tuple[int, int]:
         """(height, width) of every result."""
-        return _as_shape(self.size)
+        return as_shape(self.size)
 
     def region(self, width: int, height: int, rng: np.random.Generator | None = None) -> Region:
         """A random part of a photo of width by height."""
@@ -296,16 +284,16 @@ class CenterCrop(Crop):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if max(_as_shape(self.size)) > self.resize:
+        if max(as_shape(self.size)) > self.resize:
             raise ValueError(
                 f"size {self.size!r} is more than resize={self.resize!r}: the photo's shorter side may not hold it.\n"
-                f"  Pass a larger resize=, such as {math.ceil(max(_as_shape(self.size)) * 8 / 7)}."
+                f"  Pass a larger resize=, such as {math.ceil(max(as_shape(self.size)) * 8 / 7)}."
             )
 
     @property
     def shape(self) -> tuple[int, int]:
         """(height, width) of every result."""
-        return _as_shape(self.size)
+        return as_shape(self.size)
 
     def region(self, width: int, height: int, rng: np.random.Generator | None = None) -> Region:
         """The middle of a photo of width by height."""
@@ -332,12 +320,12 @@ class Resize(Crop):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _as_shape(self.size)
+        as_shape(self.size)
 
     @property
     def shape(self) -> tuple[int, int] | None:
         """(height, width) of every result, or None if it depends on the photo."""
-        return _as_shape(self.size) if isinstance(self.size, tuple) else None
+        return as_shape(self.size) if isinstance(self.size, tuple) else None
 
     def region(self, width: int, height: int, rng: np.random.Generator | None = None) -> Region:
         """All of a photo of width by height."""
@@ -350,7 +338,17 @@ class Resize(Crop):
         return side * region.height // shorter, side * region.width // shorter
 
 
-def _as_shape(size: Size) -> tuple[int, int]:
+def check_out(out: np.ndarray[Any, Any] | None, shape: tuple[int, ...]) -> None:
+    """Nothing, if a result of this shape can be written there.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    if out is not None and (out.shape != (*shape, 3) or out.dtype != np.uint8):
+        raise ValueError(f"out is {out.dtype} of shape {out.shape}; the crop gives uint8 of shape {(*shape, 3)}.")
+
+
+def as_shape(size: Size) -> tuple[int, int]:
     """(height, width) of a size as it is given.
 
     Raises:
@@ -376,9 +374,3 @@ def _snapped(region: Region, scale: int, width: int, height: int) -> Region:
     right = min(width, (region.left + region.width + half) // scale * scale)
     bottom = min(height, (region.top + region.height + half) // scale * scale)
     return Region(left, top, right - left, bottom - top)
-
-
-def _named(why: str, path: str | os.PathLike[str], index: int | None) -> DecodeError:
-    name = printable(os.fspath(path))
-    subject = f'image "{name}"' if index is None else describe_sample(index, name)
-    return DecodeError(f"{subject}: {why}", index=index, source=name)

@@ -13,6 +13,7 @@ import torch
 
 from loaders import ImageFolder
 from loaders.demo.network import SIZE, SmallNet, load, normalise, save
+from loaders.demo.photos import read_photo
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -84,6 +85,20 @@ def test_train_device_learns_with_few_readings_of_the_device(run, few_photos):
     assert losses[-1] < losses[0]
     accuracy = re.search(r"^validation accuracy ([\d.]+)%$", done.stdout, re.MULTILINE)
     assert float(accuracy[1]) > 60  # chance is 33
+
+
+def test_patches_prepares_photos_and_learns_from_windows_of_them(run, tmp_path):
+    for name in ("coffee", "galaxies", "pagoda"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for number, photo in enumerate((read_photo(name), read_photo(name)[::-1])):
+            cv2.imwrite(str(tmp_path / "photos" / name / f"{number}.jpg"), cv2.resize(photo, (600, 400)))
+    done = run("patches.py", "photos", "--per-photo", 24, "--epochs", 3, "--workers", 1)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("6 JPEGs have restart markers.")
+    told = re.findall(r"^epoch \d: 144 patches, ([\d.]+)% told right while learning$", done.stdout, re.MULTILINE)
+    assert len(told) == 3
+    assert float(told[-1]) > 60  # chance is 33
+    assert re.search(r"^patches per second: [\d,]+ prepared, [\d,]+ as they were$", done.stdout, re.MULTILINE)
 
 
 def test_evaluate_keeps_what_the_network_finds_in_dataset_order(run, few_photos, tmp_path):

@@ -6,9 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from loaders import (
     DataLoader,
@@ -21,6 +23,8 @@ from loaders import (
     to_image,
     to_numpy,
 )
+from loaders.cli import app
+from loaders.demo.photos import read_photo
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -71,6 +75,22 @@ def test_the_way_to_the_device_and_back_runs_as_it_stands():
         pair = [normalize(photos[number - step][0]).float().flatten()[:8].numpy() for step in (0, -63)]
         low, high = np.minimum(*pair), np.maximum(*pair)
         assert ((features[number] >= low - 0.02) & (features[number] <= high + 0.02)).all()
+
+
+def test_the_datasets_of_prepared_photos_are_as_they_stand(tmp_path, monkeypatch):
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/decoding.md").read_text(encoding="utf-8"), re.DOTALL)
+    for name in ("coffee", "retina"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        cv2.imwrite(str(tmp_path / "photos" / name / "1.jpg"), cv2.resize(read_photo(name), (400, 300)))
+    monkeypatch.chdir(tmp_path)
+    assert (
+        CliRunner().invoke(app, ["prepare", "photos", "prepared", "--quality", "90", "--workers", "1"]).exit_code == 0
+    )
+    names = {}
+    exec(code, names)
+    assert [len(names[name]) for name in ("patches", "stacks", "imagenet")] == [16, 2, 2]
+    shapes = [names[name][1]["image"].shape for name in ("patches", "stacks", "imagenet")]
+    assert shapes == [(224, 224, 3), (8, 224, 224, 3), (224, 224, 3)]
 
 
 def test_the_commands_are_targets_of_the_makefile():

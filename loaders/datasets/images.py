@@ -13,6 +13,7 @@ from loaders.crops import Crop
 from loaders.datasets.into import copy_into, without_image
 from loaders.datasets.protocol import IndexedDataset, in_range
 from loaders.decode import EXTENSIONS, printable, read_image
+from loaders.decode.image import expect_restarts
 from loaders.errors import DatasetError, FieldDtypeError, FieldNameError, FieldShapeError, SampleError, describe_sample
 from loaders.planes import NormalizedPlanes
 from loaders.stages import AUGMENT
@@ -57,9 +58,9 @@ class ImageFiles(IndexedDataset):
         labels: one per path: an ndarray (a row may be a vector or a mask), a table's column, or any sequence. Kept as
             an ndarray, of dtype object where the labels have no common shape.
         transform: sample → sample, applied to the dict.
-        crop: what of each image is decoded, and to what size it is resized: `RandomResizedCrop`, `CenterCrop` or
-            `Resize`; before the transform. None decodes all of it. In a `loaders.DataLoader` without a transform the
-            pixels are written where the batch has them.
+        crop: what of each image is decoded, and to what size it is resized: `RandomResizedCrop`, `CenterCrop`,
+            `Resize`, or `RandomPatches`, which may make several samples of one file; before the transform. None decodes
+            all of it. In a `loaders.DataLoader` without a transform the pixels are written where the batch has them.
         normalize: (mean, std), one number per channel, of pixels scaled to 0 … 1. The image comes out as float32
             (3, H, W), `(x / 255 - mean) / std`; after the transform, which must leave it uint8. In a
             `loaders.DataLoader` it is written where the batch has it. For training on a CPU: where there is an
@@ -71,6 +72,7 @@ class ImageFiles(IndexedDataset):
 
     Raises:
         DatasetError: paths and labels differ in length.
+        ValueError: `normalize` is not (mean, std), or the crop stacks several windows, of which it takes one.
         DecodeError: on reading; names the sample's index and path.
         FieldNameError, FieldDtypeError, FieldShapeError: on reading; the transform left nothing that can be normalised.
     """
@@ -90,6 +92,9 @@ class ImageFiles(IndexedDataset):
         self.crop = crop
         self.normalize = normalize
         self._planes = None if normalize is None else _planes_of(normalize)
+        if normalize is not None and crop is not None and crop.shape is not None and len(crop.shape) > 2:
+            raise ValueError("normalize= takes one image per sample, and the crop stacks several: leave stacked= out.")
+        self._per_file = 1 if crop is None else crop.per_file
         if isinstance(paths, (str, bytes, os.PathLike)):
             raise TypeError(
                 f"paths is one path, {os.fspath(paths)!r}, not several; did you mean ImageFolder or [path]?"
@@ -100,7 +105,7 @@ class ImageFiles(IndexedDataset):
             raise DatasetError(f"{len(self.paths):,} paths but {len(self.labels):,} labels; each image needs one.")
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return self._per_file * len(self.paths)
 
     def __getitem__(self, index: SupportsIndex) -> Any:
         sample = super().__getitem__(index)
@@ -111,12 +116,15 @@ class ImageFiles(IndexedDataset):
         return {**sample, "image": image}
 
     def _read(self, index: int) -> dict[str, Any]:
-        path = self.paths[index]
+        path = self._path_of(index)
         image = read_image(path, index=index) if self.crop is None else self.crop.read(path, index=index)
         return {"image": image} if self.labels is None else {"image": image, "label": self._label_of(index)}
 
+    def _path_of(self, index: int) -> str:
+        return self.paths[index // self._per_file]
+
     def _label_of(self, index: int) -> Any:
-        label = self.labels[index]  # type: ignore[index]  # only where there are labels
+        label = self.labels[index // self._per_file]  # type: ignore[index]  # only where there are labels
         return label.item() if isinstance(label, (np.integer, np.str_)) else label
 
     @property
@@ -140,7 +148,7 @@ class ImageFiles(IndexedDataset):
 
     def _read_crop_into(self, index: SupportsIndex, out: dict[str, Any]) -> None:
         position = in_range(index, len(self))
-        self.crop.read(self.paths[position], out["image"], index=position)  # type: ignore[union-attr]  # there is one
+        self.crop.read(self._path_of(position), out["image"], index=position)  # type: ignore[union-attr]  # there is one
         if self.labels is not None:
             out["label"][...] = self._label_of(position)
 
@@ -178,11 +186,15 @@ class ImageFiles(IndexedDataset):
 
     def describe(self, index: SupportsIndex) -> str:
         """The path of the sample's file, fit for printing."""
-        return printable(self.paths[index])
+        return printable(self._path_of(in_range(index, len(self))))
 
     def __repr__(self) -> str:
         labels = "" if self.labels is None else f", labels {self.labels.dtype} {self.labels.shape}"
-        return f"ImageFiles({len(self):,} images{labels})"
+        return f"ImageFiles({self._count()}{labels})"
+
+    def _count(self) -> str:
+        several = f", {self._per_file} samples of each" if self._per_file > 1 else ""
+        return f"{len(self.paths):,} images{several}"
 
 
 class ImageFolder(ImageFiles):
@@ -246,11 +258,13 @@ class ImageFolder(ImageFiles):
         labels = np.repeat(np.arange(len(images)), [len(found) for found in images])
         paths = [path for found in images for path in found]
         super().__init__(paths, labels, transform, crop=crop, normalize=normalize)
+        if crop is not None:
+            expect_restarts(root, self.paths[0])
 
     def __repr__(self) -> str:
         names = _first([printable(name) for name in self.classes])
         root = printable(os.fspath(self.root))
-        return f'ImageFolder("{root}", {len(self):,} images, {len(self.classes)} classes: {names})'
+        return f'ImageFolder("{root}", {self._count()}, {len(self.classes)} classes: {names})'
 
 
 def _first(names: list[str]) -> str:

@@ -13,9 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.photo_zoo import encode, exif, jpeg, photo, with_exif, zoo
 
-from loaders import CenterCrop, DecodeError, RandomResizedCrop, Resize, crops, image_size, read_image
+from loaders import CenterCrop, DecodeError, RandomResizedCrop, Resize, image_size, read_image
 from loaders.crops import Crop
-from loaders.decode import nvimagecodec
+from loaders.decode import nvimagecodec, opencv
+from loaders.decode.image import EncodedImage
 from loaders.decode.region import Region
 from loaders.demo.photos import read_photo
 from loaders.rng import enter_sample, leave_sample
@@ -87,13 +88,13 @@ def test_a_region_that_is_not_shrunk_much_is_exact_without_being_asked():
 
 def scales_of(monkeypatch):
     """The list to which each later read appends its (region, scale)."""
-    seen = []
+    seen, read = [], EncodedImage.read
 
-    def read(source, **options):
-        seen.append((options.get("region"), options.get("scale")))
-        return read_image(source, **options)
+    def noted(self, mode="RGB", region=None, scale=1):
+        seen.append((region, scale))
+        return read(self, mode, region, scale)
 
-    monkeypatch.setattr(crops, "read_image", read)
+    monkeypatch.setattr(EncodedImage, "read", noted)
     return seen
 
 
@@ -160,7 +161,7 @@ def test_what_decodes_regions_is_asked_to_where_that_is_cheaper(part, scale, mon
     seen = scales_of(monkeypatch)
     monkeypatch.setattr(nvimagecodec, "agrees_with_opencv", lambda: True)
     monkeypatch.setattr(
-        nvimagecodec, "decode_jpeg_region", lambda data, region, mode: region.of(read_image(data)).copy()
+        nvimagecodec, "decode_jpeg_region", lambda data, region, mode: opencv.decode_jpeg_region(data, region, mode, 1)
     )
     noise = cv2.GaussianBlur(np.random.default_rng(0).integers(0, 256, (800, 800, 3), np.uint8), (0, 0), 1)
     file = jpeg(noise, quality=50)
@@ -174,7 +175,7 @@ def test_other_formats_are_read_once_and_exactly(monkeypatch):
     seen = scales_of(monkeypatch)
     file = encode(".png", photo(400, 300))
     result = Part((20, 30), (3, 5, 301, 291)).read(file)
-    assert seen == [(None, None)]
+    assert seen == [(None, 1)]
     np.testing.assert_array_equal(result, resized(read_image(file)[5:296, 3:304], 20, 30))
 
 

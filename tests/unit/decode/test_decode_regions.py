@@ -142,7 +142,7 @@ def test_a_region_of_numpy_integers_is_as_good_and_one_of_floats_is_refused():
     ("wrong", "told"),
     [
         ({"scale": 3}, "scale 3 is unknown; use 1, 2, 4 or 8"),
-        ({"backend": "pillow"}, 'backend \'pillow\' is unknown; use None, "opencv" or "nvimagecodec"'),
+        ({"backend": "pillow"}, 'backend \'pillow\' is unknown; use None, "opencv", "nvimagecodec" or "restarts"'),
     ],
 )
 def test_unknown_arguments_are_told_what_is_known(wrong, told):
