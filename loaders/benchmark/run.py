@@ -1,0 +1,118 @@
+"""One part of a comparison in a process of its own: `python -m loaders.benchmark.run PART FILE`.
+
+PART is JSON: the part's name, and its arguments. What it finds goes to FILE as JSON, since the target may print. Errors
+of ours end the process with status 1 and their message on stderr, without a traceback.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from loaders.benchmark.alone import (
+    Repeated,
+    copying_per_s,
+    device_copies_per_s,
+    first_sample,
+    is_dataset,
+    reading_per_s,
+)
+from loaders.benchmark.measurement import measure
+from loaders.benchmark.setups import Setup, spread_indices
+from loaders.benchmark.target import dataset_of, load_target
+from loaders.errors import LoadersError
+
+READY = "ready\n"
+# A pass is cut off after this many times the seconds asked for: the epoch was made for that long, and its end counts.
+_PATIENCE = 4
+
+
+def probe(target: str, crop: int, seconds: float) -> dict[str, Any]:
+    """What the target is, and how long its samples take to read."""
+    made = load_target(target, crop)
+    dataset = dataset_of(made)
+    found: dict[str, Any] = {"is_loader": dataset is not made, "kind": type(dataset or made).__name__, "length": None}
+    if is_dataset(dataset):
+        found["length"] = len(dataset)
+        indices = spread_indices(len(dataset), min(len(dataset), 4096)) if len(dataset) else None
+        found["per_s"] = reading_per_s(dataset, indices, seconds)
+    elif not hasattr(made, "batch_sampler"):
+        found["is_loader"] = True
+    return found
+
+
+def alone(target: str, crop: int, samples: int, seconds: float, together: bool) -> dict[str, Any]:
+    """Samples per second of the dataset alone, and of copies alone, in this one process.
+
+    With `together` it waits on its standard input before each of the two, so that several run at the same time.
+    """
+    dataset = dataset_of(load_target(target, crop))
+    indices = spread_indices(len(dataset), samples) if is_dataset(dataset) else None
+    sample = first_sample(dataset, indices)
+    _meet(together)
+    reading = reading_per_s(dataset, indices, seconds)
+    _meet(together)
+    return {"reading_per_s": reading, "copying_per_s": copying_per_s(sample, seconds)}
+
+
+def loader(
+    target: str, crop: int, setup: dict[str, Any], samples: int, batch_size: int, seconds: float
+) -> dict[str, Any]:
+    """One loader over the target: a warm-up pass and one that counts."""
+    made, which = load_target(target, crop), Setup(**setup)
+    dataset = dataset_of(made)
+    indices = spread_indices(len(dataset), samples) if is_dataset(dataset) else None
+    source = which.make(
+        made if hasattr(made, "batch_sampler") or which.whose == "as it is" else dataset, indices, batch_size
+    )
+    return measure(source, name=which.name, rounds=1, seconds=seconds * _PATIENCE).to_dict()
+
+
+def delivery(target: str, crop: int, setup: dict[str, Any], batch_size: int, seconds: float) -> dict[str, Any]:
+    """Samples per second of one ready sample through our loader."""
+    dataset = dataset_of(load_target(target, crop))
+    ready = Repeated(first_sample(dataset), 1 << 40)
+    source = Setup(**setup).make(ready, range(1 << 40), batch_size)
+    return {"delivery_per_s": measure(source, rounds=1, seconds=seconds).samples_per_s.median}
+
+
+def device(target: str, crop: int, batch_size: int) -> dict[str, Any]:
+    """Samples per second from page-locked memory to the device, nothing else; None without one."""
+    sample = first_sample(dataset_of(load_target(target, crop)))
+    return {"device_per_s": device_copies_per_s(sample, batch_size)}
+
+
+PARTS: dict[str, Callable[..., dict[str, Any]]] = {
+    "probe": probe,
+    "alone": alone,
+    "loader": loader,
+    "delivery": delivery,
+    "device": device,
+}
+
+
+def _meet(together: bool) -> None:
+    if together:
+        print(READY, end="", flush=True)
+        sys.stdin.readline()
+
+
+def main(part: str, file: str) -> int:
+    """Do the part, write what it found to the file."""
+    arguments = json.loads(part)
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it asks a server otherwise, in each of these processes
+    try:
+        found = PARTS[arguments.pop("part")](**arguments)
+    except LoadersError as error:
+        print(error, file=sys.stderr)
+        return 1
+    Path(file).write_text(json.dumps(found), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))
