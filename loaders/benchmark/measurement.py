@@ -10,12 +10,16 @@ from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 from loaders.benchmark.alone import Alone, is_dataset
-from loaders.benchmark.processes import cpu_s, pss_nbytes
+from loaders.benchmark.processes import cpu_s, memory_nbytes
 from loaders.errors import DatasetError
 from loaders.tree import leaves
 
 # Of the batches of a pass, the first that are not counted for the rate: workers fill their queues, or just started.
 _LEAD_IN = 0.25
+# A pass is not cut off before it has had so many batches: those that were ready when the first one came must not be
+# all there is. But after so many times its time it is.
+_LEAST_BATCHES = 24
+_PATIENCE = 10
 # Between two looks at the memory of all processes: each takes milliseconds.
 _LOOK_S = 0.1
 
@@ -67,7 +71,7 @@ class Measurement:
         name: of what was measured.
         first_batch: seconds to the first batch of the very first pass: workers start, files are read cold.
         memory_nbytes: the most that all processes took while iterating, each shared page counted once (PSS), beside
-            what the process had taken before; None where the platform does not tell. See `pss_nbytes`.
+            what the process had taken before; None where the platform does not tell. See `processes.memory_nbytes`.
         passes: one for each round.
     """
 
@@ -153,7 +157,8 @@ def measure(
             each under its key, with OpenCV's own threads off.
         name: for tables; by default the type's.
         rounds: how many passes are counted, at least 1.
-        seconds: a pass ends with its epoch, or after this long. Only where epochs end is their turn measured.
+        seconds: a pass ends with its epoch, or this long after its first batch if it has had two dozen of them. Only
+            where epochs end is their turn measured.
         each: called with every batch, such as a training step; its time counts.
 
     Raises:
@@ -169,7 +174,7 @@ def measure(
     if isinstance(source, Iterator):
         raise TypeError(f"{name} can be iterated only once: pass the loader itself, or a list of its batches.")
     single = isinstance(source, Alone) or _gives_samples(source)
-    before = pss_nbytes()
+    before = memory_nbytes()
     run = _Passes(source, name, seconds, each, single)
     first = run.go_through(look=True)
     passes = tuple(run.go_through() for _ in range(rounds))
@@ -206,7 +211,8 @@ class _Passes:
             if look and now - looked > _LOOK_S:
                 self._look()
                 looked = time.perf_counter()
-            if now - began > self._seconds and len(arrivals) > 1:
+            elapsed_s = now - arrivals[0][0]
+            if elapsed_s > self._seconds and (len(arrivals) >= _LEAST_BATCHES or elapsed_s > _PATIENCE * self._seconds):
                 ended = False
                 break
         if not arrivals:
@@ -232,7 +238,7 @@ class _Passes:
         return (1 if self._single or samples is None else samples), nbytes
 
     def _look(self) -> None:
-        found = pss_nbytes()
+        found = memory_nbytes()
         if found is not None:
             self.most_nbytes = max(found, self.most_nbytes or 0)
 

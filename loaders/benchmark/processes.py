@@ -28,21 +28,28 @@ def cpu_s() -> float:
     return own + sum(_cpu_s_of(pid) for pid in descendants())
 
 
-def pss_nbytes() -> int | None:
+def memory_nbytes() -> int | None:
     """Memory of this process and all below it in bytes, each shared page counted once; None where that is not told.
 
-    It is what `Pss` in /proc/PID/smaps_rollup adds up to. Bytes that wait in a file which nobody has mapped yet, as
-    tensors on their way to torch's own loader do, belong to no process and are not in it.
+    It is the `Pss` of /proc/PID/smaps_rollup, added up, but for shared memory: of that the machine's is taken. Bytes
+    that wait in a file which nobody has mapped, as tensors on their way to torch's own loader do, belong to no process.
+    So only differences mean something, and other programs that use shared memory disturb them.
     """
-    total = 0
+    total = _kilobytes(_PROC / "meminfo").get("Shmem", 0)
     for pid in (os.getpid(), *descendants()):
         try:
-            lines = (_PROC / str(pid) / "smaps_rollup").read_text().splitlines()
-            total += next(int(line.split()[1]) for line in lines if line.startswith("Pss:")) * 1024
-        except (OSError, StopIteration):
+            sizes = _kilobytes(_PROC / str(pid) / "smaps_rollup")
+            total += sizes["Pss"] - sizes["Pss_Shmem"]
+        except (OSError, KeyError):
             if pid == os.getpid():
                 return None
-    return total
+    return total * 1024
+
+
+def _kilobytes(file: Path) -> dict[str, int]:
+    """What lines like `Pss:  123 kB` say."""
+    lines = (line.split() for line in file.read_text().splitlines())
+    return {words[0].rstrip(":"): int(words[1]) for words in lines if len(words) == 3 and words[2] == "kB"}
 
 
 def _cpu_s_of(pid: int) -> float:
