@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ _NEAR = 0.85
 _LEAST_BATCHES = 24
 _MOST_SAMPLES = 1 << 20
 _TIMEOUT_S = 900
+_ALONE = "the dataset alone"
 
 
 @dataclass(frozen=True)
@@ -166,7 +167,7 @@ def compare(
     if samples is None:
         wanted = kind.get("per_s", 0) * cores * seconds
         samples = int(min(max(wanted, _LEAST_BATCHES * batch_size), _MOST_SAMPLES))
-    most = Setup("ours", max((setup.workers for setup in chosen), default=0) or cores)
+    batch_size = kind["batch_size"] or batch_size
     parts: dict[str, Callable[[], Any]] = {
         setup.name: lambda setup=setup: _run(  # type: ignore[misc]  # mypy infers no lambda with a default
             "loader", setup=asdict(setup), samples=samples, batch_size=batch_size, seconds=seconds, **common
@@ -174,46 +175,50 @@ def compare(
         for setup in chosen
     }
     if has_length:
-        parts["the dataset alone"] = lambda: _run_together(
-            cores, "alone", samples=samples, seconds=seconds, together=True, **common
-        )
-        parts["delivery alone"] = lambda: _run(
-            "delivery", setup=asdict(most), batch_size=batch_size, seconds=seconds, **common
-        )
+        parts[_ALONE] = lambda: _run_together(cores, "alone", samples=samples, seconds=seconds, together=True, **common)
     found: dict[str, list[Any]] = {name: [] for name in parts}
     for number in range(rounds):
         for name in parts if number % 2 == 0 else reversed(parts):
             tell(f"round {number + 1} of {rounds}: {name}")
             found[name].append(parts[name]())
     measurements = tuple(
-        Measurement.merged([Measurement.from_dict(each) for each in found[setup.name]]) for setup in chosen
+        Measurement.merged([Measurement.from_dict(each["loader"]) for each in found[setup.name]]) for setup in chosen
     )
-    ceilings = _ceilings(found, cores, kind["kind"], most) if has_length else []
-    return Comparison(target, cores, batch_size, samples, tuple(chosen), measurements, tuple(ceilings))
+    whole = Comparison(target, cores, batch_size, samples, tuple(chosen), measurements, ())
+    if not has_length:
+        return whole
+    best = whole.best().name
+    ceilings = [*_of_the_dataset(found[_ALONE], cores, kind["kind"]), *_of_delivery(found[best], best)]
+    return replace(whole, ceilings=tuple(sorted(ceilings, key=lambda ceiling: ceiling.samples_per_s.median)))
 
 
-def _ceilings(found: dict[str, list[Any]], cores: int, kind: str, most: Setup) -> list[Ceiling]:
-    alone, delivery = found["the dataset alone"], found["delivery alone"]
+def _of_the_dataset(alone: Sequence[dict[str, list[float | None]]], cores: int, kind: str) -> list[Ceiling]:
     on_cores = "one core" if cores == 1 else f"{cores} cores at once"
     name = _DECODING if kind in ("ImageFolder", "ImageFiles") else _DATASET
-    one = statistics.median(rate for each in alone for rate in each["reading_per_s"])
-    values: dict[str, tuple[list[float | None], str]] = {
-        name: (
-            [sum(each["reading_per_s"]) for each in alone],
-            f"read by {on_cores}, {one:,.0f} a core, nothing delivered",
-        ),
-        _COPYING: ([_sum(each["copying_per_s"]) for each in alone], f"copied into batches by {on_cores}"),
-        _DELIVERY: ([each["delivery_per_s"] for each in delivery], f"one sample again and again, {most.name}"),
-        _DEVICE: ([each["device_per_s"] for each in delivery], "from page-locked memory, nothing else"),
-    }
-    known = [
-        Ceiling(
-            name, rate := Spread.of([each for each in rates if each is not None]), f"{rate.median:,.0f} samples/s {how}"
-        )
-        for name, (rates, how) in values.items()
-        if None not in rates
-    ]
-    return sorted(known, key=lambda ceiling: ceiling.samples_per_s.median)
+    reading, copying = ([each[what] for each in alone] for what in ("reading_per_s", "copying_per_s"))
+    one = statistics.median(rate for rates in reading for rate in rates if rate is not None)
+    return _known(
+        (name, [_sum(rates) for rates in reading], f"read by {on_cores}, {one:,.0f} a core, nothing delivered"),
+        (_COPYING, [_sum(rates) for rates in copying], f"copied into batches by {on_cores}"),
+    )
+
+
+def _of_delivery(runs: Sequence[dict[str, float | None]], name: str) -> list[Ceiling]:
+    return _known(
+        (_DELIVERY, [each["delivery_per_s"] for each in runs], f"of one sample again and again; {name}"),
+        (_DEVICE, [each["device_per_s"] for each in runs], "from page-locked memory, nothing else"),
+    )
+
+
+def _known(*ceilings: tuple[str, list[float | None], str]) -> list[Ceiling]:
+    """Those that were measured in every round."""
+    found = []
+    for name, rates, how in ceilings:
+        known = [rate for rate in rates if rate is not None]
+        if known and len(known) == len(rates):
+            spread = Spread.of(known)
+            found.append(Ceiling(name, spread, f"{spread.median:,.0f} samples/s {how}"))
+    return found
 
 
 def _sum(rates: Sequence[float | None]) -> float | None:

@@ -38,20 +38,24 @@ class Setup:
         kind = "process" if self.method == "process" else "thread"
         return f"{whose}, {self.workers} {kind}{'' if self.workers == 1 else 'es' if kind == 'process' else 's'}"
 
-    def make(self, target: Any, indices: Sequence[int] | None, batch_size: int) -> Any:
+    def make(self, target: Any, indices: Sequence[int] | None, batch_size: int, dataset: Any = None) -> Any:
         """The loader over a dataset, or one like the loader that was given.
 
         Args:
             target: a dataset, or a loader whose dataset and arguments are taken.
             indices: the samples of an epoch; None leaves the order to the loader, as streams need it.
             batch_size: where the target is a dataset.
+            dataset: to be read in place of the target's.
         """
         if self.whose == "as it is":
-            return target
+            if dataset is None:
+                return target
+            like = Setup("ours", target.num_workers, getattr(target, "worker_method", "process"))
+            return like.make(target, indices, batch_size, dataset)
         arguments: dict[str, Any] = {"batch_size": batch_size}
-        dataset = target
-        if hasattr(target, "batch_sampler"):
-            dataset = target.dataset
+        is_loader = hasattr(target, "batch_sampler")
+        dataset = dataset if dataset is not None else target.dataset if is_loader else target
+        if is_loader:
             arguments = {name: getattr(target, name) for name in _KEPT}
             if self.workers > 0 and target.num_workers > 0:
                 arguments |= {name: getattr(target, name) for name in _KEPT_WITH_WORKERS}

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from loaders.bridge import to_numpy
 from loaders.doctor.finding import Finding
 from loaders.stateful import bases
 from loaders.tree import leaves
@@ -24,8 +25,16 @@ def check_determinism(dataset: Any, indices: Sequence[int]) -> Finding:
     """Whether a sample comes out the same when it is read again under the same key."""
     check = "determinism"
     first, again = (_read(dataset, indices, seed=0) for _ in range(2))
-    if isinstance(first, Exception) or isinstance(again, Exception):
-        return Finding(check, "fine", "not looked at: not all samples can be read")
+    for found in (first, again):
+        if isinstance(found, Exception):
+            return Finding(
+                check,
+                "problem",
+                f"samples that can be read alone cannot be in a loader: {type(found).__name__}: {found}",
+                "Read it with DataLoader(dataset, num_workers=0) and follow the traceback.",
+            )
+    assert not isinstance(first, Exception)
+    assert not isinstance(again, Exception)
     if _differ(first, again):
         return Finding(
             check,
@@ -135,7 +144,7 @@ def check_spawned_worker(dataset: Any, index: int) -> Finding:
         timeout=_EVERY_RUN_S,
     )
     try:
-        there = [dict(leaves(sample)) for sample in loader]
+        there = [_fields(sample) for sample in loader]
     except (LoadersError, ImportError, AttributeError, pickle.PickleError, OSError, RuntimeError) as error:
         told = str(error).strip().splitlines()
         return Finding(
@@ -168,12 +177,14 @@ def _read(dataset: Any, indices: Sequence[int], seed: int) -> list[dict[str, Any
 
     loader: Any = DataLoader(dataset, batch_size=None, sampler=list(indices), seed=seed)
     try:
-        return [
-            {name: np.array(value) if hasattr(value, "__array__") else value for name, value in leaves(sample)}
-            for sample in loader
-        ]
+        return [_fields(sample) for sample in loader]
     except Exception as error:
         return error
+
+
+def _fields(sample: Any) -> dict[str, Any]:
+    """Copies of what a loader gave, as arrays again."""
+    return dict(leaves(to_numpy(sample)))
 
 
 def _differ(ours: list[dict[str, Any]], others: list[dict[str, Any]]) -> bool:

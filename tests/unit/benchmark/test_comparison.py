@@ -76,19 +76,24 @@ def test_rounds_are_interleaved_and_alternate(monkeypatch):
     def run(part, **arguments):
         done.append(arguments["setup"]["workers"] if part == "loader" else part)
         if part == "probe":
-            return {"is_loader": False, "kind": "ImageFolder", "length": 10, "per_s": 100.0}
-        return {
-            "loader": measured("a", 100.0).to_dict(),
-            "delivery": {"delivery_per_s": 1e5, "device_per_s": None},
-        }[part]
+            return {"is_loader": False, "kind": "ImageFolder", "length": 10, "per_s": 100.0, "batch_size": None}
+        name = Setup(**arguments["setup"]).name
+        return {"loader": measured(name, 100.0).to_dict(), "delivery_per_s": 1e5, "device_per_s": None}
 
     monkeypatch.setattr(comparison, "_run", run)
-    monkeypatch.setattr(
-        comparison, "_run_together", lambda *_, **__: {"reading_per_s": [60.0, 50.0], "copying_per_s": [1e6, 1e6]}
-    )
+
+    def run_together(count, part, **_):
+        done.append(part)
+        return {"reading_per_s": [60.0, 50.0], "copying_per_s": [1e6, 1e6]}
+
+    monkeypatch.setattr(comparison, "_run_together", run_together)
     found = compare("photos", lambda _: [Setup("ours", 0), Setup("ours", 2)], rounds=2)
-    assert done == ["probe", 0, 2, "delivery", "delivery", 2, 0]
-    assert found.ceilings[0].samples_per_s.median == 110
+    assert done == ["probe", 0, 2, "alone", "alone", 2, 0]
+    assert [(each.name, each.samples_per_s.median) for each in found.ceilings] == [
+        ("decoding", 110),
+        ("the delivery of ready samples", 1e5),
+        ("copying", 2e6),
+    ]
     assert len(found.measurements[0].passes) == 2
 
 
