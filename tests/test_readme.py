@@ -39,6 +39,15 @@ def test_the_way_to_the_device_and_back_runs_as_it_stands():
         assert ((features[number] >= low - 0.02) & (features[number] <= high + 0.02)).all()
 
 
+def test_the_way_to_measure_runs_as_it_stands(capsys):
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/benchmarking.md").read_text(encoding="utf-8"), re.DOTALL)
+    names = {}
+    exec(code, names)
+    assert capsys.readouterr().out.splitlines()[1].startswith("DataLoader ")
+    assert names["rate"] > 0
+    assert names["alone"].passes[0].samples > 0
+
+
 def test_the_commands_are_targets_of_the_makefile():
     targets = re.findall(r"^(\w[\w-]*):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
     named = set(re.findall(r"\bmake (\w+)", README))
