@@ -65,7 +65,9 @@ class Suite:
         self._missing: dict[str, str] = {}
         self._figures: dict[str, dict[str, list[dict[str, Any] | None]]] = {name: {} for name in names}
         self._peers = [peer for peer in peers if self._is_there(peer)]
-        self._source, self._photos = self._write_photos(folder)
+        self._source, photos = self._write_photos(folder)
+        self._files = folder / "files.json"
+        self._files.write_text(json.dumps(photos))
         for peer in self._peers:
             if hasattr(peer_module(peer), "prepare") and any(RUNS[name].of == "photos" for name in names):
                 self._tell(f"preparing {peer}")
@@ -115,17 +117,14 @@ class Suite:
         """One process. What fails once is noted, and not tried again."""
         python = python_of(peer)
         assert python is not None
-        about: dict[str, Any] = {"peer": peer, "prepared": str(self._folder / peer), **arguments}
-        listed = self._folder / "files.json"
-        listed.write_text(json.dumps(self._photos))
+        about = {"peer": peer, "files": str(self._files), "prepared": str(self._folder / peer), **arguments}
         try:
-            return run_fresh(
-                "benchmarks.runs", function, python=python, timeout_s=_TIMEOUT_S, files=str(listed), **about
-            )
+            return run_fresh("benchmarks.runs", function, python=python, timeout_s=_TIMEOUT_S, **about)
         except (RuntimeError, subprocess.TimeoutExpired) as error:
             lines = str(error).strip().splitlines() or [type(error).__name__]
             timed_out = isinstance(error, subprocess.TimeoutExpired)
             why = f"took longer than {_TIMEOUT_S} s" if timed_out else lines[-1][:_LAST_WORDS]
+            why = why.replace(str(self._folder), "…")
             self._missing[f"{peer}, {run}"] = why
             self._tell(f"  not measured: {why}")
             return None

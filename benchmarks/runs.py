@@ -41,8 +41,8 @@ def _ready(kind: str, count: int, shape: list[int], dtype: str = "uint8") -> dic
 RUNS = {
     "large uint8": Run("samples", 256, _ready("Ready", MANY, [224, 224, 3])),
     "large float32": Run("samples", 32, _ready("Ready", MANY, [512, 512, 3], "float32")),
-    "photos uint8": Run("photos", 128, {"normalised": False}),
-    "photos float32": Run("photos", 128, {"normalised": True}),
+    "photos uint8": Run("photos", 64, {"normalised": False}),
+    "photos float32": Run("photos", 64, {"normalised": True}),
     "heavy tail": Run("samples", 64, _ready("HeavyTailed", MANY, [64, 64, 3])),
     "small": Run("samples", 512, _ready("Ready", MANY, [28, 28])),
     "dicts": Run("samples", 256, _ready("Ready", MANY, [32, 32, 3])),

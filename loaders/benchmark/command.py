@@ -59,7 +59,9 @@ def run_bench(
         console.print(show.terminal_table(found.measurements, ratios))
     else:
         console.print(show.plain_table(found.measurements, ratios))
-    console.print("\nmedian (quartiles) of", settings["rounds"], "processes; batches of", found.batch_size)
+    rounds = settings["rounds"]
+    spread = ", ± half of what lies between the quartiles" if rounds > 1 else ""
+    console.print(f"\nmedian of {rounds} process{'es' if rounds > 1 else ''}{spread}; batches of {found.batch_size}")
     for line in show.ceiling_lines(found):
         console.print(line)
     console.print(f"\n{found.sentence()}")

@@ -20,7 +20,7 @@ from loaders.errors import DatasetError
 
 # From here on a loader does what its ceiling allows: the rest is what two measurements differ by.
 _NEAR = 0.85
-_LEAST_BATCHES = 24
+_LEAST_BATCHES = 24  # of an epoch: `measure` lets so many end by themselves
 _MOST_SAMPLES = 1 << 20
 _TIMEOUT_S = 900
 _ALONE = "the dataset alone"
@@ -89,7 +89,8 @@ class Comparison:
             return f"{rate}. The target has no dataset that could be read alone, so no ceiling was measured."
         lowest = self.ceilings[0]
         share = best.samples_per_s.median / lowest.samples_per_s.median
-        told = f"{rate}: you are at {share:.0%} of what {lowest.name} allows here ({lowest.how})."
+        at = f"at {share:.0%} of what" if share < 1 else "at what"
+        told = f"{rate}: you are {at} {lowest.name} allows here ({lowest.how})."
         setup = next(setup for setup, each in self._pairs() if each is best)
         if share >= _NEAR:
             return f"{told} {_WAYS_OUT[lowest.name]}"

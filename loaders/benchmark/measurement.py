@@ -16,7 +16,7 @@ from loaders.tree import leaves
 
 # Of the batches of a pass, the first that are not counted for the rate: workers fill their queues, or just started.
 _LEAD_IN = 0.25
-# A pass is not cut off before it has had so many batches: those that were ready when the first one came must not be
+# A pass is not cut off before it has had more batches than this: those that were ready when the first one came must not be
 # all there is. But after so many times its time it is.
 _LEAST_BATCHES = 24
 _PATIENCE = 10
@@ -212,7 +212,7 @@ class _Passes:
                 self._look()
                 looked = time.perf_counter()
             elapsed_s = now - arrivals[0][0]
-            if elapsed_s > self._seconds and (len(arrivals) >= _LEAST_BATCHES or elapsed_s > _PATIENCE * self._seconds):
+            if elapsed_s > self._seconds and (len(arrivals) > _LEAST_BATCHES or elapsed_s > _PATIENCE * self._seconds):
                 ended = False
                 break
         if not arrivals:

@@ -12,7 +12,7 @@ from loaders.errors import MissingExtraError
 if TYPE_CHECKING:
     from loaders.benchmark.comparison import Comparison
 
-HEADER = ("", "samples/s", "GB/s", "first batch", "epoch turn", "CPU cores", "memory")
+HEADER = ("", "samples/s", "GB/s", "first batch", "epoch turn", "cores", "memory")
 _OURS, _OTHERS, _LINE = "#1f5fa8", "#9ca3af", "#c62828"
 
 
@@ -48,9 +48,9 @@ def terminal_table(measurements: Sequence[Measurement], ratios: Mapping[str, Spr
     from rich.table import Table
 
     header, *lines = rows(measurements, ratios)
-    table = Table()
+    table = Table(box=None, pad_edge=False)
     for number, title in enumerate(header):
-        table.add_column(title, justify="left" if number == 0 else "right")
+        table.add_column(title, justify="left" if number == 0 else "right", no_wrap=number == 0)
     for line in lines:
         table.add_row(*line)
     return table
@@ -102,10 +102,10 @@ def _padded(row: Sequence[str], widths: Sequence[int]) -> list[str]:
 
 
 def _spread(spread: Spread, form: str) -> str:
-    """`5,421 (5,300 to 5,500)`, or the one value where all are the same."""
+    """`5,421 ±2%`: half of what lies between the quartiles, or the one value where all are the same."""
     if spread.low == spread.high:
         return f"{spread.median:{form}}"
-    return f"{spread.median:{form}} ({spread.low:{form}} to {spread.high:{form}})"
+    return f"{spread.median:{form}} ±{(spread.high - spread.low) / 2 / spread.median:.0%}"
 
 
 def _seconds(value: float) -> str:

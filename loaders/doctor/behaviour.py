@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -177,7 +178,9 @@ def _read(dataset: Any, indices: Sequence[int], seed: int) -> list[dict[str, Any
 
     loader: Any = DataLoader(dataset, batch_size=None, sampler=list(indices), seed=seed)
     try:
-        return [_fields(sample) for sample in loader]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's, of arrays that cannot be written to: they are only looked at
+            return [_fields(sample) for sample in loader]
     except Exception as error:
         return error
 

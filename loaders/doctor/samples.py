@@ -181,7 +181,7 @@ def check_sizes(reads: Sequence[Read], batch_size: int, available: int | None = 
     largest = max(sizes)
     needed = largest * batch_size * _OPEN_BATCHES
     told = (
-        f"{statistics.mean(sizes) / 1e3:,.0f} KB a sample, {largest * batch_size / 1e6:,.1f} MB a batch of "
+        f"{statistics.mean(sizes) / 1e3:,.1f} KB a sample, {largest * batch_size / 1e6:,.1f} MB a batch of "
         f"{batch_size}, about {needed / 1e6:,.0f} MB for {_OPEN_BATCHES} of them"
     )
     if needed > available / 2:

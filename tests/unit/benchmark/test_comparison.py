@@ -43,6 +43,10 @@ def test_a_loader_at_its_ceiling_is_told_what_would_raise_it():
     assert "DecodedCache" in told
 
 
+def test_a_loader_above_its_ceiling_by_chance_is_at_it():
+    assert "you are at what decoding allows here" in compared({OURS: [1100.0]}).sentence()
+
+
 def test_the_lowest_ceiling_is_the_one_that_counts():
     told = compared({OURS: [940.0]}, decoding=5000.0, delivery=1000.0).sentence()
     assert "94% of what the delivery of ready samples allows" in told

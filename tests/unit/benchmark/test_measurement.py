@@ -89,7 +89,11 @@ def test_a_pass_that_was_cut_off_has_no_turn(clock):
     endless = clock.batches(*[0.1] * 1000)
     found = measure(endless, rounds=2, seconds=1)
     assert found.turn_s is None
-    assert found.passes[0].batches == 24  # more than a second's, so that what was ready at first is not all
+    assert found.passes[0].batches == 25  # more than a second's, so that what was ready at first is not all
+
+
+def test_an_epoch_of_two_dozen_batches_ends_by_itself_however_slow(clock):
+    assert measure(clock.batches(*[0.1] * 24), rounds=1, seconds=1).turn_s is not None
 
 
 def test_slow_batches_end_a_pass_before_there_are_many(clock):
