@@ -16,8 +16,8 @@ from loaders.tree import leaves
 
 # Of the batches of a pass, the first that are not counted for the rate: workers fill their queues, or just started.
 _LEAD_IN = 0.25
-# A pass is not cut off before it has had more batches than this: those that were ready when the first one came must not be
-# all there is. But after so many times its time it is.
+# A pass is not cut off before it has had more batches than this: those that were ready when the first one came must
+# not be all there is. But after so many times its time it is.
 _LEAST_BATCHES = 24
 _PATIENCE = 10
 # Between two looks at the memory of all processes: each takes milliseconds.

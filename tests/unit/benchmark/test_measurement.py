@@ -2,6 +2,8 @@
 
 import itertools
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -175,6 +177,15 @@ def test_what_cannot_be_iterated_again_is_refused(loader, message):
 def test_no_rounds_are_refused(dataset):
     with pytest.raises(ValueError, match="rounds=0"):
         measure(dataset, rounds=0)
+
+
+def test_measuring_needs_no_import_of_its_own_and_no_torch():
+    # Peers are measured in environments that have none.
+    script = (
+        "import sys, loaders as L; print(L.benchmark.measure.__name__, {'torch', 'cv2', 'rich'} & set(sys.modules))"
+    )
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert found.stdout == "measure set()\n"
 
 
 # -- what is kept
