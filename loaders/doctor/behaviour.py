@@ -49,11 +49,14 @@ def check_determinism(dataset: Any, indices: Sequence[int]) -> Finding:
     return Finding(check, "fine", "equal keys give equal samples" + (", other keys others" if drawn else ""))
 
 
-def check_repeated_augmentation(dataset: Any, index: int) -> Finding:
+def check_repeated_augmentation(dataset: Any, index: int, *, stock: bool = False) -> Finding:
     """Whether workers would repeat each other: copies of the dataset that draw the same, whatever their keys.
 
     Two copies stand for two workers. What is drawn from a generator that travels in the copy comes twice; what is
     keyed by the sample does not.
+
+    Args:
+        stock: of torch's own DataLoader, which keys nothing: there a pipeline of albumentations repeats, too.
     """
     check = "augmentation in workers"
     try:
@@ -62,7 +65,10 @@ def check_repeated_augmentation(dataset: Any, index: int) -> Finding:
         copies = [copy.deepcopy(dataset) for _ in range(2)]
     except Exception as error:
         return Finding(check, "fine", f"not looked at: the dataset cannot be copied ({type(error).__name__}: {error})")
-    ours, others = (_read(one, [index] * _REPETITIONS, seed=seed) for seed, one in enumerate(copies))
+    indices = [index] * _REPETITIONS
+    ours, others = (
+        _read_plainly(one, indices) if stock else _read(one, indices, seed) for seed, one in enumerate(copies)
+    )
     if isinstance(ours, Exception) or isinstance(others, Exception):
         return Finding(check, "fine", "not looked at: the sample cannot be read")
     if not any(_differ([ours[0]], [each]) for each in ours[1:]):
@@ -71,9 +77,10 @@ def check_repeated_augmentation(dataset: Any, index: int) -> Finding:
         return Finding(
             check,
             "problem",
-            "two workers draw the same numbers, and so does every epoch: a generator is part of the dataset, and each "
-            "worker starts from the same copy of it",
-            "Draw from loaders.sample_rng() in __getitem__; give albumentations to loaders.Albumentations.",
+            "two workers draw the same numbers: a generator is part of the dataset, and each worker starts from the "
+            "same copy of it, in every epoch" + (" of torch's own DataLoader" if stock else ""),
+            "Draw from loaders.sample_rng() in __getitem__; wrap albumentations in loaders.Albumentations"
+            + (", or use loaders.DataLoader." if stock else "."),
         )
     return Finding(check, "fine", "two workers draw differently")
 
@@ -181,6 +188,14 @@ def _read(dataset: Any, indices: Sequence[int], seed: int) -> list[dict[str, Any
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's, of arrays that cannot be written to: they are only looked at
             return [_fields(sample) for sample in loader]
+    except Exception as error:
+        return error
+
+
+def _read_plainly(dataset: Any, indices: Sequence[int]) -> list[dict[str, Any]] | Exception:
+    """The same by indexing alone, as a worker of torch's own loader does it."""
+    try:
+        return [_fields(dataset[index]) for index in indices]
     except Exception as error:
         return error
 

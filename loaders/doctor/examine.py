@@ -66,10 +66,17 @@ def examine_dataset(target: Any, *, count: int = SAMPLES, batch_size: int = 64, 
         samples.check_sizes(reads, batch_size),
         samples.check_slow_samples(reads),
         behaviour.check_determinism(dataset, readable),
-        behaviour.check_repeated_augmentation(dataset, readable[0]),
+        behaviour.check_repeated_augmentation(dataset, readable[0], stock=_is_stock(target)),
         behaviour.check_open_files(dataset),
         behaviour.check_pickling(dataset, method),
     ]
     if spawn:
         found.append(behaviour.check_spawned_worker(dataset, readable[0]))
     return found
+
+
+def _is_stock(target: Any) -> bool:
+    """Whether this is torch's own DataLoader."""
+    from loaders.dataloader import DataLoader
+
+    return hasattr(target, "batch_sampler") and not isinstance(target, DataLoader)

@@ -32,7 +32,7 @@ def check_batch_memory() -> Finding:
     check = "shared memory of batches"
     try:
         arena = Arena(1 << 24, shared=True)
-    except (OSError, BufferMemoryError) as error:
+    except (OSError, AttributeError, BufferMemoryError) as error:
         return Finding(
             check,
             "problem",

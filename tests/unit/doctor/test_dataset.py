@@ -171,6 +171,31 @@ def test_what_is_keyed_by_the_sample_is_deterministic_and_repeats_nowhere(make):
     assert (found.severity, found.what) == ("fine", "two workers draw differently")
 
 
+class Pipeline:
+    """Augments as albumentations does: from a generator of its own, which can be set."""
+
+    def __init__(self):
+        self.set_random_state(np.random.default_rng(0), random.Random(0))
+
+    def set_random_state(self, generator, python):
+        self.generator = generator
+
+    def __call__(self, sample):
+        return {"x": sample["x"] + self.generator.random()}
+
+
+@pytest.mark.parametrize(
+    ("loader", "severity"), [(DataLoader, "fine"), (torch.utils.data.DataLoader, "problem"), (None, "fine")]
+)
+def test_a_pipeline_of_albumentations_repeats_in_torchs_own_loader_alone(loader, severity):
+    dataset = ArrayDataset({"x": np.zeros((8, 3))}, Pipeline())
+    target = dataset if loader is None else loader(dataset, num_workers=2)
+    (found,) = [
+        each for each in examine_dataset(target, count=4, spawn=False) if each.check == "augmentation in workers"
+    ]
+    assert found.severity == severity
+
+
 def test_without_randomness_there_is_nothing_to_repeat():
     assert behaviour.check_repeated_augmentation(Made(constant), 0).what == "nothing is drawn"
     assert behaviour.check_determinism(Made(constant), [0]).what == "equal keys give equal samples"
