@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness import keep, run_fresh
+from benchmarks.harness import keep, machine, run_fresh
 from benchmarks.peers import PEERS
 from benchmarks.peers.install import python_of
 from benchmarks.runs import RUNS, does, peer_module
@@ -87,6 +87,7 @@ class Suite:
     def content(self, rounds: int, *, short: bool) -> dict[str, Any]:
         """What is kept. `short` marks what is no measurement, only a trial."""
         return {
+            "machine": machine(),
             "short": short,
             "rounds": rounds,
             "seconds": self._seconds,

@@ -53,7 +53,7 @@ def comparison(content: Mapping[str, Any], plot: str | None = None) -> str:
     lines = [
         "## Loaders",
         "",
-        f"Median (quartiles) of {content['rounds']} fresh processes for each figure; the best of a column is bold. "
+        f"Median (quartiles) of {content['rounds']} rounds, each in a fresh process; the best of a column is bold. "
         "Where a cell is empty, the peer does not do this, or it was not measured. Photographs: JPEG files of 500 x "
         "375 pixels, a random crop of each resized to 224 x 224 and maybe mirrored, in batches of 64. "
         f"`python -m benchmarks.compare`. {machine_line(content['machine'])}",

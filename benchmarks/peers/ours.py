@@ -21,10 +21,12 @@ def samples(dataset: Any, batch_size: int, workers: int) -> Any:
 
 
 def photos(photos: Photos, batch_size: int, workers: int, normalised: bool) -> Any:
+    import cv2
+
     from loaders import ImageFiles, RandomResizedCrop
 
     normalize = (MEAN, STD) if normalised else None
-    crop = RandomResizedCrop(SIZE)
+    crop = RandomResizedCrop(SIZE, interpolation=cv2.INTER_LINEAR)  # which is what the others do
     dataset = ImageFiles(photos.files, photos.labels, transform=_maybe_mirrored, crop=crop, normalize=normalize)
     return make(dataset, batch_size=batch_size, shuffle=True, num_workers=workers)
 

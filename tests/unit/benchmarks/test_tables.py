@@ -198,6 +198,18 @@ def test_a_run_that_failed_is_noted_and_not_tried_again(monkeypatch, tmp_path):
     assert len(found["figures"]["dicts"]["ours"]) == 2
 
 
+def test_the_command_keeps_and_prints_what_it_measured(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(harness, "RESULTS", tmp_path)
+    monkeypatch.setattr(compare, "run_fresh", lambda *_, peer, **__: rates(300 if peer == "ours" else 100)[0])
+    assert compare.main(["--only", "dicts,tuples", "--rounds", "2", "--out", "trial", "--short"]) == 0
+    told = capsys.readouterr().out
+    assert "round 2: tuples, ours" in told
+    assert "| loaders | **300** (300 to 300) | **300** (300 to 300) |" in told
+    found = json.loads((tmp_path / "trial.json").read_text())
+    assert (found["short"], found["rounds"], len(found["figures"]["dicts"]["ours"])) == (True, 2, 2)
+    assert found["machine"]["cores"] > 0
+
+
 def test_rounds_alternate_in_order(monkeypatch, tmp_path):
     tried = []
     monkeypatch.setattr(compare, "run_fresh", lambda *_, peer, **__: tried.append(peer) or rates(1)[0])
