@@ -8,6 +8,8 @@ round is over, in results/NAME.json; `python -m benchmarks.tables` makes the tab
 from __future__ import annotations
 
 import argparse
+import contextlib
+import importlib.metadata
 import json
 import subprocess
 import sys
@@ -92,7 +94,7 @@ class Suite:
             "rounds": rounds,
             "seconds": self._seconds,
             "photographs": self._source,
-            "versions": {peer: list(peer_module(peer).REQUIREMENTS) for peer in self._peers},
+            "versions": {peer: _versions(peer_module(peer)) for peer in self._peers},
             "not_measured": self._missing,
             "figures": self._figures,
         }
@@ -134,6 +136,15 @@ class Suite:
         pairs = {tuple(key.split(", ", 1)) for key in self._missing if ", " in key}
         unprepared = {peer for peer, run in pairs if run == "prepare"}
         return pairs | {(peer, name) for peer in unprepared for name in RUNS if RUNS[name].of == "photos"}
+
+
+def _versions(module: Any) -> list[str]:
+    """What is pinned for a peer, or of what is installed here that which it uses."""
+    found = list(module.REQUIREMENTS)
+    for name in getattr(module, "PACKAGES", ()):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found.append(f"{name}=={importlib.metadata.version(name)}")
+    return found
 
 
 def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:

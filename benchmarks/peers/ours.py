@@ -7,7 +7,8 @@ from typing import Any
 from benchmarks.workloads import MEAN, SIZE, STD, Photos
 
 NAME = "loaders"
-REQUIREMENTS = ()  # what runs the benchmark
+REQUIREMENTS = ()  # what runs the benchmark, of which these matter
+PACKAGES = ("torch", "numpy", "opencv-python-headless", "nvidia-nvimgcodec-cu12")
 
 
 def make(dataset: Any, **arguments: Any) -> Any:

@@ -7,7 +7,8 @@ from typing import Any
 from benchmarks.workloads import MEAN, SIZE, STD, Photos
 
 NAME = "torch, OpenCV + albumentations"
-REQUIREMENTS = ()  # what runs the benchmark
+REQUIREMENTS = ()  # what runs the benchmark, of which these matter
+PACKAGES = ("torch", "numpy", "opencv-python-headless", "albumentations")
 
 
 def make(dataset: Any, **arguments: Any) -> Any:

@@ -208,6 +208,7 @@ def test_the_command_keeps_and_prints_what_it_measured(monkeypatch, tmp_path, ca
     found = json.loads((tmp_path / "trial.json").read_text())
     assert (found["short"], found["rounds"], len(found["figures"]["dicts"]["ours"])) == (True, 2, 2)
     assert found["machine"]["cores"] > 0
+    assert found["versions"]["ours"][0].startswith("torch==")
 
 
 def test_rounds_alternate_in_order(monkeypatch, tmp_path):
