@@ -83,7 +83,7 @@ TABLES = {
     "Training": [
         Scenario("photographs, uint8: samples/s", "photos uint8", "samples_per_s"),
         Scenario("photographs, normalised float32: samples/s", "photos float32", "samples_per_s"),
-        Scenario("1 sample in 100 takes 30 times as long: samples/s", "heavy tail", "samples_per_s"),
+        Scenario("1 in 100 takes 30 times as long: samples/s", "heavy tail", "samples_per_s"),
     ],
     "Waiting and memory": [
         Scenario("first batch of 64: ms", "short epochs", "first_batch_s", 1e3, lower=True),

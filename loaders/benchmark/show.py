@@ -18,7 +18,7 @@ _OURS, _OTHERS, _LINE = "#1f5fa8", "#9ca3af", "#c62828"
 
 def rows(measurements: Sequence[Measurement], ratios: Mapping[str, Spread] | None = None) -> list[list[str]]:
     """The cells of the table, its header first; the ratios, by name, make a last column."""
-    table = [[*HEADER, "of torch's"] if ratios else list(HEADER)]
+    table = [[*HEADER, "torch's times"] if ratios else list(HEADER)]
     for each in measurements:
         turn, memory = each.turn_s, each.memory_nbytes
         cells = [
@@ -31,7 +31,7 @@ def rows(measurements: Sequence[Measurement], ratios: Mapping[str, Spread] | Non
             f"{memory / 1e6:,.0f} MB" if memory is not None else "",
         ]
         if ratios:
-            cells.append(f"{_spread(ratios[each.name], '.2f')} x" if each.name in ratios else "")
+            cells.append(_spread(ratios[each.name], ".2f") if each.name in ratios else "")
         table.append(cells)
     return table
 
@@ -48,9 +48,10 @@ def terminal_table(measurements: Sequence[Measurement], ratios: Mapping[str, Spr
     from rich.table import Table
 
     header, *lines = rows(measurements, ratios)
-    table = Table(box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
     for number, title in enumerate(header):
-        table.add_column(title, justify="left" if number == 0 else "right", no_wrap=number == 0)
+        # In two lines, so that the table fits into 80 columns.
+        table.add_column(title.replace(" ", "\n"), justify="left" if number == 0 else "right", no_wrap=True)
     for line in lines:
         table.add_row(*line)
     return table

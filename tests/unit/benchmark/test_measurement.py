@@ -1,5 +1,6 @@
 """`measure`: what a pass counts, and what it leaves out."""
 
+import io
 import itertools
 import json
 import subprocess
@@ -8,10 +9,12 @@ import sys
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 
 from loaders import ArrayDataset, DataLoader, DatasetError
 from loaders.benchmark import Measurement, Pass, Spread, measure, measurement
 from loaders.benchmark.alone import Alone
+from loaders.benchmark.show import terminal_table
 
 
 @pytest.fixture
@@ -211,3 +214,12 @@ def test_it_prints_as_a_table():
     header, line = str(measured(1234.6)).splitlines()
     assert header.split()[:2] == ["samples/s", "GB/s"]
     assert line.split()[:3] == ["a", "loader", "1,235"]
+
+
+def test_the_table_fits_a_terminal_of_80_columns():
+    found = Measurement.merged([measured(13_426.0, "loaders, 2 processes"), measured(12_000.0)])
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(terminal_table([found], {"loaders, 2 processes": Spread(1.71, 1.6, 1.8)}))
+    assert console.export_text().splitlines()[-1].split() == [
+        *("loaders,", "2", "processes", "12,713", "±3%", "0.01", "100.0", "ms", "1.5", "2", "MB", "1.71", "±6%")
+    ]
