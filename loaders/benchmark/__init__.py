@@ -10,6 +10,7 @@
 | `run` | one part of a comparison, in a fresh process |
 | `comparison` | all parts, interleaved, in rounds; the sentence that sums them up |
 | `show` | tables and a plot |
+| `command` | `loaders bench` |
 """
 
 from loaders.benchmark.measurement import Measurement, Pass, Spread, measure

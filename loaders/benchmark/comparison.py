@@ -22,6 +22,8 @@ from loaders.errors import DatasetError
 _NEAR = 0.85
 _LEAST_BATCHES = 24  # of an epoch: `measure` lets so many end by themselves
 _MOST_SAMPLES = 1 << 20
+# Processes that read the dataset alone at the same time; each has all of a program in memory.
+_MOST_READERS = 16
 _TIMEOUT_S = 900
 _ALONE = "the dataset alone"
 
@@ -165,10 +167,10 @@ def compare(
     has_length = kind["length"] is not None
     if not has_length and any(setup.whose != "as it is" for setup in chosen):
         raise DatasetError(f'"{target}" gave no dataset with a length: only the loader as it is can be measured.')
+    batch_size = kind["batch_size"] or batch_size
     if samples is None:
         wanted = kind.get("per_s", 0) * cores * seconds
         samples = int(min(max(wanted, _LEAST_BATCHES * batch_size), _MOST_SAMPLES))
-    batch_size = kind["batch_size"] or batch_size
     parts: dict[str, Callable[[], Any]] = {
         setup.name: lambda setup=setup: _run(  # type: ignore[misc]  # mypy infers no lambda with a default
             "loader", setup=asdict(setup), samples=samples, batch_size=batch_size, seconds=seconds, **common
@@ -176,7 +178,10 @@ def compare(
         for setup in chosen
     }
     if has_length:
-        parts[_ALONE] = lambda: _run_together(cores, "alone", samples=samples, seconds=seconds, together=True, **common)
+        readers = min(cores, _MOST_READERS)
+        parts[_ALONE] = lambda: _run_together(
+            readers, "alone", samples=samples, seconds=seconds, together=True, **common
+        )
     found: dict[str, list[Any]] = {name: [] for name in parts}
     for number in range(rounds):
         for name in parts if number % 2 == 0 else reversed(parts):
@@ -194,13 +199,16 @@ def compare(
 
 
 def _of_the_dataset(alone: Sequence[dict[str, list[float | None]]], cores: int, kind: str) -> list[Ceiling]:
+    readers = min(cores, _MOST_READERS)
     on_cores = "one core" if cores == 1 else f"{cores} cores at once"
+    if readers < cores:
+        on_cores = f"{readers} of {cores} cores at once and extrapolated"
     name = _DECODING if kind in ("ImageFolder", "ImageFiles") else _DATASET
-    reading, copying = ([each[what] for each in alone] for what in ("reading_per_s", "copying_per_s"))
-    one = statistics.median(rate for rates in reading for rate in rates if rate is not None)
+    reading, copying = ([_total(each[what], cores) for each in alone] for what in ("reading_per_s", "copying_per_s"))
+    one = statistics.median(rate for rate in reading if rate is not None) / cores
     return _known(
-        (name, [_sum(rates) for rates in reading], f"read by {on_cores}, {one:,.0f} a core, nothing delivered"),
-        (_COPYING, [_sum(rates) for rates in copying], f"copied into batches by {on_cores}"),
+        (name, reading, f"read by {on_cores}, {one:,.0f} a core, nothing delivered"),
+        (_COPYING, copying, f"copied into batches by {on_cores}"),
     )
 
 
@@ -222,9 +230,10 @@ def _known(*ceilings: tuple[str, list[float | None], str]) -> list[Ceiling]:
     return found
 
 
-def _sum(rates: Sequence[float | None]) -> float | None:
+def _total(rates: Sequence[float | None], cores: int) -> float | None:
+    """Of all cores, by the rates of processes that ran at the same time on as many of them."""
     known = [rate for rate in rates if rate is not None]
-    return sum(known) if known else None
+    return sum(known) * cores / len(known) if known else None
 
 
 def _command(part: str, file: Path, arguments: dict[str, Any]) -> list[str]:

@@ -8,6 +8,7 @@
 | `samples` | samples that were read on trial, and what shows in them |
 | `behaviour` | the dataset itself: randomness, copies, workers |
 | `examine` | all checks in order |
+| `command` | `loaders doctor` |
 """
 
 from loaders.doctor.examine import examine_dataset, examine_machine

@@ -4,6 +4,7 @@ import dataclasses
 import json
 
 import numpy as np
+import pytest
 
 from loaders import ArrayDataset, DataLoader
 from loaders.benchmark import Measurement, Pass, Spread, comparison
@@ -74,7 +75,11 @@ def test_all_of_it_is_json():
     assert kept["ceilings"][0]["name"] == "decoding"
 
 
-def test_rounds_are_interleaved_and_alternate(monkeypatch):
+@pytest.mark.parametrize(
+    ("cores", "readers", "decoding", "how"), [(2, 2, 110, "read by 2 cores"), (64, 16, 3520, "read by 16 of 64 cores")]
+)
+def test_rounds_are_interleaved_and_alternate(monkeypatch, cores, readers, decoding, how):
+    monkeypatch.setattr(comparison, "usable_cores", lambda: cores)
     done = []
 
     def run(part, **arguments):
@@ -88,16 +93,18 @@ def test_rounds_are_interleaved_and_alternate(monkeypatch):
 
     def run_together(count, part, **_):
         done.append(part)
-        return {"reading_per_s": [60.0, 50.0], "copying_per_s": [1e6, 1e6]}
+        assert count == readers
+        return {"reading_per_s": [60.0, 50.0] * (count // 2), "copying_per_s": [1e6] * count}
 
     monkeypatch.setattr(comparison, "_run_together", run_together)
     found = compare("photos", lambda _: [Setup("ours", 0), Setup("ours", 2)], rounds=2)
     assert done == ["probe", 0, 2, "alone", "alone", 2, 0]
     assert [(each.name, each.samples_per_s.median) for each in found.ceilings] == [
-        ("decoding", 110),
+        ("decoding", decoding),
         ("the delivery of ready samples", 1e5),
-        ("copying", 2e6),
+        ("copying", cores * 1e6),
     ]
+    assert how in found.ceilings[0].how
     assert len(found.measurements[0].passes) == 2
 
 
