@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from loaders.cli import app
 
-QUICK = ["--crop", "64", "--batch-size", "8", "--rounds", "1", "--seconds", "0.05"]
+QUICK = ["--crop", "64", "--batch-size", "8", "--rounds", "1", "--seconds", "0.05", "--samples", "96"]
 
 
 def run(*arguments, cwd):
