@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check soak test-gpu bench-gpu clean
+.PHONY: demo test check soak bench bench-peers test-gpu bench-gpu clean
 
 demo: $(READY)
 	$(BIN)/python -m loaders demo
@@ -20,6 +20,14 @@ check: $(READY)
 soak: $(READY)
 	$(BIN)/python -m pytest -q -m soak --timeout 3600
 
+bench: $(READY)
+	$(BIN)/python -m benchmarks.compare
+
+bench-peers: $(READY)
+	$(BIN)/python -m benchmarks.peers.install all
+	$(BIN)/python -m benchmarks.compare --peers all --rounds 5 --seconds 2 --out peers
+	$(BIN)/python -m benchmarks.tables
+
 test-gpu: $(READY)
 	$(BIN)/python -m pytest -q tests/gpu
 
@@ -32,4 +40,4 @@ $(READY): pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .peers .mypy_cache .ruff_cache .pytest_cache .hypothesis

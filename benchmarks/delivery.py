@@ -11,18 +11,31 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness import HERE, keep, ratios, rounds, run_fresh, spread, table, write_section
+from benchmarks.harness import (
+    HERE,
+    keep,
+    machine,
+    machine_line,
+    ratios,
+    rounds,
+    run_fresh,
+    spread,
+    table,
+    write_section,
+)
 
 PEERS = ["ours", "torch_loader"]
 TRANSPORT = {
     "224 x 224 x 3 uint8, batch 256": {"shape": [224, 224, 3], "dtype": "uint8", "batch_size": 256, "batches": 200},
     "512 x 512 x 3 float32, batch 32": {"shape": [512, 512, 3], "dtype": "float32", "batch_size": 32, "batches": 100},
 }
-GOALS = {
+CALLS = (64, 256)  # batch sizes whose system calls are counted
+GOALS: dict[str | int, str] = {
     "224 x 224 x 3 uint8, batch 256": "≥ 8",
     "512 x 512 x 3 float32, batch 32": "≥ 6",
     "first": "≤ 0.5",
@@ -33,31 +46,44 @@ GOALS = {
 
 
 def main(count: int = 5) -> None:
-    rows: list[list[str]] = []
-    kept: dict[str, Any] = {}
-    for name, arguments in TRANSPORT.items():
-        figures = rounds([*PEERS, "ceiling"], partial(_transport, arguments), count)
-        kept[name] = figures
-        rows.append(_row(f"{name}: GB/s", figures, "gb_per_s", GOALS[name], 2))
-    figures = rounds(
+    kept: dict[str, Any] = {
+        name: rounds([*PEERS, "ceiling"], partial(_transport, arguments), count)
+        for name, arguments in TRANSPORT.items()
+    }
+    kept["first batch"] = rounds(
         PEERS, lambda peer: run_fresh("benchmarks.scenarios", "first_batch", peer=peer, batch_size=64, workers=2), count
     )
-    kept["first batch"] = figures
-    rows.append(_row("first batch of 64 after construction, fork: s", figures, "first_s", GOALS["first"], 4))
     if shutil.which("strace"):
-        for batch_size in (64, 256):
-            figures = rounds(PEERS, lambda peer, size=batch_size: {"calls": _system_calls(peer, size)}, 1)
-            kept[f"system calls, batch {batch_size}"] = figures
-            rows.append(
-                _row(f"system calls per batch of {batch_size}, two fields", figures, "calls", GOALS[batch_size], 1)
+        for size in CALLS:
+            kept[f"system calls, batch {size}"] = rounds(
+                PEERS, lambda peer, size=size: {"calls": _system_calls(peer, size)}, 1
             )
-    figures = rounds(PEERS, lambda peer: {"nbytes": _memory(peer)}, min(count, 3))
-    kept["memory"] = figures
-    rows.append(_row("memory of batches, 8 workers, 38 MB each: bytes", figures, "nbytes", GOALS["memory"], 0))
+    kept["memory"] = rounds(PEERS, lambda peer: {"nbytes": _memory(peer)}, min(count, 3))
     keep("delivery", kept)
+    text = section({"machine": machine(), **kept})
+    write_section("delivery", text)
+    print(text)
+
+
+def section(content: Mapping[str, Any]) -> str:
+    """The section of benchmarks/README.md."""
+    about = {name: (f"{name}: GB/s", "gb_per_s", GOALS[name], 2) for name in TRANSPORT}
+    about["first batch"] = ("first batch of 64 after construction, fork: s", "first_s", GOALS["first"], 4)
+    for size in CALLS:
+        name = f"system calls per batch of {size}, two fields"
+        about[f"system calls, batch {size}"] = (name, "calls", GOALS[size], 1)
+    about["memory"] = ("memory of batches, 8 workers, 38 MB each: bytes", "nbytes", GOALS["memory"], 0)
+    rows = [
+        _row(name, content[key], figure, goal, digits)
+        for key, (name, figure, goal, digits) in about.items()
+        if key in content
+    ]
     header = ["what", "ours", "torch's loader", "ours : torch's", "goal", "of what bare copies reach"]
-    write_section("delivery", table(header, rows))
-    print(table(header, rows))
+    return (
+        "## Delivery\n\nHow ready samples get from workers to the consumer: medians of fresh processes, ratios within "
+        f"rounds (least to most). `python -m benchmarks.delivery`. {machine_line(content['machine'])}\n\n"
+        + table(header, rows)
+    )
 
 
 def _transport(arguments: dict[str, Any], peer: str) -> dict[str, float]:

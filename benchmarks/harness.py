@@ -19,13 +19,15 @@ HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 
 
-def run_fresh(module: str, function: str, **arguments: Any) -> dict[str, float]:
-    """Call `module.function(**arguments)` in a new process and return the dict of figures it gives."""
-    command = [sys.executable, "-m", "benchmarks.harness", module, function, json.dumps(arguments)]
-    done = subprocess.run(command, cwd=HERE.parent, capture_output=True, text=True, timeout=900, check=False)
+def run_fresh(
+    module: str, function: str, *, python: str = sys.executable, timeout_s: float = 900, **arguments: Any
+) -> dict[str, Any]:
+    """Call `module.function(**arguments)` in a new process, of `python`, and return the dict of figures it gives."""
+    command = [python, "-m", "benchmarks.harness", module, function, json.dumps(arguments)]
+    done = subprocess.run(command, cwd=HERE.parent, capture_output=True, text=True, timeout=timeout_s, check=False)
     if done.returncode != 0:
         raise RuntimeError(f"{module}.{function}({arguments}) failed:\n{done.stderr}")
-    figures: dict[str, float] = json.loads(done.stdout.strip().splitlines()[-1])
+    figures: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
     return figures
 
 
@@ -64,10 +66,20 @@ def machine() -> dict[str, Any]:
     return {
         "processor": model,
         "cores": len(os.sched_getaffinity(0)),
+        "memory_nbytes": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "numpy": numpy.__version__,
     }
+
+
+def machine_line(about: Mapping[str, Any]) -> str:
+    """The machine in one sentence."""
+    memory = f", {about['memory_nbytes'] / 1e9:.0f} GB" if "memory_nbytes" in about else ""
+    return (
+        f"Measured on: {about['processor']}, {about['cores']} cores{memory}; Python {about['python']}, "
+        f"torch {about['torch']}, NumPy {about['numpy']}."
+    )
 
 
 def keep(name: str, content: Mapping[str, Any]) -> Path:

@@ -8,7 +8,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from benchmarks.scenarios import Ready
+from benchmarks.workloads import Ready
 
 CLASSES = 1000
 _HEIGHT, _WIDTH = 375, 500  # of a file: what most of ImageNet's have

@@ -11,11 +11,11 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness import keep, rounds, run_fresh, spread, table, write_section
+from benchmarks.harness import keep, machine, machine_line, rounds, run_fresh, spread, table, write_section
 
 KINDS = {
     "nothing": "nothing (generators are only watched)",
@@ -24,6 +24,7 @@ KINDS = {
     "process": "`random`, `numpy.random` and torch's generator",
 }
 PLACES = {"worker": "a worker", "inline": "`num_workers=0`"}
+PEERS = [f"{kind} {place}" for kind in KINDS for place in PLACES]
 # Samples in a run: of one to two milliseconds where several workers share a batch; else the batch is one run.
 RUNS = {"worker": 2, "inline": 64}
 PHOTO_NBYTES = 100_000
@@ -106,31 +107,36 @@ def _best(work: Callable[[], None]) -> float:
 
 
 def main(count: int = 5, samples: int = 512) -> None:
-    peers = [f"{kind} {place}" for kind in KINDS for place in PLACES]
-
     def run(peer: str) -> dict[str, float]:
         kind, place = peer.split()
         return run_fresh("benchmarks.randomness", "cost", kind=kind, place=place, samples=samples)
 
-    figures = rounds(peers, run, count)
-    rows, one = [], figures[peers[0]][0]
-    for peer in peers:
+    kept = {"goal_percent": GOAL, "runs": RUNS, "figures": rounds(PEERS, run, count)}
+    keep("randomness", kept)
+    text = section({"machine": machine(), **kept})
+    write_section("randomness", text)
+    print(text)
+
+
+def section(content: Mapping[str, Any]) -> str:
+    """The section of benchmarks/README.md."""
+    figures, goal, rows = content["figures"], content["goal_percent"], []
+    for peer in PEERS:
         kind, place = peer.split()
-        seen: dict[str, list[Any]] = {name: [each[name] for each in figures[peer]] for name in one}
-        over = " — over" if statistics.median(seen["percent"]) >= GOAL else ""
+        seen = {name: [each[name] for each in figures[peer]] for name in figures[peer][0]}
+        over = " — over" if statistics.median(seen["percent"]) >= goal else ""
         rows.append([KINDS[kind], PLACES[place], spread(seen["key_us"], 1), spread(seen["percent"]) + over])
-    keep("randomness", {"goal_percent": GOAL, "runs": RUNS, "figures": figures})
-    reads = spread([each["read_us"] for peer in peers for each in figures[peer]], 0)
-    text = (
+    one, count = figures[PEERS[0]][0], len(figures[PEERS[0]])
+    reads = spread([each["read_us"] for peer in PEERS for each in figures[peer]], 0)
+    return (
         "## Randomness\n\nWhat a sample costs for its keys, per thing that its dataset draws from, and in per cent of "
         f"reading one JPEG of {one['photo_nbytes'] / 1e3:.0f} KB ({one['height']:.0f} by {one['width']:.0f} pixels: "
         f"{reads} µs) in the same process: median (least to most) of {count} fresh processes. The "
         "generators are watched run by run: runs of 2 samples in a worker, of a batch of 64 without workers. "
-        f"The goal is less than {GOAL:.0f} %. `python -m benchmarks.randomness`\n\n"
+        f"The goal is less than {goal:.0f} %. `python -m benchmarks.randomness`. "
+        f"{machine_line(content['machine'])}\n\n"
         + table(["draws from", "read by", "µs per sample", "% of a JPEG"], rows)
     )
-    write_section("randomness", text)
-    print(text)
 
 
 if __name__ == "__main__":

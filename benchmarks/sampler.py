@@ -8,11 +8,12 @@ from __future__ import annotations
 import sys
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
-from benchmarks.harness import keep, rounds, run_fresh, spread, table, write_section
+from benchmarks.harness import keep, machine, machine_line, rounds, run_fresh, spread, table, write_section
 
 SIZES = [1_300_000, 1_000_000_000]
 # (ranks, ours, torch's): a share is that of rank 0.
@@ -67,47 +68,51 @@ def _memory_nbytes(name: str) -> int:
 def main(count: int = 5) -> None:
     from loaders.batching.arena import available_nbytes
 
-    available = available_nbytes()
-    rows, kept = [], {}
+    available, kept = available_nbytes(), {}
     for n in SIZES:
         fits = n * TORCH_NBYTES_PER_SAMPLE < available
         for ranks, ours, theirs in PAIRS:
-            peers = [ours, theirs] if fits else [ours]
             figures = rounds(
-                peers,
+                [ours, theirs] if fits else [ours],
                 lambda peer, n=n, r=ranks: run_fresh("benchmarks.sampler", "epoch", peer=peer, n=n, ranks=r),
                 count,
             )
-            kept[f"{n} samples, {ranks} ranks"] = figures
-            for peer in peers:
-                seen = {name: [run[name] for run in figures[peer]] for name in figures[peer][0]}
-                whole = n // ranks <= SLICE
-                rows.append(
-                    [
-                        f"{n:,}",
-                        str(ranks),
-                        peer,
-                        spread([s * 1e3 for s in seen["first_s"]]),
-                        spread(seen["epoch_s"], 3) + ("" if whole else ", extrapolated"),
-                        spread([s * 1e9 / c for s, c in zip(seen["slice_s"], seen["slice"], strict=True)], 0),
-                        spread([nbytes / 1e6 for nbytes in seen["memory_nbytes"]], 1),
-                    ]
-                )
-            if not fits:
-                kept[f"{n} samples, {ranks} ranks"][theirs] = []
-                needed = (
-                    f"not run: needs {n * TORCH_NBYTES_PER_SAMPLE / 1e9:.0f} GB, {available / 1e9:.0f} GB were free"
-                )
-                rows.append([f"{n:,}", str(ranks), theirs, needed, "", "", ""])
+            kept[f"{n} samples, {ranks} ranks"] = figures if fits else {**figures, theirs: []}
     keep("sampler", kept)
-    header = ["samples", "ranks", "sampler", "first index, ms", "whole share, s", "ns per index", "memory, MB"]
-    text = (
-        "## Samplers\n\nThe shuffled indices of one rank, as Python ints: median (least to most) of "
-        f"{count} fresh processes. Of shares longer than {SLICE:,} that many indices were timed, and the whole is "
-        "extrapolated from them. `python -m benchmarks.sampler`\n\n" + table(header, rows)
-    )
+    text = section({"machine": machine(), **kept})
     write_section("sampler", text)
     print(text)
+
+
+def section(content: Mapping[str, Any]) -> str:
+    """The section of benchmarks/README.md."""
+    rows, count = [], 0
+    for n in SIZES:
+        for ranks, *peers in PAIRS:
+            for peer in peers:
+                runs = content[f"{n} samples, {ranks} ranks"][peer]
+                count = max(count, len(runs))
+                rows.append([f"{n:,}", str(ranks), peer, *_cells(n, ranks, runs)])
+    header = ["samples", "ranks", "sampler", "first index, ms", "whole share, s", "ns per index", "memory, MB"]
+    return (
+        "## Samplers\n\nThe shuffled indices of one rank, as Python ints: median (least to most) of "
+        f"{count} fresh processes. Of shares longer than {SLICE:,} that many indices were timed, and the whole is "
+        f"extrapolated from them. `python -m benchmarks.sampler`. {machine_line(content['machine'])}\n\n"
+        + table(header, rows)
+    )
+
+
+def _cells(n: int, ranks: int, runs: Sequence[Mapping[str, float]]) -> list[str]:
+    if not runs:
+        needed = f"not run: needs {n * TORCH_NBYTES_PER_SAMPLE / 1e9:.0f} GB, more than was free"
+        return [needed, "", "", ""]
+    seen = {name: [run[name] for run in runs] for name in runs[0]}
+    return [
+        spread([s * 1e3 for s in seen["first_s"]]),
+        spread(seen["epoch_s"], 3) + ("" if n // ranks <= SLICE else ", extrapolated"),
+        spread([s * 1e9 / c for s, c in zip(seen["slice_s"], seen["slice"], strict=True)], 0),
+        spread([nbytes / 1e6 for nbytes in seen["memory_nbytes"]], 1),
+    ]
 
 
 if __name__ == "__main__":

@@ -13,22 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-_KINDS = 16
-
-
-class Ready:
-    """Samples that cost nothing: one of a few arrays, and a label."""
-
-    def __init__(self, count: int, shape: list[int], dtype: str) -> None:
-        generator = np.random.default_rng(0)
-        self.arrays = generator.integers(0, 255, (_KINDS, *shape)).astype(dtype)
-        self.count = count
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return {"image": self.arrays[index % _KINDS], "label": index}
+from benchmarks.workloads import KINDS, Ready
 
 
 def _loader(peer: str, dataset: Any, **arguments: Any) -> Any:
@@ -70,7 +55,7 @@ def ceiling(shape: list[int], dtype: str, batch_size: int, batches: int, workers
             while task := os.read(tasks[0], 2):
                 slot, piece = slots[task[0]], task[1]
                 for row in range(bounds[piece], bounds[piece + 1]):
-                    slot[row] = ready[row % _KINDS]
+                    slot[row] = ready[row % KINDS]
                 os.write(done[1], task[:1])
             os._exit(0)
     out, finished = torch.empty(slots.shape[1:], dtype=getattr(torch, dtype)), [0] * len(slots)

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 INTERRUPTED = 130  # how shells report a program that Ctrl-C ended: 128 + SIGINT
 
@@ -27,15 +32,90 @@ def demo(
     workers: Annotated[int, typer.Option(min=0, help="Processes that read and augment.")] = 2,
 ) -> None:
     """Train a small network on real photographs for about a minute, and draw a picture of the run."""
+
+    def run(console: Console) -> int:
+        from loaders.demo.run import run_demo
+
+        run_demo(data, out, epochs, workers, console)
+        return 0
+
+    _do(run)
+
+
+@app.command()
+def bench(
+    target: Annotated[str, typer.Argument(help="A folder of images, or module:factory, or file.py:factory.")],
+    workers: Annotated[
+        str, typer.Option(help="Numbers of workers, such as 0,1,2,4; by default 0 up to the cores.")
+    ] = "",
+    methods: Annotated[str, typer.Option(help="process, thread, or both.")] = "process",
+    vs: Annotated[str, typer.Option(help="torch: measure torch's own DataLoader beside ours.")] = "",
+    batch_size: Annotated[int, typer.Option(min=1, help="Samples in a batch, unless the target is a loader.")] = 64,
+    crop: Annotated[int, typer.Option(min=0, help="Pixels of the random crops of a folder's images; 0: whole.")] = 224,
+    rounds: Annotated[int, typer.Option(min=1, help="How often each is measured, each time in a new process.")] = 3,
+    seconds: Annotated[float, typer.Option(min=0.05, help="About how long an epoch is to take.")] = 1.0,
+    samples: Annotated[int | None, typer.Option(min=1, help="Samples of an epoch, instead of --seconds.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write all figures there.")] = None,
+    plot_file: Annotated[Path | None, typer.Option("--plot", help="Draw them there: PNG, SVG or PDF.")] = None,
+) -> None:
+    """Measure loaders over a dataset, beside the most that the dataset and the machine allow."""
+
+    def run(console: Console) -> int:
+        from loaders.benchmark.command import run_bench
+
+        run_bench(
+            console,
+            target,
+            workers=workers,
+            methods=methods,
+            vs=vs,
+            json_file=json_file,
+            plot_file=plot_file,
+            batch_size=batch_size,
+            crop=crop,
+            rounds=rounds,
+            seconds=seconds,
+            samples=samples,
+        )
+        return 0
+
+    _do(run)
+
+
+@app.command()
+def doctor(
+    target: Annotated[
+        str | None,
+        typer.Argument(help="A folder of images, or module:factory, or file.py:factory; else the machine alone."),
+    ] = None,
+    samples: Annotated[int, typer.Option(min=1, help="How many samples are read.")] = 32,
+    batch_size: Annotated[int, typer.Option(min=1, help="Samples in a batch, unless the target is a loader.")] = 64,
+    crop: Annotated[int, typer.Option(min=0, help="Pixels of the random crops of a folder's images; 0: whole.")] = 0,
+    spawn: Annotated[bool, typer.Option(help="Start a worker anew, which takes a few seconds.")] = True,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
+) -> None:
+    """Check this machine, and a dataset on a few samples. Ends with status 1 if there is a problem, else 0."""
+
+    def run(console: Console) -> int:
+        from loaders.doctor.command import run_doctor
+
+        return run_doctor(
+            console, target, samples=samples, batch_size=batch_size, crop=crop, spawn=spawn, as_json=as_json
+        )
+
+    _do(run)
+
+
+def _do(run: Callable[[Console], int]) -> None:
+    """Run a command, and end with its status: errors of ours are one message without a traceback."""
     from rich.console import Console
 
     from loaders.errors import LoadersError
 
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it asks a server when it is imported
     failure, status = None, 0
     try:
-        from loaders.demo.run import run_demo
-
-        run_demo(data, out, epochs, workers, Console(highlight=False, markup=False, soft_wrap=True))
+        status = run(Console(highlight=False, markup=False, soft_wrap=True))
     except KeyboardInterrupt:
         failure, status = "Stopped.", INTERRUPTED
     except LoadersError as error:

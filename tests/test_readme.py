@@ -93,6 +93,15 @@ def test_the_datasets_of_prepared_photos_are_as_they_stand(tmp_path, monkeypatch
     assert shapes == [(224, 224, 3), (8, 224, 224, 3), (224, 224, 3)]
 
 
+def test_the_way_to_measure_runs_as_it_stands(capsys):
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/benchmarking.md").read_text(encoding="utf-8"), re.DOTALL)
+    names = {}
+    exec(code, names)
+    assert capsys.readouterr().out.splitlines()[1].startswith("DataLoader ")
+    assert names["rate"] > 0
+    assert names["alone"].passes[0].samples > 0
+
+
 def test_the_commands_are_targets_of_the_makefile():
     targets = re.findall(r"^(\w[\w-]*):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
     named = set(re.findall(r"\bmake (\w+)", README))

@@ -1,0 +1,17 @@
+"""What is wrong with a machine or a dataset, and what to do about it: `loaders doctor`.
+
+| module | what |
+| --- | --- |
+| `finding` | a `Finding`: what was looked at, how bad it is, the remedy |
+| `cores` | how many cores this process may use |
+| `machine` | memory, descriptors, cores, decoders, accelerators |
+| `samples` | samples that were read on trial, and what shows in them |
+| `behaviour` | the dataset itself: randomness, copies, workers |
+| `examine` | all checks in order |
+| `command` | `loaders doctor` |
+"""
+
+from loaders.doctor.examine import examine_dataset, examine_machine
+from loaders.doctor.finding import Finding
+
+__all__ = ["Finding", "examine_dataset", "examine_machine"]

@@ -1,0 +1,150 @@
+"""Each check of a machine finds the fault that is planted, and says what to do."""
+
+import pytest
+
+from loaders.batching import arena
+from loaders.doctor import machine
+from loaders.doctor.cores import quota_cores, usable_cores
+from loaders.doctor.finding import Finding, exit_status
+from loaders.errors import BufferMemoryError, DeviceError
+
+
+@pytest.mark.parametrize("check", machine.MACHINE_CHECKS)
+def test_a_check_of_this_machine_gives_a_finding_with_a_remedy_if_one_is_needed(check):
+    found = check()
+    assert isinstance(found, Finding)
+    assert found.severity == "fine" or found.remedy
+
+
+class Locks:
+    """An accelerator that page-locks, or refuses to."""
+
+    def __init__(self, refuses=False):
+        self.refuses = refuses
+        self.locked = []
+
+    def page_lock(self, address, nbytes):
+        if self.refuses:
+            raise DeviceError("cudaHostRegister says: out of memory.")
+        self.locked.append(address)
+
+    def page_unlock(self, address):
+        self.locked.remove(address)
+
+
+@pytest.mark.parametrize(
+    ("found", "severity", "what", "remedy"),
+    [
+        (lambda: machine.check_shm_folder(64 << 20), "warning", "67 MB are free", "--shm-size"),
+        (lambda: machine.check_shm_folder(8 << 30), "fine", "8.6 GB free", ""),
+        (lambda: machine.check_memory(100 << 20), "warning", "105 MB available", "batch_size"),
+        (lambda: machine.check_memory(64 << 30), "fine", "68.7 GB", ""),
+        (lambda: machine.check_descriptors(256, 10), "warning", "10 of 256", "ulimit -n"),
+        (lambda: machine.check_descriptors(256, 250), "problem", "250 of 256", "ulimit -n"),
+        (lambda: machine.check_descriptors(65536, 10), "fine", "10 of 65,536", ""),
+        (lambda: machine.check_cores(8, 2.5, 16), "warning", "a cgroup quota of 2.5", "num_workers=2"),
+        (lambda: machine.check_cores(8, 0.5, 8), "warning", "quota of 0.5", "num_workers=1"),
+        (lambda: machine.check_cores(8, None, 16), "warning", "8 of 16 cores", "taskset"),
+        (lambda: machine.check_cores(16, None, 16), "fine", "16 of 16 cores", ""),
+        (lambda: machine.check_start_method("spawn"), "warning", "by pickle", "__main__"),
+        (lambda: machine.check_start_method("fork"), "fine", "fork", ""),
+        (
+            lambda: machine.check_opencv(["opencv-python", "opencv-python-headless"]),
+            "problem",
+            "break each other",
+            "pip uninstall -y opencv-python opencv-python-headless; pip install opencv-python-headless",
+        ),
+        (lambda: machine.check_opencv_threads(64, 4), "warning", "64 for 4 cores", "cv2.setNumThreads(4)"),
+        (lambda: machine.check_opencv_threads(4, 4), "fine", "4 in this process", ""),
+        (lambda: machine.check_decoders(False), "warning", "OpenCV alone", "loaders[nvimagecodec]"),
+        (lambda: machine.check_decoders(True, False), "warning", "other pixels", "constraints.txt"),
+        (lambda: machine.check_decoders(True, True), "fine", "nvImageCodec", ""),
+        (lambda: machine.check_accelerator(True, False, None), "problem", "built for the CPU alone", "pytorch.org"),
+        (lambda: machine.check_accelerator(True, False, "12.8"), "problem", "cannot use it", "nvidia-smi"),
+        (lambda: machine.check_accelerator(True, True, "12.8"), "fine", "sees one", ""),
+        (lambda: machine.check_accelerator(False, False, None), "fine", "none", ""),
+        (lambda: machine.check_pinning(Locks(refuses=True), 65536), "problem", "ulimit -l: a limit of 0 MB", "memlock"),
+        (lambda: machine.check_pinning(Locks(), -1), "fine", "no limit", ""),
+    ],
+)
+def test_a_planted_fault_is_found_with_its_remedy(found, severity, what, remedy):
+    finding = found()
+    assert finding.severity == severity
+    assert what in finding.what
+    assert remedy in finding.remedy
+    assert bool(finding.remedy) == (severity != "fine")
+
+
+def test_what_was_locked_on_trial_is_unlocked():
+    accelerator = Locks()
+    machine.check_pinning(accelerator, -1)
+    assert accelerator.locked == []
+
+
+def test_memory_that_cannot_be_shared_is_a_problem(monkeypatch):
+    def refused(*_):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(arena, "_anonymous_descriptor", refused)
+    found = machine.check_batch_memory()
+    assert (found.severity, "Operation not permitted" in found.what) == ("problem", True)
+    assert "memfd_create" in found.remedy
+
+
+def test_memory_that_is_all_taken_is_a_problem(monkeypatch):
+    def full(self, nbytes):
+        raise BufferMemoryError("nothing is left.")
+
+    monkeypatch.setattr(arena.Arena, "reserve", full)
+    assert machine.check_batch_memory().what == "not one page can be had: nothing is left."
+
+
+# -- cores
+
+
+def planted(root, files):
+    for name, content in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(content)
+    return root
+
+
+@pytest.mark.parametrize(
+    ("files", "quota"),
+    [
+        ({"proc/self/cgroup": "0::/pod/box\n", "sys/fs/cgroup/pod/box/cpu.max": "150000 100000\n"}, 1.5),
+        ({"proc/self/cgroup": "0::/pod/box\n", "sys/fs/cgroup/pod/cpu.max": "400000 100000\n"}, 4.0),
+        ({"proc/self/cgroup": "0::/pod\n", "sys/fs/cgroup/pod/cpu.max": "max 100000\n"}, None),
+        (
+            {
+                "proc/self/cgroup": "3:cpu,cpuacct:/box\n",
+                "sys/fs/cgroup/cpu/box/cpu.cfs_quota_us": "200000\n",
+                "sys/fs/cgroup/cpu/box/cpu.cfs_period_us": "100000\n",
+            },
+            2.0,
+        ),
+        (
+            {
+                "proc/self/cgroup": "3:cpu,cpuacct:/box\n",
+                "sys/fs/cgroup/cpu/box/cpu.cfs_quota_us": "-1\n",
+                "sys/fs/cgroup/cpu/box/cpu.cfs_period_us": "100000\n",
+            },
+            None,
+        ),
+        ({}, None),
+    ],
+)
+def test_the_tightest_quota_of_both_versions_of_cgroups_counts(tmp_path, files, quota):
+    assert quota_cores(planted(tmp_path, files)) == quota
+
+
+@pytest.mark.parametrize(("affinity", "quota", "usable"), [(8, None, 8), (8, 2.5, 2), (8, 0.5, 1), (2, 16.0, 2)])
+def test_usable_cores_are_whole_and_at_least_one(monkeypatch, affinity, quota, usable):
+    monkeypatch.setattr("loaders.doctor.cores.affinity_cores", lambda: affinity)
+    monkeypatch.setattr("loaders.doctor.cores.quota_cores", lambda: quota)
+    assert usable_cores() == usable
+
+
+@pytest.mark.parametrize(("severities", "status"), [((), 0), (("fine", "warning"), 0), (("warning", "problem"), 1)])
+def test_only_problems_change_the_exit_status(severities, status):
+    assert exit_status(Finding("a", severity, "b", "c") for severity in severities) == status
