@@ -10,7 +10,7 @@ demo: $(READY)
 	$(BIN)/python -m loaders demo
 
 test: $(READY)
-	$(BIN)/python -m pytest -q -m "not soak"
+	$(BIN)/python -m pytest -q -m "not soak" -n 2
 
 check: $(READY)
 	$(BIN)/ruff check .

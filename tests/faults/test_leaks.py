@@ -192,6 +192,8 @@ def test_exceptions_of_the_dataset_leave_nothing(engine):
 
 @pytest.mark.parametrize("engine", [ENGINES["process"], ENGINES["thread"]], ids=["process", "thread"])
 def test_descriptors_do_not_grow_with_the_number_of_batches_held(engine):
+    gc.collect()
+    others = mappings()
     loader = DataLoader(Numbers(), batch_size=1, **engine)
     batches = iter(loader)
     held = [next(batches) for _ in range(5)]
@@ -200,7 +202,7 @@ def test_descriptors_do_not_grow_with_the_number_of_batches_held(engine):
     held += itertools.islice(batches, 50)
     assert len(held) == 55
     assert sum(descriptors().values()) == few
-    assert mappings() == mapped <= 1
+    assert mappings() == mapped <= others + 1
 
 
 def test_the_descriptors_of_a_loader_are_few_and_known():
