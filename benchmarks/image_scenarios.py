@@ -62,6 +62,7 @@ LOADERS = {
             crop=RandomResizedCrop(SIZE, interpolation=cv2.INTER_LINEAR),
             transform=Albumentations(A.Compose([A.HorizontalFlip(p=0.5)])),
         ),
+        "ours, prepared": lambda files: _ours(files, crop=_CROP),
         "torch": _torch_loader,
     },
     "planes": {
@@ -85,7 +86,8 @@ def loader(work: str, peer: str, folder: str, repeats: int, epochs: int) -> dict
         repeats: how often each file comes in an epoch.
     """
     torch.set_num_threads(1)
-    made = LOADERS[work][peer](_files(folder) * (1 if work == "cache" else repeats))
+    files = _files(f"{folder}-prepared" if peer.endswith("prepared") else folder)
+    made = LOADERS[work][peer](files * (1 if work == "cache" else repeats))
     for _ in made:
         pass
     count, began = 0, time.perf_counter()

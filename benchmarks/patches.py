@@ -6,9 +6,11 @@ are encoded with and without markers; everything is read from the page cache.
 
 from __future__ import annotations
 
+import json
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from benchmarks.harness import keep, ratios, rounds, run_fresh, spread, table, write_section
+from benchmarks.harness import keep, machine_line, ratios, rounds, run_fresh, spread, table, write_section
 
 PEERS = {"prepared": "ours, prepared", "original": "ours, as they were", "torch": "torch's loader"}
 WORKS = {
@@ -171,31 +173,36 @@ def _part(photos: list[Any], rng: np.random.Generator, height: int, width: int) 
 
 
 def main(count: int = 5, workers: int = 2) -> None:
-    kept: dict[str, Any] = {"workers": workers}
-    rows = []
+    content: dict[str, Any] = {"workers": workers, "rounds": count}
     with tempfile.TemporaryDirectory() as folder:
         write_photos(Path(folder))
-        for work, name in WORKS.items():
-            figures = rounds(list(PEERS), partial(_through, work, folder, workers), count)
-            kept[work] = figures
-            rates = [spread([each["samples_per_s"] for each in figures[peer]], 0) for peer in PEERS]
-            faster = [spread(ratios(figures, peer, "torch", "samples_per_s")) for peer in ("prepared", "original")]
-            rows.append([name, *rates, *faster, GOALS[work]])
-        taken = run_fresh("benchmarks.patches", "bytes_of_patches", folder=folder, patches=2000)
-    kept["bytes"] = taken
-    keep("patches", kept)
-    head = f"Samples per second with {workers} workers: median (least to most) of {count} rounds"
+        for work in WORKS:
+            content[work] = rounds(list(PEERS), partial(_through, work, folder, workers), count)
+        content["bytes"] = run_fresh("benchmarks.patches", "bytes_of_patches", folder=folder, patches=2000)
+    text = section(json.loads(keep("patches", content).read_text()))
+    write_section("patches", text)
+    print(text)
+
+
+def section(content: Mapping[str, Any]) -> str:
+    """The section of benchmarks/README.md."""
+    rows = []
+    for work, name in WORKS.items():
+        rates = [spread([each["samples_per_s"] for each in content[work][peer]], 0) for peer in PEERS]
+        faster = [spread(ratios(content[work], peer, "torch", "samples_per_s")) for peer in ("prepared", "original")]
+        rows.append([name, *rates, *faster, GOALS[work]])
+    taken = content["bytes"]
     header = ["work", *PEERS.values(), "prepared : torch's", "as they were : torch's", "goal"]
-    text = (
-        f"## Crops of prepared JPEGs\n\n{head}, of which each runs all three. `python -m benchmarks.patches`\n\n"
+    return (
+        f"## Crops of prepared JPEGs\n\nSamples per second with {content['workers']} workers: median (least to most) "
+        f"of {content['rounds']} rounds, of which each runs all three. torch's loader decodes whole photos by OpenCV, "
+        f"cuts and resizes. `python -m benchmarks.patches`. {machine_line(content['machine'])}\n\n"
         f"{table(header, rows)}\n\n"
         f"A {SIDE} x {SIDE} patch reads {taken['share']:.1%} of its 12-megapixel file "
         f"({taken['mean_nbytes'] / 1e6:.1f} MB on average), {taken['largest_share']:.1%} at most; the goal is "
         f"{GOALS['bytes']}. The markers make the files {taken['grown']:.1%} larger, and the index has "
         f"{taken['index_share']:.2%} of their size."
     )
-    write_section("patches", text)
-    print(text)
 
 
 def _through(work: str, folder: str, workers: int, peer: str) -> dict[str, float]:

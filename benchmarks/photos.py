@@ -53,15 +53,23 @@ class JpegCrops:
         return {"image": cv2.cvtColor(crop, cv2.COLOR_BGR2RGB), "label": index % CLASSES}
 
 
-def write_jpegs(folder: Path, count: int, shape: tuple[int, int] = (_HEIGHT, _WIDTH), quality: int = 92) -> str:
-    """Write `count` JPEG files of `shape` (height, width) in pixels. Returns what they were cut out of."""
+def write_jpegs(
+    folder: Path, count: int, shape: tuple[int, int] = (_HEIGHT, _WIDTH), quality: int = 92, interval: int = 0
+) -> str:
+    """Write `count` JPEG files. Returns what they were cut out of.
+
+    Args:
+        shape: (height, width) in pixels.
+        interval: MCUs from one restart marker to the next; 0 for none.
+    """
     photos, kind = _photographs()
     rng = np.random.default_rng(0)
     for number in range(count):
         crop = _random_crop(photos[number % len(photos)], rng, least=0.6)
         method = cv2.INTER_AREA if crop.shape[1] > shape[1] else cv2.INTER_CUBIC
         crop = cv2.resize(crop, shape[::-1], interpolation=method)
-        _, jpeg = cv2.imencode(".jpg", crop, [cv2.IMWRITE_JPEG_QUALITY, quality])
+        flags = [cv2.IMWRITE_JPEG_QUALITY, quality, cv2.IMWRITE_JPEG_RST_INTERVAL, interval]
+        _, jpeg = cv2.imencode(".jpg", crop, flags)
         (folder / f"{number:05}.jpg").write_bytes(jpeg.tobytes())
     return kind
 

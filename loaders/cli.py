@@ -106,26 +106,6 @@ def doctor(
     _do(run)
 
 
-def _do(run: Callable[[Console], int]) -> None:
-    """Run a command, and end with its status: errors of ours are one message without a traceback."""
-    from rich.console import Console
-
-    from loaders.errors import LoadersError
-
-    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it asks a server when it is imported
-    failure, status = None, 0
-    try:
-        status = run(Console(highlight=False, markup=False, soft_wrap=True))
-    except KeyboardInterrupt:
-        failure, status = "Stopped.", INTERRUPTED
-    except LoadersError as error:
-        failure, status = str(error), 1
-    # Out here the run's frames are gone, and its workers with them.
-    if failure is not None:
-        typer.echo(failure, err=True)
-    raise typer.Exit(status)
-
-
 @app.command()
 def prepare(
     source: Annotated[Path, typer.Argument(metavar="SRC", help="Folder of photos, in folders or not.")],
@@ -141,19 +121,30 @@ def prepare(
     Without --quality and --max-side no pixel changes; that takes the program jpegtran. It may be stopped at any time
     and run again.
     """
-    from loaders.errors import LoadersError
 
-    failure, status = None, 0
-    try:
+    def run(console: Console) -> int:
         from loaders.prepare.run import run_prepare
 
-        status = run_prepare(source, target, quality, max_side, workers)
-    except OSError as error:  # of a folder; files that cannot be read or written are listed
-        failure, status = str(error), 1
+        return run_prepare(console, source, target, quality, max_side, workers)
+
+    _do(run, stopped="Stopped. Run it again to go on.")
+
+
+def _do(run: Callable[[Console], int], stopped: str = "Stopped.") -> None:
+    """Run a command, and end with its status: errors of ours are one message without a traceback."""
+    from rich.console import Console
+
+    from loaders.errors import LoadersError
+
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it asks a server when it is imported
+    failure, status = None, 0
+    try:
+        status = run(Console(highlight=False, markup=False, soft_wrap=True))
     except KeyboardInterrupt:
-        failure, status = "Stopped. Run it again to go on.", INTERRUPTED
+        failure, status = stopped, INTERRUPTED
     except LoadersError as error:
         failure, status = str(error), 1
+    # Out here the run's frames are gone, and its workers with them.
     if failure is not None:
         typer.echo(failure, err=True)
     raise typer.Exit(status)

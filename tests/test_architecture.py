@@ -17,6 +17,7 @@ LAYERS = {
     "loaders.workers": 0,
     "loaders.stages": 0,
     "loaders.timeline": 0,
+    "loaders.cgroups": 0,
     "loaders.cores": 0,
     "loaders.accelerator": 1,
     "loaders.spec": 1,

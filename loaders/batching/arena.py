@@ -13,6 +13,7 @@ from multiprocessing.reduction import DupFd
 from pathlib import Path
 from typing import Any
 
+from loaders.cgroups import levels
 from loaders.errors import BufferMemoryError
 
 PAGE = mmap.PAGESIZE
@@ -53,30 +54,19 @@ def _meminfo_available() -> int:
 def _cgroup_headrooms(root: Path = Path("/")) -> list[int]:
     """`limit - usage` of each cgroup above this process; page cache that can be dropped is not counted as usage."""
     headrooms = []
-    try:
-        groups = (root / "proc/self/cgroup").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return []
-    for line in groups:
-        _, controllers, path = line.split(":", 2)
-        if controllers == "":  # version 2
-            top, limit, usage, cache = root / "sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"
-        elif "memory" in controllers.split(","):
-            top, limit, usage = root / "sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"
-            cache = "total_inactive_file"  # without "total" it is that of the group alone, unlike the usage
+    for folder, is_unified in levels("memory", root):
+        if is_unified:
+            limit, usage, cache = "memory.max", "memory.current", "inactive_file"
         else:
-            continue
-        folder = top / path.lstrip("/")
-        for level in (folder, *folder.parents):
-            try:
-                ceiling = int((level / limit).read_text())
-                used = int((level / usage).read_text())
-                stat = dict(entry.split() for entry in (level / "memory.stat").read_text().splitlines())
-                headrooms.append(ceiling - used + int(stat.get(cache, 0)))
-            except (OSError, ValueError):
-                pass  # "max", or a level without the controller
-            if level == top:
-                break
+            limit, usage = "memory.limit_in_bytes", "memory.usage_in_bytes"
+            cache = "total_inactive_file"  # without "total" it is that of the group alone, unlike the usage
+        try:
+            ceiling = int((folder / limit).read_text())
+            used = int((folder / usage).read_text())
+            stat = dict(entry.split() for entry in (folder / "memory.stat").read_text().splitlines())
+            headrooms.append(ceiling - used + int(stat.get(cache, 0)))
+        except (OSError, ValueError):
+            pass  # "max", or a level without the controller
     return headrooms
 
 

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from pathlib import Path
 
 from rich.console import Console
 from rich.filesize import decimal
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from loaders.cores import usable_cores
 from loaders.decode import printable
+from loaders.errors import DatasetError
 from loaders.prepare.tree import Summary, choose_method, prepare_tree
 
 _NAMED = 20  # files, at most
 
 
-def run_prepare(source: Path, target: Path, quality: int | None, max_side: int | None, workers: int | None) -> int:
+def run_prepare(
+    console: Console, source: Path, target: Path, quality: int | None, max_side: int | None, workers: int | None
+) -> int:
     """Prepare a folder and print what was done.
 
     Returns:
@@ -26,17 +28,19 @@ def run_prepare(source: Path, target: Path, quality: int | None, max_side: int |
         DatasetError, MissingExtraError: nothing was done, and why.
     """
     method = choose_method(quality, max_side)
-    console = Console(highlight=False, markup=False, soft_wrap=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("Preparing", total=None)
-        summary = prepare_tree(
-            source,
-            target,
-            method,
-            workers or _cores(),
-            lambda done, total: bar.update(task, completed=done, total=total),
-        )
+        try:
+            summary = prepare_tree(
+                source,
+                target,
+                method,
+                workers or max(1, int(usable_cores())),
+                lambda done, total: bar.update(task, completed=done, total=total),
+            )
+        except OSError as error:  # of a folder; files that cannot be read or written are listed
+            raise DatasetError(str(error)) from error
     for line in _lines(summary):
         console.print(line)
     return 1 if summary.failed else 0
@@ -57,7 +61,3 @@ def _lines(summary: Summary) -> list[str]:
         if len(files) > _NAMED:
             lines.append(f"  and {len(files) - _NAMED:,} more")
     return lines
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
