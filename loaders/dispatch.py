@@ -18,8 +18,9 @@ from loaders.engines.protocol import Engine
 from loaders.errors import BufferMemoryError, WorkerLostError
 from loaders.measures import Measures
 
-# A run is sized to take about this long: long enough that its round trip costs nothing, short enough to share.
-_RUN_S = 0.0015
+# A run is sized to take about this long: long enough that its round trip costs nothing, short enough to share. Each wakes
+# the consumer, who takes a core from a worker where there are no more cores than workers.
+_RUN_S = 0.01
 # How many runs the first batches are cut into, per worker, while the cost of a sample is not known.
 _FIRST_RUNS = 4
 
@@ -84,7 +85,7 @@ class Dispatch:
         self._closed = False
 
     def runs(self, start: int, rows: int) -> list[tuple[int, int]]:
-        """Rows `start` to `rows`, cut so that every worker has a share and a run takes one to two milliseconds.
+        """Rows `start` to `rows`, cut so that every worker has a share and a run takes about ten milliseconds.
 
         A single worker shares with nobody: it gets them all, since each run costs a look at the process's generators.
         """

@@ -28,6 +28,8 @@ Box = tuple[int, int, int, int]  # left, top, width, height in pixels
 
 # Of a photo's segments: with more of them in a window, leaving out the rest saves less than splicing costs.
 _MOST = 0.9
+# Of a photo's pixels: with more of them in a region, nvImageCodec takes longer for it than OpenCV for the whole.
+_MUCH = 2 / 3
 _HEAD_NBYTES = 16 * 1024  # of a file, to look for its size in; most have it far earlier
 
 
@@ -128,7 +130,8 @@ class EncodedImage:
         wanted = _inside(region, header.width, header.height)
         stored = wanted.stored(header.width, header.height, header.jpeg.orientation)
         part = None
-        if scale == 1 and header.jpeg.is_usual and self._decodes_regions():
+        is_little = wanted.width * wanted.height < _MUCH * header.width * header.height
+        if scale == 1 and header.jpeg.is_usual and (is_little or self._backend) and self._decodes_regions():
             part = nvimagecodec.decode_jpeg_region(self._data, stored, mode)
         if part is None:
             part = opencv.decode_jpeg_region(self._data, stored, mode, scale)
