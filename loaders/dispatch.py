@@ -18,8 +18,8 @@ from loaders.engines.protocol import Engine
 from loaders.errors import BufferMemoryError, WorkerLostError
 from loaders.measures import Measures
 
-# A run is sized to take about this long: long enough that its round trip costs nothing, short enough to share. Each wakes
-# the consumer, who takes a core from a worker where there are no more cores than workers.
+# A run is sized to take about this long: long enough that its round trip costs nothing, short enough to share. Each
+# wakes the consumer, who takes a core from a worker where there are no more cores than workers.
 _RUN_S = 0.01
 # How many runs the first batches are cut into, per worker, while the cost of a sample is not known.
 _FIRST_RUNS = 4
