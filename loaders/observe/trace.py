@@ -24,7 +24,7 @@ def trace(path: str | os.PathLike[str]) -> Iterator[None]:
     until it is handed out) and each copy to the device. A copy ends where the host saw that it had ended.
 
     The events are kept in memory until the end, some hundred bytes each, a few for each batch and one for each run of
-    one or two milliseconds: trace a minute, not a night.
+    ten milliseconds: trace some minutes, not a night.
 
     Args:
         path: of the file, which is written at the end, also after an error.
