@@ -72,7 +72,9 @@ class Epoch(Iterator[Any]):
         self._is_short = False  # a batch could not be opened: there was no memory
         self._drawn: list[list[Any]] = []  # the keys of a batch that there was no memory for yet
         self._pid = os.getpid()
-        self._stop = weakref.finalize(self, _stop, self._pid, dispatch, self._open, self._plan, owns_engine)
+        self._stop = weakref.finalize(
+            self, _stop, self._pid, dispatch, self._open, self._plan, owns_engine, self.measures
+        )
         if loader.num_workers > 0:
             try:
                 self._top_up()
@@ -361,10 +363,13 @@ class Epoch(Iterator[Any]):
         self._open.appendleft(again)
 
 
-def _stop(pid: int, dispatch: Dispatch, open_batches: deque[OpenBatch], plan: Plan, owns_engine: bool) -> None:
+def _stop(
+    pid: int, dispatch: Dispatch, open_batches: deque[OpenBatch], plan: Plan, owns_engine: bool, measures: Measures
+) -> None:
     # Runs when an epoch is exhausted, dropped or garbage: it must not know the epoch itself.
     if pid != os.getpid():
         return  # in a forked child: workers and slots are the parent's
+    measures.leave()
     if owns_engine:
         dispatch.close(list(open_batches))
     else:

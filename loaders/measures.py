@@ -92,6 +92,7 @@ class Measures:
     beside_nbytes: int = 0
     host_ns: int = 0
     host_end_ns: int = 0
+    finished: bool = False
     transfer: Transfer | None = None
     _runs: list[tuple[int, int, float, Times, bool, Order]] = field(default_factory=list)
     _waited: int = 0
@@ -131,7 +132,16 @@ class Measures:
 
     def end(self) -> None:
         """There are no more batches."""
+        self.finished = True
+        self.leave()
+
+    def leave(self) -> None:
+        """Nobody will ask for more: the epoch has ended, or the loop has left it."""
+        if self.ended_ns:
+            return
         self.ended_ns, self.host_end_ns = time.perf_counter_ns(), time.process_time_ns()
+        if self.given_ns and not self.finished:
+            self.compute_ns += self.ended_ns - self.given_ns
 
     def waited(self, since_ns: int, *, all_had_work: bool) -> None:
         """The consumer has waited for workers, of which each had something to do."""

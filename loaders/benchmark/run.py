@@ -23,7 +23,7 @@ from loaders.benchmark.alone import (
 )
 from loaders.benchmark.measurement import measure
 from loaders.benchmark.setups import Setup, spread_indices
-from loaders.benchmark.target import dataset_of, load_target
+from loaders.benchmark.target import dataset_of, is_stock, load_target
 from loaders.errors import LoadersError
 
 READY = "ready\n"
@@ -78,7 +78,8 @@ def loader(
     source = which.make(made, indices, batch_size)
     found: dict[str, Any] = {"delivery_per_s": None, "device_per_s": None}
     found["loader"] = measure(source, name=which.name, rounds=1, seconds=seconds * _PATIENCE).to_dict()
-    if indices is not None and which.whose != "torch":
+    is_torchs = which.whose == "torch" or (which.whose == "as it is" and is_stock(made))
+    if indices is not None and not is_torchs:
         sample = first_sample(dataset, indices)
         ready = which.make(made, range(_ENDLESS), batch_size, Repeated(sample, _ENDLESS))
         found["delivery_per_s"] = measure(ready, rounds=1, seconds=seconds / 2).samples_per_s.median

@@ -81,3 +81,10 @@ def _attribute(module: Any, name: str, text: str) -> Any:
 
 def _is_measurable(value: Any) -> bool:
     return hasattr(value, "__iter__") or is_dataset(value)
+
+
+def is_stock(target: Any) -> bool:
+    """Whether this is torch's own DataLoader."""
+    from loaders.dataloader import DataLoader
+
+    return hasattr(target, "batch_sampler") and not isinstance(target, DataLoader)

@@ -124,6 +124,10 @@ class EncodedImage:
                 if part is not None:
                     return turn_upright(part, restarts.orientation)
                 self._restarts, self._has_looked = None, True  # the file has changed, or is damaged
+                if region is not None and self.size() != restarts.size:
+                    raise UndecodableError(
+                        f"the file has changed: it has {self.size()} pixels now, {restarts.size} when it was indexed"
+                    )
         header = self._checked_header()
         if header is None or header.jpeg is None:
             return _cut(self.picture(mode), header, region, scale)

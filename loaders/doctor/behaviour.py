@@ -85,6 +85,24 @@ def check_repeated_augmentation(dataset: Any, index: int, *, stock: bool = False
     return Finding(check, "fine", "two workers draw differently")
 
 
+def check_batching(dataset: Any, indices: Sequence[int], target: Any) -> Finding:
+    """Whether samples go together into a batch, by the collate_fn and the fields of `target` if it is a loader."""
+    from loaders.dataloader import DataLoader
+
+    is_batched = not hasattr(target, "batch_sampler") or target.batch_sampler is not None
+    options = {name: value for name in ("collate_fn", "fields") if (value := getattr(target, name, None)) is not None}
+    try:
+        next(iter(DataLoader(dataset, len(indices) if is_batched else None, sampler=list(indices), **options)))
+    except Exception as error:
+        return Finding(
+            "batches",
+            "problem",
+            f"{len(indices)} samples make no batch: {type(error).__name__}: {error}",
+            "Give arrays, numbers or text in each field, or a collate_fn that knows what to do.",
+        )
+    return Finding("batches", "fine", "samples go together")
+
+
 def check_open_files(dataset: Any) -> Finding:
     """Whether the dataset holds files open that forked workers would share."""
     for base in bases(dataset):

@@ -6,9 +6,9 @@ import multiprocessing
 from typing import Any
 
 from loaders.benchmark.setups import spread_indices
-from loaders.benchmark.target import dataset_of
+from loaders.benchmark.target import dataset_of, is_stock
 from loaders.doctor import behaviour, samples
-from loaders.doctor.finding import Finding
+from loaders.doctor.finding import Finding, exit_status
 from loaders.doctor.machine import MACHINE_CHECKS
 
 SAMPLES = 32
@@ -57,26 +57,21 @@ def examine_dataset(target: Any, *, count: int = SAMPLES, batch_size: int = 64, 
     ]
     if not readable:
         return found
+    alike = [samples.check_fields(reads), samples.check_shapes(reads, declared)]
+    if exit_status(alike) == 0:
+        alike.append(behaviour.check_batching(dataset, readable, target))
     found += [
-        samples.check_fields(reads),
-        samples.check_shapes(reads, declared),
+        *alike,
         samples.check_dtypes(reads),
         samples.check_tensors(reads),
         samples.check_contiguity(reads),
         samples.check_sizes(reads, batch_size),
         samples.check_slow_samples(reads),
         behaviour.check_determinism(dataset, readable),
-        behaviour.check_repeated_augmentation(dataset, readable[0], stock=_is_stock(target)),
+        behaviour.check_repeated_augmentation(dataset, readable[0], stock=is_stock(target)),
         behaviour.check_open_files(dataset),
         behaviour.check_pickling(dataset, method),
     ]
     if spawn:
         found.append(behaviour.check_spawned_worker(dataset, readable[0]))
     return found
-
-
-def _is_stock(target: Any) -> bool:
-    """Whether this is torch's own DataLoader."""
-    from loaders.dataloader import DataLoader
-
-    return hasattr(target, "batch_sampler") and not isinstance(target, DataLoader)

@@ -58,15 +58,19 @@ class Pace:
     def of(cls, loader: Any) -> Pace:
         """Before the loop begins."""
         try:
-            state = loader.state_dict()
-            epoch, batches = state["epoch"], state["batches"]
-        except Exception:  # noqa: BLE001  another kind of loader, or one that has no state now: it is only shown
-            epoch, batches = None, 0
-        try:
             total = len(loader)
         except TypeError:
             total = None
-        return cls(epoch, total, batches, batches)
+        return cls(None, total)
+
+    def _locate(self, loader: Any) -> None:
+        """Behind the first batch: before it the state is that of an epoch that was left."""
+        try:
+            state = loader.state_dict()
+            self.epoch, self.batch = state["epoch"], state["batches"]
+        except Exception:  # noqa: BLE001  another kind of loader, or one that has no state now: it is only shown
+            return
+        self.first = self.batch - 1
 
     def follow(self, loader: Iterable[Any]) -> Iterator[Any]:
         """The batches, counted."""
@@ -82,7 +86,9 @@ class Pace:
             self.now_s = time.perf_counter()
             self.waited_s += self.now_s - asked_s
             self.batch += 1
-            self.samples += _rows_of(batch)
+            if self.batch == 1:
+                self._locate(loader)
+            self.samples += _rows_of(batch) if getattr(loader, "batch_sampler", "") is not None else 1
             yield batch
             del batch  # not held while the next one is made
 

@@ -178,7 +178,7 @@ def report_of(loader: DataLoader[Any]) -> Report:
     service_s = measures.busy_ns / measures.samples / 1e9 if measures.samples else 0.0
     return Report(
         epoch=measures.epoch,
-        finished=bool(measures.ended_ns),
+        finished=measures.finished,
         batches=measures.batches,
         samples=measures.rows,
         window_s=window_s,

@@ -22,7 +22,7 @@ def run_prepare(
     """Prepare a folder and print what was done.
 
     Returns:
-        The status to exit with: 1 if files are missing.
+        The status to exit with: 1 if files are missing, or of an earlier run and without a source.
 
     Raises:
         DatasetError, MissingExtraError: nothing was done, and why.
@@ -43,7 +43,7 @@ def run_prepare(
             raise DatasetError(str(error)) from error
     for line in _lines(summary):
         console.print(line)
-    return 1 if summary.failed else 0
+    return 1 if summary.failed or summary.stale else 0
 
 
 def _lines(summary: Summary) -> list[str]:
@@ -60,4 +60,10 @@ def _lines(summary: Summary) -> list[str]:
             lines += [f"  {printable(name)}: {why}" for name, why in sorted(files)[:_NAMED]]
         if len(files) > _NAMED:
             lines.append(f"  and {len(files) - _NAMED:,} more")
+    if summary.stale:
+        named = ", ".join(map(printable, summary.stale[:_NAMED])) + (", …" if len(summary.stale) > _NAMED else "")
+        lines.append(
+            f"{len(summary.stale):,} files of an earlier run have no source any more and would still be read: delete "
+            f"them: {named}"
+        )
     return lines

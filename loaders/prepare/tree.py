@@ -57,6 +57,7 @@ class Summary:
         copied: files that are no JPEGs.
         left: (name, why) of JPEGs that are copied as they were.
         failed: (name, why) of files that could not be read or written; they are missing.
+        stale: names of files in the target that have no source any more.
         nbytes: of the JPEGs that this run has prepared, before and after.
     """
 
@@ -65,6 +66,7 @@ class Summary:
     copied: int = 0
     left: list[tuple[str, str]] = field(default_factory=list)
     failed: list[tuple[str, str]] = field(default_factory=list)
+    stale: list[str] = field(default_factory=list)
     nbytes: tuple[int, int] = (0, 0)
 
     def count(self, outcome: Outcome) -> None:
@@ -120,7 +122,8 @@ def prepare_tree(
     """
     _claim(source, target, method)
     index = index_of(target)
-    names, summary = list(_files_below(source, target)), Summary()
+    names = list(_files_below(source, target))
+    summary = Summary(stale=sorted({*_files_in(target)} - {*names}))
     ahead = []
     for name in names:
         known = _known(source / name, target / name, name, index)
@@ -199,6 +202,14 @@ def _files_below(source: Path, target: Path) -> Iterator[str]:
                     pending.append((name, chain))
                 elif entry.name not in (NAME, SETTINGS) and not _is_unfinished(entry.name):
                     yield name
+
+
+def _files_in(target: Path) -> Iterator[str]:
+    """Names of all files as seen from the target, but those that are not from the source."""
+    for folder, _, files in os.walk(target):
+        for name in files:
+            if name not in (NAME, SETTINGS) and not _is_unfinished(name):
+                yield os.path.relpath(os.path.join(folder, name), target)
 
 
 def _known(source: Path, target: Path, name: str, index: RestartIndex) -> Restarts | None:

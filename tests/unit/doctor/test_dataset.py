@@ -284,3 +284,12 @@ def test_a_stream_is_not_looked_at_and_it_says_so():
 
     (found,) = examine_dataset(DataLoader(Stream()))
     assert (found.severity, "a Stream has no items by number" in found.what) == ("warning", True)
+
+
+def test_samples_that_make_no_batch_are_a_problem():
+    found = {each.check: each for each in examine_dataset([{"label": None, "n": 1}] * 8, spawn=False)}
+    assert found["batches"].severity == "problem"
+    assert "NoneType" in found["batches"].what
+    collated = DataLoader([{"label": None}] * 8, 4, collate_fn=len)
+    found = {each.check: each for each in examine_dataset(collated, spawn=False)}
+    assert found["batches"].severity == "fine"

@@ -1,5 +1,6 @@
 import io
 
+import numpy as np
 import pytest
 from rich.console import Console
 from support.numpy_datasets import Numbers
@@ -7,6 +8,7 @@ from support.numpy_datasets import Numbers
 import loaders
 from loaders import DataLoader
 from loaders.observe import progress as module
+from loaders.observe.progress import Pace
 
 
 def console(*, terminal):
@@ -60,3 +62,21 @@ def test_a_bar_inside_a_bar_is_no_error():
     screen = console(terminal=True)
     for _ in loaders.progress(range(3), "epochs", console=screen):
         assert list(loaders.progress(range(2), "batches", console=screen)) == [0, 1]
+
+
+def test_an_epoch_behind_one_that_was_left_has_its_own_number_and_count():
+    loader = DataLoader(np.zeros((40, 10), np.uint8), 4)
+    seen = []
+    for stop in (5, 5, 10):
+        pace = Pace.of(loader)
+        for step, _ in enumerate(pace.follow(loader), start=1):
+            if step == stop:
+                break
+        seen.append((pace.epoch, pace.batch))
+    assert seen == [(0, 5), (1, 5), (2, 10)]
+
+
+def test_samples_that_are_not_batched_count_one_by_one():
+    loader = DataLoader(np.zeros((6, 10), np.uint8), None)
+    pace = Pace.of(loader)
+    assert len(list(pace.follow(loader))) == pace.samples == 6

@@ -261,3 +261,18 @@ def test_a_report_is_text_a_page_a_table_and_plain_numbers(photos):
     assert plain["verdict"] == report.verdict
     assert plain["slowest"][0]["source"] == report.slowest[0].source
     assert plain["workers"][1]["number"] == 1
+
+
+def test_what_happens_after_a_loop_was_left_does_not_count():
+    loader = DataLoader([np.zeros(4, np.uint8)] * 100, 4)
+    for step, _ in enumerate(loader):
+        if step == 10:
+            break
+    before = loader.report()
+    deadline = time.perf_counter() + 0.05
+    while time.perf_counter() < deadline:
+        pass
+    assert loader.report().window_s == before.window_s
+    assert not before.finished
+    list(loader)
+    assert loader.report().finished

@@ -200,6 +200,17 @@ def test_again_does_nothing_but_what_has_changed(source, tmp_path):
     )
 
 
+def test_files_whose_source_is_gone_or_elsewhere_are_named_and_the_status_says_so(source, tmp_path):
+    prepare(source, tmp_path / "target", "--quality", 90)
+    (source / "cat/1.jpg").rename(source / "dog/1.jpg")
+    again = prepare(source, tmp_path / "target", "--quality", 90)
+    assert again.exit_code == 1
+    assert "1 files of an earlier run have no source any more" in again.output
+    assert os.path.join("cat", "1.jpg") in again.output
+    (tmp_path / "target/cat/1.jpg").unlink()
+    assert prepare(source, tmp_path / "target", "--quality", 90).exit_code == 0
+
+
 def test_a_prepared_folder_can_be_prepared_again_into_another(source, tmp_path):
     assert prepare(source, tmp_path / "first", "--max-side", 160, "--workers", 1).exit_code == 0
     done = prepare(tmp_path / "first", tmp_path / "second", "--max-side", 100, "--workers", 1)
