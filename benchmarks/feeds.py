@@ -11,9 +11,8 @@ from typing import Any
 
 import torch
 
+from benchmarks.workloads import MEAN, STD
 from loaders import DataLoader, DevicePrefetcher, Normalize
-
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 Batches = Generator[dict[str, torch.Tensor], None, None]
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import itertools
-import os
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from benchmarks import trace
 from benchmarks.feeds import FEEDS, Batches
 from benchmarks.photos import JpegCrops, ReadyImages
 from benchmarks.resnet import resnet50
-from benchmarks.scenarios import _meminfo
+from benchmarks.scenarios import meminfo_nbytes, smaps_nbytes
 
 _COPIES = 4  # enqueued together when copies are timed: what the host takes to enqueue one counts for less
 _ENDLESS = 1 << 20  # batches
@@ -175,11 +174,11 @@ def memory(
     is_cuda = training.device.type == "cuda"
     if is_cuda:
         torch.cuda.reset_peak_memory_stats()
-    available, pss, least, over = _meminfo("MemAvailable"), 0, 1 << 62, threading.Event()
+    available, pss, least, over = meminfo_nbytes("MemAvailable"), 0, 1 << 62, threading.Event()
 
     def look() -> None:
         nonlocal pss, least
-        pss, least = max(pss, pss_nbytes(os.getpid())), min(least, _meminfo("MemAvailable"))
+        pss, least = max(pss, smaps_nbytes("Pss")), min(least, meminfo_nbytes("MemAvailable"))
 
     watcher = threading.Thread(target=lambda: _repeat(look, over))
     with closing(training.feed(feed, data, workers, files)) as batches:
@@ -201,30 +200,3 @@ def memory(
 def _repeat(look: Callable[[], None], over: threading.Event) -> None:
     while not over.wait(0.05):
         look()
-
-
-def pss_nbytes(pid: int) -> int:
-    """Proportional set size of a process and its descendants."""
-    parents: dict[int, list[int]] = defaultdict(list)
-    for child, parent in _parents():
-        parents[parent].append(child)
-    pids, total = [pid], 0
-    for each in pids:
-        pids.extend(parents[each])
-        try:
-            for line in Path(f"/proc/{each}/smaps_rollup").read_text().splitlines():
-                if line.startswith("Pss:"):
-                    total += int(line.split()[1]) * 1024
-        except OSError:
-            pass  # gone in between
-    return total
-
-
-def _parents() -> Iterator[tuple[int, int]]:
-    """(process, its parent) of all there are."""
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdigit():
-            try:
-                yield int(folder.name), int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-            except OSError:
-                pass  # gone in between

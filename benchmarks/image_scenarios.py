@@ -15,10 +15,9 @@ import cv2
 import numpy as np
 import torch
 
+from benchmarks.workloads import MEAN, SIZE, STD
 from loaders import Albumentations, DataLoader, DecodedCache, ImageFiles, RandomResizedCrop
 
-SIZE = 224
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _CROP = RandomResizedCrop(SIZE, interpolation=cv2.INTER_LINEAR, flip=0.5)
 _RECIPE = [A.RandomResizedCrop((SIZE, SIZE), interpolation=cv2.INTER_LINEAR), A.HorizontalFlip(p=0.5)]
 

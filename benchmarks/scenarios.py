@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from benchmarks.workloads import KINDS, Ready
+from loaders.benchmark.processes import descendants
 
 
 def _loader(peer: str, dataset: Any, **arguments: Any) -> Any:
@@ -108,14 +109,14 @@ def memory(peer: str, shape: list[int], batch_size: int, batches: int, workers: 
     """
     torch.set_num_threads(1)
     dataset = Ready(batch_size * batches, shape, "uint8")
-    shared_before = _meminfo("Shmem")
+    shared_before = meminfo_nbytes("Shmem")
     most_shared, most_private, over = 0, 0, threading.Event()
 
     def watch() -> None:
         nonlocal most_shared, most_private
         while not over.wait(0.02):
-            most_shared = max(most_shared, _meminfo("Shmem") - shared_before)
-            most_private = max(most_private, _private())
+            most_shared = max(most_shared, meminfo_nbytes("Shmem") - shared_before)
+            most_private = max(most_private, smaps_nbytes("Pss_Anon"))
 
     watcher = threading.Thread(target=watch)
     loader = _loader(peer, dataset, batch_size=batch_size, num_workers=workers)
@@ -130,20 +131,21 @@ def memory(peer: str, shape: list[int], batch_size: int, batches: int, workers: 
     return {"shared_nbytes": most_shared, "private_nbytes": most_private}
 
 
-def _meminfo(name: str) -> int:
+def meminfo_nbytes(name: str) -> int:
+    """Bytes of a line of /proc/meminfo."""
     for line in Path("/proc/meminfo").read_text().splitlines():
         if line.startswith(name + ":"):
             return int(line.split()[1]) * 1024
     return 0
 
 
-def _private() -> int:
-    pids, total = [os.getpid()], 0
-    for pid in pids:
+def smaps_nbytes(name: str) -> int:
+    """Bytes of a line of smaps_rollup, such as "Pss", over this process and all below it."""
+    total = 0
+    for pid in (os.getpid(), *descendants()):
         try:
-            pids.extend(int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
             for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-                if line.startswith("Pss_Anon:"):
+                if line.startswith(f"{name}:"):
                     total += int(line.split()[1]) * 1024
         except OSError:
             pass  # gone in between

@@ -1,4 +1,4 @@
-"""How many cores this process may use."""
+"""How many cores this process may use: by its affinity, and by the quota of its cgroups."""
 
 from __future__ import annotations
 
@@ -8,18 +8,17 @@ from pathlib import Path
 from loaders.cgroups import levels
 
 
-def usable_cores(root: Path = Path("/")) -> float:
-    """Cores that the process may run on, by its affinity and by the quota of its cgroups: 3.5 if that is its quota.
+def affinity_cores() -> int:
+    """Cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def quota_cores(root: Path = Path("/")) -> float | None:
+    """CPU seconds per second that the tightest cgroup above this process allows; None without a limit.
 
     Args:
         root: where `/proc` and `/sys` are found.
     """
-    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min([float(count), *_quotas(root)])
-
-
-def _quotas(root: Path) -> list[float]:
-    """Of every cgroup above this process that has one, in cores."""
     quotas = []
     for folder, is_unified in levels("cpu", root):
         names = ["cpu.max"] if is_unified else ["cpu.cfs_quota_us", "cpu.cfs_period_us"]
@@ -29,4 +28,15 @@ def _quotas(root: Path) -> list[float]:
                 quotas.append(int(quota) / int(period))
         except (OSError, ValueError):  # no such file, or "max"
             pass
-    return quotas
+    return min(quotas, default=None)
+
+
+def usable_cores() -> float:
+    """What both allow: 3.5 if that is the quota."""
+    quota = quota_cores()
+    return float(affinity_cores()) if quota is None else min(float(affinity_cores()), quota)
+
+
+def whole_cores() -> int:
+    """Those of them that are worth a worker each, at least one."""
+    return max(1, int(usable_cores()))

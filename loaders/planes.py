@@ -10,6 +10,20 @@ import cv2
 import numpy as np
 
 
+def checked_mean_and_std(mean: Sequence[float], std: Sequence[float]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Both as floats.
+
+    Raises:
+        ValueError: they are of different length, empty or not finite, or a std is 0.
+    """
+    means, stds = tuple(map(float, mean)), tuple(map(float, std))
+    if len(means) != len(stds) or not means:
+        raise ValueError(f"mean={mean!r}, std={std!r}: expected one number per channel in both.")
+    if not all(map(math.isfinite, means + stds)) or 0 in stds:
+        raise ValueError(f"mean={mean!r}, std={std!r}: expected finite numbers, and no std of 0.")
+    return means, stds
+
+
 class NormalizedPlanes:
     """`(x / 255 - mean) / std`, channels first, in one pass: each of the 256 values is looked up in a table.
 
@@ -25,12 +39,7 @@ class NormalizedPlanes:
     """
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
-        self.mean = tuple(float(value) for value in mean)
-        self.std = tuple(float(value) for value in std)
-        if len(self.mean) != len(self.std) or not self.mean:
-            raise ValueError(f"mean={mean!r}, std={std!r}: expected one number per channel in both.")
-        if not all(map(math.isfinite, self.mean + self.std)) or 0 in self.std:
-            raise ValueError(f"mean={mean!r}, std={std!r}: expected finite numbers, and no std of 0.")
+        self.mean, self.std = checked_mean_and_std(mean, std)
         values = np.arange(256) / 255
         self._tables = [
             ((values - mean) / std).astype(np.float32) for mean, std in zip(self.mean, self.std, strict=True)

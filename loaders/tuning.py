@@ -7,7 +7,7 @@ import os
 import time
 from typing import Any
 
-from loaders.cores import usable_cores
+from loaders.cores import whole_cores
 from loaders.engines.protocol import Engine
 from loaders.measures import Measures
 
@@ -27,7 +27,7 @@ _FIRST_MOST = 8
 def most_workers() -> int:
     """As many as there are cores for, shared fairly with the other ranks of this machine."""
     ranks = os.environ.get("LOCAL_WORLD_SIZE", "1")
-    return max(1, int(usable_cores()) // (int(ranks) if ranks.isdigit() and int(ranks) > 0 else 1))
+    return max(1, whole_cores() // (int(ranks) if ranks.isdigit() and int(ranks) > 0 else 1))
 
 
 def first_workers() -> int:

@@ -12,7 +12,7 @@ from rich.console import Console
 from loaders.benchmark import show
 from loaders.benchmark.comparison import compare
 from loaders.benchmark.setups import Setup, setups
-from loaders.doctor.cores import usable_cores
+from loaders.cores import whole_cores
 from loaders.errors import DatasetError
 
 
@@ -45,7 +45,7 @@ def run_bench(
         show.require_matplotlib()
 
     def chosen(is_loader: bool) -> Sequence[Setup]:
-        wanted = counts if counts is not None else [] if is_loader and not vs else _up_to(usable_cores())
+        wanted = counts if counts is not None else [] if is_loader and not vs else _up_to(whole_cores())
         return setups(wanted, kinds, vs == "torch", as_it_is=is_loader)
 
     def tell(line: str) -> None:

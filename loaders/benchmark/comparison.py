@@ -15,7 +15,7 @@ from typing import Any
 from loaders.benchmark.measurement import Measurement, Spread
 from loaders.benchmark.run import READY
 from loaders.benchmark.setups import Setup
-from loaders.doctor.cores import usable_cores
+from loaders.cores import whole_cores
 from loaders.errors import DatasetError
 
 # From here on a loader does what its ceiling allows: the rest is what two measurements differ by.
@@ -161,7 +161,7 @@ def compare(
     """
     tell(f"looking at {target}")
     common: dict[str, Any] = {"target": target, "crop": crop}
-    cores = usable_cores()
+    cores = whole_cores()
     kind = _run("probe", seconds=min(seconds, 1.0), **common)
     chosen = list(setups(kind["is_loader"]))
     has_length = kind["length"] is not None

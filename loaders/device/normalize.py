@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -10,6 +9,7 @@ import torch
 
 from loaders.bridge import dtypes
 from loaders.errors import ArrayKindError, DtypeError, FieldNameError, ImageShapeError
+from loaders.planes import checked_mean_and_std
 from loaders.tree import leaves, map_named
 
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32)
@@ -58,12 +58,7 @@ class Normalize:
         channels_last: bool = True,
         fields: str | Iterable[str] | None = None,
     ) -> None:
-        self.mean = tuple(float(value) for value in mean)
-        self.std = tuple(float(value) for value in std)
-        if len(self.mean) != len(self.std) or not self.mean:
-            raise ValueError(f"mean={mean!r}, std={std!r}: expected one number per channel in both.")
-        if not all(map(math.isfinite, self.mean + self.std)) or 0 in self.std:
-            raise ValueError(f"mean={mean!r}, std={std!r}: expected finite numbers, and no std of 0.")
+        self.mean, self.std = checked_mean_and_std(mean, std)
         if dtype not in _DTYPES:
             raise DtypeError(f"dtype={dtype!r}: expected one of {', '.join(map(str, _DTYPES))}.")
         self.dtype = dtype

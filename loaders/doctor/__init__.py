@@ -3,7 +3,6 @@
 | module | what |
 | --- | --- |
 | `finding` | a `Finding`: what was looked at, how bad it is, the remedy |
-| `cores` | how many cores this process may use |
 | `machine` | memory, descriptors, cores, decoders, accelerators |
 | `samples` | samples that were read on trial, and what shows in them |
 | `behaviour` | the dataset itself: randomness, copies, workers |

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from loaders.batching.arena import PAGE, Arena, available_nbytes
-from loaders.doctor.cores import affinity_cores, quota_cores
+from loaders.cores import affinity_cores, quota_cores
 from loaders.doctor.finding import Finding
 from loaders.errors import BufferMemoryError, DeviceError
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 from typing import TYPE_CHECKING, Any
 
-from loaders.observe.units import nbytes, seconds, share
+from loaders.observe.units import nbytes, percent, seconds, share
 
 if TYPE_CHECKING:
     from loaders.observe.report import Report
@@ -56,7 +56,7 @@ def _loop(report: Report) -> list[Row]:
 def _workers(report: Report) -> list[Row]:
     kind = {"process": "processes", "thread": "threads"}[report.worker_method]
     count = f"{report.num_workers} {kind}" if report.num_workers else "the loop's own thread"
-    cpu = "" if report.cpu_share is None else f", of which computing {100 * report.cpu_share:.0f} %"
+    cpu = "" if report.cpu_share is None else f", of which computing {percent(report.cpu_share)}"
     rows = [
         (count, share(report.occupancy, 1), f"at work{cpu}"),
         ("a sample", seconds(report.service_s), "of one worker"),

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.errors import LiveError
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 
+from loaders.observe.units import percent
 from loaders.tree import leaves
 
 # Where there is no terminal a line is written so often.
@@ -117,7 +118,7 @@ class Pace:
 
     def __str__(self) -> str:
         left = "" if self.left_s is None else f", {_clock(self.left_s)} left"
-        return f"{self.where()}: {self.rate:,.0f} samples/s, waits {100 * self.waits:.0f} %{left}"
+        return f"{self.where()}: {self.rate:,.0f} samples/s, waits {percent(self.waits)}{left}"
 
 
 def _with_lines(loader: Iterable[Any], pace: Pace, label: str, console: Console) -> Iterator[Any]:

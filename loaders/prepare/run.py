@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from loaders.cores import usable_cores
+from loaders.cores import whole_cores
 from loaders.decode import printable
 from loaders.errors import DatasetError
 from loaders.prepare.tree import Summary, choose_method, prepare_tree
@@ -36,7 +36,7 @@ def run_prepare(
                 source,
                 target,
                 method,
-                workers or max(1, int(usable_cores())),
+                workers or whole_cores(),
                 lambda done, total: bar.update(task, completed=done, total=total),
             )
         except OSError as error:  # of a folder; files that cannot be read or written are listed

@@ -137,3 +137,24 @@ class LateTorch:
 
         info = get_worker_info()
         return {"before": self.before, "id": info.id, "num_workers": info.num_workers, "seed": info.seed}
+
+
+class Counted:
+    """Arrays of `shape` filled with their index; `reads` lists what was asked for."""
+
+    classes = ("cat", "dog")
+
+    def __init__(self, length=8, shape=(10, 12, 3)):
+        self.length = length
+        self.shape = shape
+        self.reads = []
+
+    def __len__(self):
+        return self.length
+
+    def __getitem__(self, index):
+        self.reads.append(index)
+        return {"image": np.full(self.shape, index, np.uint8), "label": index}
+
+    def describe(self, index):
+        return f"counted/{index}"

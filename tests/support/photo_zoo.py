@@ -129,3 +129,18 @@ def zoo() -> dict[str, bytes]:
         "jpeg 2000": encode(".jp2", bgr),
     }
     return files
+
+
+# -- what is no image; a test names the place
+
+
+def make_missing(path):
+    pass
+
+
+def make_empty(path):
+    path.write_bytes(b"")
+
+
+def make_text(path):
+    path.write_text("<html>404</html>")

@@ -23,6 +23,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from loaders import DevicePrefetcher
+
 
 @dataclass(eq=False)
 class SimulatedEvent:
@@ -343,3 +345,10 @@ class SimulatedReadback:
         if block is None:
             return np.frombuffer(tensor.numpy().tobytes(), np.uint8)
         return block.memory[: tensor.nbytes]
+
+
+def prefetch(device: SimulatedDevice, loader: Any, **options: Any) -> DevicePrefetcher:
+    """A prefetcher over the simulated device."""
+    prefetcher = DevicePrefetcher(loader, "cpu", **options)
+    prefetcher._streams = SimulatedStreams(device)
+    return prefetcher

@@ -8,6 +8,7 @@ import zlib
 import cv2
 import numpy as np
 import pytest
+from support.photo_zoo import make_empty, make_missing, make_text
 
 from loaders import DecodeError, read_image
 
@@ -154,18 +155,6 @@ def test_other_formats_that_are_cut_short_are_refused(extension, capfd):
     for part in (whole[:-1], whole[: len(whole) // 2], whole[:20]):
         with pytest.raises(DecodeError, match=r"cannot decode its .* bytes"):
             read_image(part)
-
-
-def make_missing(path):
-    pass
-
-
-def make_empty(path):
-    path.write_bytes(b"")
-
-
-def make_text(path):
-    path.write_text("<html>404</html>")
 
 
 def make_directory(path):

@@ -7,7 +7,7 @@ import pytest
 from support.numpy_datasets import Numbers
 from torch.utils.data import IterableDataset
 
-from loaders import DataLoader, cores, tuning
+from loaders import DataLoader, tuning
 from loaders.measures import Measures, WorkerSums
 from loaders.tuning import SETTLED, Seen, Tuner
 
@@ -107,7 +107,7 @@ class Restless(Tuner):
 @pytest.mark.parametrize("method", ["process", "thread"])
 @pytest.mark.parametrize("persistent", [False, True])
 def test_workers_that_come_and_go_change_no_batch(monkeypatch, method, persistent):
-    monkeypatch.setattr(tuning, "usable_cores", lambda: 4.0)
+    monkeypatch.setattr(tuning, "whole_cores", lambda: 4)
 
     def epochs(**arguments):
         loader = DataLoader(Numbers(160), 8, shuffle=True, seed=5, **arguments)
@@ -135,7 +135,7 @@ def test_workers_that_were_sent_home_are_gone_and_a_killed_one_is_replaced():
 
 
 def test_auto_is_an_int_wherever_it_is_looked_at(monkeypatch):
-    monkeypatch.setattr(tuning, "usable_cores", lambda: 16.0)
+    monkeypatch.setattr(tuning, "whole_cores", lambda: 16)
     loader = DataLoader(Numbers(8), num_workers="auto")
     assert (loader.num_workers, loader._most_workers) == (8, 16)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
@@ -152,27 +152,3 @@ def test_a_stream_has_one_worker_since_its_content_depends_on_how_many_share_it(
     loader = DataLoader(Stream(), num_workers="auto", batch_size=5, worker_method="thread")
     assert [batch.tolist() for batch in loader] == [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]]
     assert loader.num_workers == 1
-
-
-@pytest.mark.parametrize(
-    ("files", "cores_there"),
-    [
-        ({}, None),
-        ({"proc/self/cgroup": "0::/a/b\n", "sys/fs/cgroup/a/cpu.max": "150000 100000\n"}, 1.5),
-        ({"proc/self/cgroup": "0::/a\n", "sys/fs/cgroup/a/cpu.max": "max 100000\n"}, None),
-        (
-            {
-                "proc/self/cgroup": "4:cpu,cpuacct:/a\n",
-                "sys/fs/cgroup/cpu/a/cpu.cfs_quota_us": "50000\n",
-                "sys/fs/cgroup/cpu/a/cpu.cfs_period_us": "100000\n",
-            },
-            0.5,
-        ),
-    ],
-)
-def test_cores_are_those_of_the_affinity_and_the_quota(tmp_path, monkeypatch, files, cores_there):
-    monkeypatch.setattr(cores.os, "sched_getaffinity", lambda pid: set(range(6)), raising=False)
-    for name, content in files.items():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(content)
-    assert cores.usable_cores(tmp_path) == (cores_there or 6.0)

@@ -79,7 +79,7 @@ def test_all_of_it_is_json():
     ("cores", "readers", "decoding", "how"), [(2, 2, 110, "read by 2 cores"), (64, 16, 3520, "read by 16 of 64 cores")]
 )
 def test_rounds_are_interleaved_and_alternate(monkeypatch, cores, readers, decoding, how):
-    monkeypatch.setattr(comparison, "usable_cores", lambda: cores)
+    monkeypatch.setattr(comparison, "whole_cores", lambda: cores)
     done = []
 
     def run(part, **arguments):

@@ -6,7 +6,18 @@ import cv2
 import numpy as np
 import pytest
 from support import photo_zoo
-from support.photo_zoo import exif, jpeg, photo, segment, with_exif, with_segments, zoo
+from support.photo_zoo import (
+    exif,
+    jpeg,
+    make_empty,
+    make_missing,
+    make_text,
+    photo,
+    segment,
+    with_exif,
+    with_segments,
+    zoo,
+)
 
 from loaders import DecodeError, image_size, read_image
 from loaders.decode.header import read_header
@@ -132,18 +143,6 @@ def test_bytes_changed_at_random_in_exif_mean_what_they_mean_to_opencv():
         assert image_size(encoded) == opencv_size(encoded), changed.tobytes()
         turned += image_size(encoded) == (16, 32)
     assert 200 < turned < 1300
-
-
-def make_missing(path):
-    pass
-
-
-def make_empty(path):
-    path.write_bytes(b"")
-
-
-def make_text(path):
-    path.write_text("<html>404</html>")
 
 
 def make_cut(path):

@@ -11,7 +11,7 @@ from collections import deque
 import numpy as np
 import pytest
 import torch
-from support.simulated_device import SimulatedDevice, SimulatedEvent, SimulatedStreams
+from support.simulated_device import SimulatedDevice, SimulatedEvent, SimulatedStreams, prefetch
 from support.waiting import run_in_child
 
 import loaders
@@ -42,12 +42,6 @@ def loader_read_by(device, **options):
     return loader
 
 
-def prefetcher_of(batches, device):
-    prefetcher = DevicePrefetcher(batches, "cpu")
-    prefetcher._streams = SimulatedStreams(device)
-    return prefetcher
-
-
 def busy(device):
     """The current stream has work, and runs none of it before it is drained."""
     device.let_work_run = lambda: None
@@ -72,7 +66,7 @@ def test_a_stream_that_was_named_before_a_prefetcher_got_the_batch_still_protect
             yield batch
             mine.is_awake = False
 
-    for _ in prefetcher_of(also_copied_by_me(), device):
+    for _ in prefetch(device, also_copied_by_me()):
         pass
     device.drain()
     assert len(copies) > 90
@@ -113,7 +107,7 @@ def test_a_loader_that_was_looked_into_before_is_page_locked_from_the_next_epoch
     look = iter(loader)
     held, first_pool = deque([next(look), next(look)]), loader._pool
     del look
-    prefetcher = prefetcher_of(loader, device)
+    prefetcher = prefetch(device, loader)
     staged = []
     pin = prefetcher._streams.pin
     prefetcher._streams.pin = lambda tensor: staged.append(not device.is_locked(tensor)) or pin(tensor)

@@ -8,9 +8,9 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from support.simulated_device import SimulatedDevice, SimulatedEvent, SimulatedStreams
+from support.simulated_device import SimulatedDevice, SimulatedEvent, prefetch
 
-from loaders import DataLoader, DevicePrefetcher
+from loaders import DataLoader
 from loaders.batching.arena import Arena
 from loaders.batching.slots import SlotPool
 
@@ -39,12 +39,6 @@ class Numbers:
 
     def __getitem__(self, index):
         return np.full(48, index, np.uint8)
-
-
-def prefetched(loader):
-    prefetcher = DevicePrefetcher(loader, "cpu")
-    prefetcher._streams = SimulatedStreams(SimulatedDevice(0))
-    return prefetcher
 
 
 def firsts(batches):
@@ -166,7 +160,7 @@ def test_an_iterator_of_kept_threads_goes_on_when_a_prefetcher_needs_other_memor
     loader = DataLoader(Numbers(), 4, num_workers=2, worker_method="thread", persistent_workers=True)
     older = iter(loader)
     begun = firsts([next(older)])
-    newer = iter(prefetched(loader))
+    newer = iter(prefetch(SimulatedDevice(0), loader))
     next(newer)
     assert begun + firsts(older) == list(range(0, 40, 4))
     assert len(list(newer)) == 9
@@ -175,8 +169,6 @@ def test_an_iterator_of_kept_threads_goes_on_when_a_prefetcher_needs_other_memor
 def test_the_first_epoch_of_an_unpickled_loader_is_page_locked_like_any_other():
     device = SimulatedDevice(0)
     loader = pickle.loads(pickle.dumps(DataLoader(Numbers(), 4)))
-    prefetcher = DevicePrefetcher(loader, "cpu")
-    prefetcher._streams = SimulatedStreams(device)
-    for _ in prefetcher:
+    for _ in prefetch(device, loader):
         pass
     assert len(device.host_blocks()) <= 1  # the first batch, which tells what a slot looks like

@@ -3,80 +3,25 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import gc
 import pickle
 import weakref
-from collections import namedtuple
 
 import numpy as np
 import pytest
 import torch
-from support.simulated_device import SimulatedDevice, SimulatedStreams
+from support.batches import CountingLoader, Pair, Sample
+from support.simulated_device import SimulatedDevice, SimulatedStreams, prefetch
 from torch.utils.data import DataLoader, TensorDataset
 
-from loaders import DeviceError, DevicePrefetcher, SlotStateError
+from loaders import DeviceError, DevicePrefetcher
 from loaders.device import prefetcher as prefetcher_module
 from loaders.device.streams import _NoStreams
-
-Pair = namedtuple("Pair", "image label")
-
-
-@dataclasses.dataclass(frozen=True)
-class Sample:
-    image: torch.Tensor
-    name: str
 
 
 @pytest.fixture
 def device():
     return SimulatedDevice(seed=0)
-
-
-def prefetch(device, loader, **kwargs):
-    """A prefetcher over the simulated device."""
-    prefetcher = DevicePrefetcher(loader, "cpu", **kwargs)
-    prefetcher._streams = SimulatedStreams(device)
-    return prefetcher
-
-
-def addresses(batches):
-    """Where each batch lies."""
-    found = []
-    for batch in batches:
-        found.append(batch.data_ptr())
-        del batch
-    return found
-
-
-class CountingLoader:
-    """Batches 0 … n-1; remembers how many were asked for in the current pass, and raises where told to."""
-
-    def __init__(self, n, error_at=None):
-        self.n = n
-        self.error_at = error_at
-        self.pulled = 0
-        self.passes = 0
-        self.batch_size = 3
-        self.epoch = None
-
-    def __len__(self):
-        return self.n
-
-    def __iter__(self):
-        self.passes += 1
-        self.pulled = 0
-        return self._batches()
-
-    def _batches(self):
-        for step in range(self.n):
-            if step == self.error_at:
-                raise OSError(f"batch {step} cannot be read")
-            self.pulled += 1
-            yield torch.tensor([step])
-
-    def set_epoch(self, epoch):
-        self.epoch = epoch
 
 
 def values(device, batches):
@@ -346,79 +291,3 @@ def test_a_device_without_streams_gets_each_batch_by_a_plain_copy(monkeypatch):
     for static in (False, True):
         ours = DevicePrefetcher(batches, "cpu", transform=lambda batch: batch["image"] + 1, static=static)
         assert [batch[0, 0].item() for batch in ours] == [1, 2, 3, 4, 5]
-
-
-# -- static buffers --------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("depth", [1, 3])
-def test_static_batches_lie_at_the_same_few_addresses_in_every_epoch(device, depth):
-    prefetcher = prefetch(device, CountingLoader(20), depth=depth, static=True)
-    first = addresses(prefetcher)
-    assert len(set(first)) == depth + 2
-    assert all(address in first for address in addresses(prefetcher))
-    blocks = len(device.device_blocks())
-    addresses(prefetcher)
-    assert len(device.device_blocks()) == blocks
-
-
-@pytest.mark.parametrize(
-    "keep",
-    [
-        lambda batch: batch,
-        lambda batch: batch[:1],
-        lambda batch: batch.detach(),
-        lambda batch: batch.view(torch.float64),
-        lambda batch: batch.untyped_storage(),
-        lambda batch: {"deep": [batch.reshape(1, 1)]},
-    ],
-    ids=["itself", "a slice", "detached", "another dtype", "its storage", "in containers"],
-)
-def test_whoever_holds_a_static_batch_until_its_memory_is_needed_is_told(device, keep):
-    batches = iter(prefetch(device, CountingLoader(20), depth=2, static=True))
-    held = keep(next(batches))
-    with pytest.raises(SlotStateError, match=r"batch 0 .* static=True is still held.*needed for batch 4") as caught:
-        list(batches)
-    assert "clone" in str(caught.value)
-    assert held is not None
-
-
-def test_a_static_batch_that_the_loop_variable_still_names_is_no_mistake(device):
-    seen = []
-    for _ in range(2):
-        for batch in prefetch(device, CountingLoader(9), static=True):
-            image = batch  # a second name, that lives until the next round
-            device.launch(lambda array: seen.append(int(array[0])), image)
-    device.drain()
-    assert seen == [*range(9), *range(9)]
-
-
-@pytest.mark.parametrize("static", [False, True])
-def test_batches_may_differ_in_size_strides_and_structure(device, static):
-    batches = [
-        torch.arange(6).reshape(2, 3),
-        torch.arange(20).reshape(4, 5),
-        [torch.arange(3), {"a": torch.arange(2.0)}],
-        torch.arange(0),
-        torch.arange(3)[:1],
-        torch.tensor(7),
-        torch.arange(40).reshape(4, 10)[:, :7],
-        torch.arange(400).reshape(4, 100)[:, ::25],
-        torch.zeros(3, requires_grad=True),
-        torch.arange(24).reshape(1, 2, 3, 4).to(memory_format=torch.channels_last),
-        torch.arange(3).expand(4, 3),
-    ]
-    for ours, own in zip(prefetch(device, batches, static=static), batches, strict=True):
-        device.drain()
-        for a, b in zip(*(torch.utils._pytree.tree_leaves(tree) for tree in (ours, own)), strict=True):
-            assert a.dtype is b.dtype
-            assert torch.equal(a, b)
-            assert a.stride() == b.stride() or not b.is_contiguous()
-
-
-def test_iterating_a_static_prefetcher_inside_itself_is_refused(device):
-    prefetcher = prefetch(device, CountingLoader(4), static=True, depth=1)
-    outer = iter(prefetcher)
-    next(outer)
-    with pytest.raises(SlotStateError, match="is still held"):
-        list(prefetcher)

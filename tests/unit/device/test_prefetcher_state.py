@@ -7,7 +7,7 @@ from itertools import islice
 import numpy as np
 import pytest
 import torch
-from support.simulated_device import SimulatedDevice, SimulatedStreams
+from support.simulated_device import SimulatedDevice, prefetch
 from torch.utils.data import DataLoader, TensorDataset
 
 import loaders
@@ -17,13 +17,6 @@ from loaders import DevicePrefetcher, ShardedSampler, StateError
 @pytest.fixture
 def device():
     return SimulatedDevice(seed=0)
-
-
-def prefetch(device, loader, **kwargs):
-    """A prefetcher over the simulated device."""
-    prefetcher = DevicePrefetcher(loader, "cpu", **kwargs)
-    prefetcher._streams = SimulatedStreams(device)
-    return prefetcher
 
 
 class Squares:

@@ -4,7 +4,6 @@ import pytest
 
 from loaders.batching import arena
 from loaders.doctor import machine
-from loaders.doctor.cores import quota_cores, usable_cores
 from loaders.doctor.finding import Finding, exit_status
 from loaders.errors import BufferMemoryError, DeviceError
 
@@ -99,50 +98,7 @@ def test_memory_that_is_all_taken_is_a_problem(monkeypatch):
     assert machine.check_batch_memory().what == "not one page can be had: nothing is left."
 
 
-# -- cores
-
-
-def planted(root, files):
-    for name, content in files.items():
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_text(content)
-    return root
-
-
-@pytest.mark.parametrize(
-    ("files", "quota"),
-    [
-        ({"proc/self/cgroup": "0::/pod/box\n", "sys/fs/cgroup/pod/box/cpu.max": "150000 100000\n"}, 1.5),
-        ({"proc/self/cgroup": "0::/pod/box\n", "sys/fs/cgroup/pod/cpu.max": "400000 100000\n"}, 4.0),
-        ({"proc/self/cgroup": "0::/pod\n", "sys/fs/cgroup/pod/cpu.max": "max 100000\n"}, None),
-        (
-            {
-                "proc/self/cgroup": "3:cpu,cpuacct:/box\n",
-                "sys/fs/cgroup/cpu/box/cpu.cfs_quota_us": "200000\n",
-                "sys/fs/cgroup/cpu/box/cpu.cfs_period_us": "100000\n",
-            },
-            2.0,
-        ),
-        (
-            {
-                "proc/self/cgroup": "3:cpu,cpuacct:/box\n",
-                "sys/fs/cgroup/cpu/box/cpu.cfs_quota_us": "-1\n",
-                "sys/fs/cgroup/cpu/box/cpu.cfs_period_us": "100000\n",
-            },
-            None,
-        ),
-        ({}, None),
-    ],
-)
-def test_the_tightest_quota_of_both_versions_of_cgroups_counts(tmp_path, files, quota):
-    assert quota_cores(planted(tmp_path, files)) == quota
-
-
-@pytest.mark.parametrize(("affinity", "quota", "usable"), [(8, None, 8), (8, 2.5, 2), (8, 0.5, 1), (2, 16.0, 2)])
-def test_usable_cores_are_whole_and_at_least_one(monkeypatch, affinity, quota, usable):
-    monkeypatch.setattr("loaders.doctor.cores.affinity_cores", lambda: affinity)
-    monkeypatch.setattr("loaders.doctor.cores.quota_cores", lambda: quota)
-    assert usable_cores() == usable
+# -- exit status
 
 
 @pytest.mark.parametrize(("severities", "status"), [((), 0), (("fine", "warning"), 0), (("warning", "problem"), 1)])
