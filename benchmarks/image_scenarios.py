@@ -15,38 +15,17 @@ import cv2
 import numpy as np
 import torch
 
-from benchmarks.workloads import MEAN, SIZE, STD
+from benchmarks.peers import torch_loader
+from benchmarks.peers.torch_loader import Augmented
+from benchmarks.workloads import MEAN, SIZE, STD, Photos
 from loaders import Albumentations, DataLoader, DecodedCache, ImageFiles, RandomResizedCrop
 
 _CROP = RandomResizedCrop(SIZE, interpolation=cv2.INTER_LINEAR, flip=0.5)
-_RECIPE = [A.RandomResizedCrop((SIZE, SIZE), interpolation=cv2.INTER_LINEAR), A.HorizontalFlip(p=0.5)]
-
-
-class OpenCvPhotos:
-    """The usual dataset: OpenCV decodes everything, albumentations crops, flips and, if told to, normalises."""
-
-    def __init__(self, files: list[str], transforms: list[Any], *, planes: bool) -> None:
-        self.files = files
-        self.transform = A.Compose(transforms)
-        self.planes = planes
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        cv2.setNumThreads(0)  # the workers are the parallelism
-        photo = cv2.cvtColor(cv2.imread(self.files[index]), cv2.COLOR_BGR2RGB)
-        image = self.transform(image=photo)["image"]
-        return {"image": np.ascontiguousarray(image.transpose(2, 0, 1)) if self.planes else image, "label": index}
-
-
-def _torch_loader(files: list[str], *, planes: bool = False) -> Any:
-    transforms = [*_RECIPE, A.Normalize(MEAN, STD)] if planes else _RECIPE
-    return _TorchLoader(OpenCvPhotos(files, transforms, planes=planes), 64, **_OPTIONS)
-
-
-_TorchLoader = torch.utils.data.DataLoader
 _OPTIONS: dict[str, Any] = {"shuffle": True, "num_workers": 2, "persistent_workers": True}
+
+
+def _torch_loader(files: list[str], *, normalised: bool = False) -> Any:
+    return torch_loader.make(Augmented(Photos(files, ""), normalised), batch_size=64, **_OPTIONS)
 
 
 def _ours(files: list[str], **options: Any) -> Any:
@@ -66,7 +45,7 @@ LOADERS = {
     },
     "planes": {
         "ours": lambda files: _ours(files, crop=_CROP, normalize=(MEAN, STD)),
-        "torch": lambda files: _torch_loader(files, planes=True),
+        "torch": lambda files: _torch_loader(files, normalised=True),
     },
     "cache": {
         "ours": lambda files: DataLoader(

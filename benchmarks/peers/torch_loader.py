@@ -22,10 +22,12 @@ def samples(dataset: Any, batch_size: int, workers: int) -> Any:
 
 
 def photos(photos: Photos, batch_size: int, workers: int, normalised: bool) -> Any:
-    return make(_Augmented(photos, normalised), batch_size=batch_size, shuffle=True, num_workers=workers)
+    return make(Augmented(photos, normalised), batch_size=batch_size, shuffle=True, num_workers=workers)
 
 
-class _Augmented:
+class Augmented:
+    """The usual dataset: OpenCV decodes everything, albumentations crops, mirrors and, if told to, normalises."""
+
     def __init__(self, photos: Photos, normalised: bool) -> None:
         import albumentations as A
 

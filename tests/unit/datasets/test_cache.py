@@ -320,6 +320,17 @@ def test_memory_without_a_path_cannot_be_pickled_and_copies_share_it():
         assert twin.dataset.reads == []
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_are_the_same_with_and_without_a_cache(workers, folder):
+    plain = ImageFolder(folder)
+    cache = DecodedCache(plain, ROOM)
+    expected = list(DataLoader(plain, 4))
+    for _ in range(2):
+        for batch, want in zip(DataLoader(cache, 4, num_workers=workers), expected, strict=True):
+            assert batch["label"].tolist() == want["label"].tolist()
+            assert batch["image"].equal(want["image"])
+
+
 # -- threads, descriptors
 
 

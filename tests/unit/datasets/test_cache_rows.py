@@ -53,17 +53,6 @@ def test_read_into_casts_nothing_and_says_what_does_not_fit(sample, error, messa
             cache.read_into(0, out)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_batches_are_the_same_with_and_without_a_cache(workers, folder):
-    plain = ImageFolder(folder)
-    cache = DecodedCache(plain, ROOM)
-    expected = list(DataLoader(plain, 4))
-    for _ in range(2):
-        for batch, want in zip(DataLoader(cache, 4, num_workers=workers), expected, strict=True):
-            assert batch["label"].tolist() == want["label"].tolist()
-            assert batch["image"].equal(want["image"])
-
-
 # -- a crop behind the cache
 
 
