@@ -152,7 +152,7 @@ def _h2d_of(shape: list[int], rounds: int, runs: int) -> list[dict[str, float]]:
 
 
 def _lies_in_a_slot(tensor: torch.Tensor) -> bool:
-    from loaders.batching.pools import lease_at
+    from loaders.memory.registry import lease_at
 
     return lease_at(tensor.data_ptr()) is not None
 

@@ -90,7 +90,7 @@ def bare(work: str, folder: str, seconds: float, processes: int = 2) -> dict[str
 
 
 def _bare_loop(files: list[str], worker: int, work: str, seconds: float) -> float:
-    from loaders.rng import Domain, enter_sample
+    from loaders.randomness.streams import Domain, enter_sample
 
     cv2.setNumThreads(0)
     dataset = ImageFiles(files, crop=_CROP, normalize=(MEAN, STD) if work == "planes" else None)

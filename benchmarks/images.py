@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 
 from benchmarks.harness import RESULTS, keep, machine_line, ratios, rounds, run_fresh, spread, table, write_section
 from benchmarks.photos import write_jpegs
-from loaders.decode import read_image
-from loaders.decode.restart_index import index_of
-from loaders.prepare.photo import interval
+from loaders.images.decode import read_image
+from loaders.images.decode.restart_index import index_of
+from loaders.images.prepare.photo import interval
 
 _MODULE = "benchmarks.image_scenarios"
 

@@ -101,7 +101,7 @@ def through_loader(peer: str, work: str, folder: str, samples: int, workers: int
 
 def bytes_of_patches(folder: str, patches: int) -> dict[str, float]:
     """The share of a photo's file that is read for a patch, and the index's share of all files."""
-    from loaders.decode import files, restart_index
+    from loaders.images.decode import files, restart_index
 
     noted: list[int] = []
     parts, crop = files._LocalFile.read_parts, crop_of("patches")
@@ -132,10 +132,10 @@ def bytes_of_patches(folder: str, patches: int) -> dict[str, float]:
 
 def write_photos(folder: Path) -> None:
     """The same pictures twice, without markers and with them, and an index of those."""
-    from loaders.decode import read_image
-    from loaders.decode.restart_index import index_of
     from loaders.demo.photos import PHOTOS, read_photo
-    from loaders.prepare.photo import interval
+    from loaders.images.decode import read_image
+    from loaders.images.decode.restart_index import index_of
+    from loaders.images.prepare.photo import interval
 
     photos = [read_photo(name) for name in PHOTOS]
     rng = np.random.default_rng(0)

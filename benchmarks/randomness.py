@@ -39,10 +39,10 @@ def cost(kind: str, place: str, samples: int) -> dict[str, float]:
     import torch  # loaded, so that its generator is watched and keyed too
 
     from loaders import sample_rng
-    from loaders.decode import read_image
     from loaders.demo.photos import read_photo
-    from loaders.engines.orders import Job, Order
-    from loaders.engines.work import Worker
+    from loaders.images.decode import read_image
+    from loaders.workers.messages import Job, Order
+    from loaders.workers.worker import Worker
 
     class Reads:
         transform = None

@@ -66,7 +66,7 @@ def _memory_nbytes(name: str) -> int:
 
 
 def main(count: int = 5) -> None:
-    from loaders.batching.arena import available_nbytes
+    from loaders.system.limits import available_nbytes
 
     available, kept = available_nbytes(), {}
     for n in SIZES:

@@ -123,7 +123,7 @@ def prepare(
     """
 
     def run(console: Console) -> int:
-        from loaders.prepare.run import run_prepare
+        from loaders.images.prepare.run import run_prepare
 
         return run_prepare(console, source, target, quality, max_side, workers)
 

@@ -1,88 +1,55 @@
-"""The layers of the package, enforced: a module imports only from its own layer or those below it in number."""
+"""The rooms of the package, enforced: a module imports from its own room or those before it, never in a circle."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent / "loaders"
 
-# The longest matching name counts.
-LAYERS = {
-    "loaders.errors": 0,
-    "loaders.rng": 0,
-    "loaders.tree": 0,
-    "loaders.opencv": 0,
-    "loaders.process_rng": 0,
-    "loaders.workers": 0,
-    "loaders.stages": 0,
-    "loaders.timeline": 0,
-    "loaders.cgroups": 0,
-    "loaders.cores": 0,
-    "loaders.accelerator": 1,
-    "loaders.spec": 1,
-    "loaders.bridge": 1,
-    "loaders.decode": 2,
-    "loaders.crops": 2,
-    "loaders.patches": 2,
-    "loaders.planes": 2,
-    "loaders.augment": 2,
-    "loaders.datasets": 2,
-    "loaders.stateful": 2,
-    "loaders.sampling": 2,
-    "loaders.batching": 3,
-    "loaders.batching.arena": 1,
-    "loaders.engines": 4,
-    "loaders.dispatch": 5,
-    "loaders.plan": 5,
-    "loaders.policy": 5,
-    "loaders.failures": 5,
-    "loaders.delivery": 5,
-    "loaders.epoch": 5,
-    "loaders.keys": 5,
-    "loaders.state": 5,
-    "loaders.dataloader": 5,
-    "loaders.arguments": 5,
-    "loaders.tuning": 5,
-    "loaders.measures": 5,
-    # What `DataLoader.report()` gives: numbers and text over the loader's own measures.
-    "loaders.observe.report": 5,
-    "loaders.observe.verdict": 5,
-    "loaders.observe.page": 5,
-    "loaders.observe.units": 5,
-    "loaders.device": 6,
-    "loaders.benchmark": 7,
-    "loaders.doctor": 7,
-    "loaders.demo": 7,
-    "loaders.prepare": 7,
-    "loaders.cli": 7,
-    "loaders.observe": 7,
-    "loaders.integrations": 7,
-    "loaders.__main__": 7,
-}
-# Only these may import torch; nothing below layer 5 but the bridge and what makes tensors of rows.
-TORCH = (
-    "loaders.accelerator",
+# Every room, bottom up: a module imports from its own room and from those before it. The longest matching name counts.
+ROOMS = (
+    "loaders.errors",
+    "loaders.nested",
+    "loaders.system",
+    "loaders.timing",
+    "loaders.randomness",
     "loaders.bridge",
-    "loaders.batching.collate",
-    "loaders.batching.assemble",
-    "loaders.plan",
-    "loaders.policy",
-    "loaders.delivery",
-    "loaders.epoch",
-    "loaders.keys",
-    "loaders.state",
+    "loaders.memory",
+    "loaders.images",
+    "loaders.datasets.protocol",
+    "loaders.datasets.wrapped",
+    "loaders.datasets",
+    "loaders.batch",
+    "loaders.sampling",
+    "loaders.workers",
+    "loaders.report",
     "loaders.dataloader",
-    "loaders.arguments",
     "loaders.device",
+    "loaders.outputs",
     "loaders.benchmark",
     "loaders.doctor",
     "loaders.demo",
-    "loaders.observe",
-    "loaders.integrations",
+    "loaders.cli",
+    "loaders.__main__",
+)
+# Only these may import torch: the bridge, what makes tensors of rows, the DataLoader and what stands above it.
+TORCH = (
+    "loaders.memory.accelerator",
+    "loaders.bridge",
+    "loaders.batch.collate",
+    "loaders.batch.assemble",
+    "loaders.dataloader",
+    "loaders.report.progress",
+    "loaders.device",
+    "loaders.outputs",
+    "loaders.benchmark",
+    "loaders.doctor",
+    "loaders.demo",
 )
 # What a worker process imports, by itself or through others: no torch in any of it.
-WORKER = "loaders.engines.process_worker"
+WORKER = "loaders.workers.process_main"
 ALBUMENTATIONS = ("loaders.demo",)
 LONGEST = 400
 
@@ -96,18 +63,18 @@ def is_under(name, prefix):
     return name == prefix or name.startswith(prefix + ".")
 
 
-def layer_of(module):
-    found = [prefix for prefix in LAYERS if is_under(module, prefix)]
-    return LAYERS[max(found, key=len)] if found else None
+def room_of(module):
+    found = [room for room in ROOMS if is_under(module, room)]
+    return ROOMS.index(max(found, key=len)) if found else None
 
 
-def imports_of(module):
-    """(imported module, whether it is imported when this module is) of every import that really runs."""
+def imports_of(module, *, typing=False):
+    """(imported module, whether it is imported when this module is) of every import; on demand those for types, too."""
     tree = ast.parse(MODULES[module].read_text(encoding="utf-8"))
     found = []
 
     def visit(node, at_import):
-        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING" and not typing:
             for below in node.orelse:
                 visit(below, at_import)
         elif isinstance(node, ast.Import):
@@ -127,14 +94,38 @@ def imports_of(module):
 
 
 @pytest.mark.parametrize("module", [module for module in MODULES if module != "loaders"])
-def test_a_module_imports_from_its_own_layer_or_those_before_it(module):
-    layer = layer_of(module)
-    assert layer is not None, f"{module} has no layer: give it one in LAYERS"
-    for imported, _ in imports_of(module):
+def test_a_module_imports_from_its_own_room_or_those_before_it(module):
+    room = room_of(module)
+    assert room is not None, f"{module} is in no room: give it one in ROOMS"
+    for imported, _ in imports_of(module, typing=True):
         if is_under(imported, "loaders") and imported != "loaders":
-            assert layer_of(imported) <= layer, (
-                f"{module} (layer {layer}) imports {imported} (layer {layer_of(imported)})"
-            )
+            assert room_of(imported) <= room, f"{module} ({ROOMS[room]}) imports {imported}, which stands above it"
+
+
+def test_no_module_imports_itself_through_others():
+    # Every import counts: inside functions, and those that only type checkers see.
+    arrows = {
+        module: {
+            name for name, _ in imports_of(module, typing=True) if name in MODULES and name not in ("loaders", module)
+        }
+        for module in MODULES
+        if module != "loaders"
+    }
+    while leaves := [module for module, targets in arrows.items() if not targets & arrows.keys()]:
+        for module in leaves:
+            del arrows[module]
+    while roots := arrows.keys() - {target for targets in arrows.values() for target in targets}:
+        for module in roots:
+            del arrows[module]
+    # What is left is in a circle, or between two.
+    knots = {module: sorted(targets & arrows.keys()) for module, targets in arrows.items()}
+    assert not knots
+
+
+def test_only_the_loaders_own_package_looks_inside_a_loader():
+    for module, path in MODULES.items():
+        if not is_under(module, "loaders.dataloader"):
+            assert not re.search(r"\bloader\._", path.read_text(encoding="utf-8")), module
 
 
 @pytest.mark.parametrize("module", MODULES)
@@ -164,7 +155,7 @@ def test_what_a_worker_process_imports_leads_to_no_torch():
             )
             if at_import and imported in MODULES:
                 ahead += [imported, *(name for name in MODULES if is_under(imported, name) and name != "loaders")]
-    assert {"loaders.engines.work", "loaders.batching.rows", "loaders.spec"} <= seen
+    assert {"loaders.workers.worker", "loaders.batch.rows", "loaders.batch.spec"} <= seen
 
 
 @pytest.mark.parametrize("module", MODULES)
@@ -174,7 +165,5 @@ def test_a_module_is_one_noun_of_readable_length_and_says_what_it_is(module):
     assert ast.get_docstring(ast.parse(source)), f"{module} has no docstring"
 
 
-def test_the_table_names_no_layer_that_is_gone():
-    planned = {"loaders.sampling", "loaders.observe", "loaders.integrations"}
-    gone = [prefix for prefix in LAYERS if not any(is_under(module, prefix) for module in MODULES)]
-    assert set(gone) <= planned
+def test_the_table_names_no_room_that_is_gone():
+    assert not [room for room in ROOMS if not any(is_under(module, room) for module in MODULES)]

@@ -12,19 +12,10 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from loaders import (
-    DataLoader,
-    DevicePrefetcher,
-    ShareError,
-    as_array,
-    as_tensor,
-    numpy_collate,
-    shares_memory,
-    to_image,
-    to_numpy,
-)
+from loaders import DataLoader, DevicePrefetcher, as_array, as_tensor, numpy_collate, shares_memory, to_image, to_numpy
 from loaders.cli import app
 from loaders.demo.photos import read_photo
+from loaders.errors import ShareError
 
 if sys.version_info >= (3, 11):
     import tomllib

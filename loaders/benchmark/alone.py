@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from loaders.errors import DatasetError
-from loaders.rng import enter_sample, leave_sample
-from loaders.stateful import KeyedTransforms
-from loaders.tree import leaves, map_tree
+from loaders.nested import leaves, map_tree
+from loaders.randomness.streams import enter_sample, leave_sample
+from loaders.randomness.transforms import KeyedTransforms
 
 # Rows of the batches that samples are copied into: more than fits into a cache, as in a loader.
 _ROOM_NBYTES = 128 << 20
@@ -126,8 +126,8 @@ def device_copies_per_s(sample: Any, batch_size: int) -> float | None:
     """Samples per second that can be copied to the accelerator from page-locked memory; None where there is none."""
     import torch
 
-    from loaders.batching.collate import numpy_collate
-    from loaders.device.timing import transfer_time
+    from loaders.batch.collate import numpy_collate
+    from loaders.device.transfer_time import transfer_time
 
     if not torch.accelerator.is_available():
         return None

@@ -12,8 +12,8 @@ from rich.console import Console
 from loaders.benchmark import show
 from loaders.benchmark.comparison import compare
 from loaders.benchmark.setups import Setup, setups
-from loaders.cores import whole_cores
 from loaders.errors import DatasetError
+from loaders.system.limits import whole_cores
 
 
 def run_bench(

@@ -15,8 +15,8 @@ from typing import Any
 from loaders.benchmark.measurement import Measurement, Spread
 from loaders.benchmark.run import READY
 from loaders.benchmark.setups import Setup
-from loaders.cores import whole_cores
 from loaders.errors import DatasetError
+from loaders.system.limits import whole_cores
 
 # From here on a loader does what its ceiling allows: the rest is what two measurements differ by.
 _NEAR = 0.85

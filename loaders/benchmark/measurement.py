@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from loaders.benchmark.alone import Alone, is_dataset
 from loaders.benchmark.processes import cpu_s, memory_nbytes
 from loaders.errors import DatasetError
-from loaders.tree import leaves
+from loaders.nested import leaves
 
 # Of the batches of a pass, the first that are not counted for the rate: workers fill their queues, or just started.
 _LEAD_IN = 0.25

@@ -71,7 +71,7 @@ class Setup:
             import torch.utils.data
 
             return torch.utils.data.DataLoader(dataset, num_workers=self.workers, **arguments)
-        from loaders.dataloader import DataLoader
+        from loaders.dataloader.loader import DataLoader
 
         fields = getattr(target, "fields", None)
         return DataLoader(

@@ -47,9 +47,9 @@ def dataset_of(made: Any) -> Any:
 
 
 def _images(folder: Path, crop: int) -> Any:
-    from loaders.crops import RandomResizedCrop
-    from loaders.datasets.images import ImageFiles, ImageFolder
-    from loaders.decode import EXTENSIONS
+    from loaders.datasets.image_files import ImageFiles, ImageFolder
+    from loaders.images.crops import RandomResizedCrop
+    from loaders.images.decode import EXTENSIONS
 
     step = RandomResizedCrop(crop) if crop else None
     flat = sorted(path for path in folder.iterdir() if path.suffix.lower() in EXTENSIONS)
@@ -85,6 +85,6 @@ def _is_measurable(value: Any) -> bool:
 
 def is_stock(target: Any) -> bool:
     """Whether this is torch's own DataLoader."""
-    from loaders.dataloader import DataLoader
+    from loaders.dataloader.loader import DataLoader
 
     return hasattr(target, "batch_sampler") and not isinstance(target, DataLoader)

@@ -6,8 +6,8 @@ their own. `docs/conversions.md` is the table of every dtype and layout, generat
 
 from loaders.bridge.arrays import as_array
 from loaders.bridge.image import to_image
+from loaders.bridge.nests import to_numpy
 from loaders.bridge.sharing import shares_memory
 from loaders.bridge.tensors import as_tensor
-from loaders.bridge.trees import to_numpy
 
 __all__ = ["as_array", "as_tensor", "shares_memory", "to_image", "to_numpy"]

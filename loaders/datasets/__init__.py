@@ -1,7 +1,4 @@
-"""Datasets: an index in, a sample of ndarrays, scalars and strings out. NumPy only; any DataLoader can read them."""
+"""Datasets: an index in, a sample of ndarrays, scalars and strings out. NumPy only; any DataLoader can read them.
 
-from loaders.datasets.arrays import ArrayDataset as ArrayDataset
-from loaders.datasets.cache import DecodedCache as DecodedCache
-from loaders.datasets.images import ImageFiles as ImageFiles
-from loaders.datasets.images import ImageFolder as ImageFolder
-from loaders.datasets.protocol import Dataset as Dataset
+Imports `images` and what stands before it; workers and the DataLoader import `wrapped` to look into the user's dataset.
+"""

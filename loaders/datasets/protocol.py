@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Protocol, SupportsIndex, runtime_checkable
 
 from loaders.errors import add_note, describe_sample
-from loaders.stages import AUGMENT
+from loaders.timing.stages import AUGMENT
 
 
 @runtime_checkable

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from loaders.device import Normalize
+from loaders.device.normalize import Normalize
 
 SIZE = 80  # pixels, the side of the images the network is trained on
 MEAN = (0.485, 0.456, 0.406)  # of RGB in 0 … 1: the values that torchvision's ImageNet models were trained with

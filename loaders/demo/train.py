@@ -13,16 +13,16 @@ import torch
 from rich.console import Console
 from torch.nn import functional as F
 
-from loaders.augment import Albumentations
-from loaders.batching.collate import numpy_collate
+from loaders.batch.collate import numpy_collate
 from loaders.bridge import to_image, to_numpy
-from loaders.dataloader import DataLoader
-from loaders.datasets import ImageFolder
+from loaders.dataloader.loader import DataLoader
+from loaders.datasets.image_files import ImageFolder
 from loaders.demo.display import Display
 from loaders.demo.network import MEAN, SIZE, STD, SmallNet, normalise
 from loaders.demo.record import Epoch, Guess, Run, Window
-from loaders.device import DevicePrefetcher
+from loaders.device.prefetcher import DevicePrefetcher
 from loaders.errors import DatasetError
+from loaders.images.albumentations import Albumentations
 
 BATCH_SIZE = 64
 STEPS_PER_WINDOW = 10  # the loss is read this often only: reading it waits for the device

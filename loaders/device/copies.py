@@ -12,14 +12,14 @@ import torch
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils.dlpack import from_dlpack, to_dlpack  # type: ignore[attr-defined]  # public, says its page
 
-from loaders import timeline
-from loaders.batching.device_reads import Event
 from loaders.device.meter import Meter
-from loaders.device.record import waits_itself
+from loaders.device.record_stream import waits_itself
 from loaders.device.streams import Streams, is_plain
 from loaders.errors import SlotStateError
-from loaders.measures import Transfer
-from loaders.tree import map_tree
+from loaders.memory.device_reads import Event
+from loaders.nested import map_tree
+from loaders.report.statistics import Transfer
+from loaders.timing import events
 
 
 class Copies:
@@ -113,8 +113,8 @@ class Copies:
                 with self.meter.waiting():
                     event.synchronize()
             self._sources.popleft()
-            if timeline.traces:
-                timeline.add("device", "", "copy", since_ns, time.perf_counter_ns(), bytes=nbytes)
+            if events.traces:
+                events.add("device", "", "copy", since_ns, time.perf_counter_ns(), bytes=nbytes)
 
 
 class StaticBuffers:

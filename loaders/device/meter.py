@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from loaders import timeline
 from loaders.device.streams import Streams
-from loaders.measures import Transfer
+from loaders.report.statistics import Transfer
+from loaders.timing import events
 
 # Of so many batches one is timed on the device: four events cost a few microseconds each.
 _STRIDE = 8
@@ -46,8 +46,8 @@ class Meter:
         now = time.perf_counter_ns()
         self.transfer.nbytes += nbytes
         self.transfer.enqueue_ns += now - since_ns
-        if timeline.traces:
-            timeline.add("consumer", "", "start copy", since_ns, now, bytes=nbytes)
+        if events.traces:
+            events.add("consumer", "", "start copy", since_ns, now, bytes=nbytes)
 
     def hand_out(self) -> None:
         """The compute stream goes on with the oldest batch."""
@@ -81,5 +81,5 @@ class Meter:
         finally:
             now = time.perf_counter_ns()
             self.transfer.wait_ns += now - since_ns
-            if timeline.traces:
-                timeline.add("consumer", "", "wait for the device", since_ns, now)
+            if events.traces:
+                events.add("consumer", "", "wait for the device", since_ns, now)

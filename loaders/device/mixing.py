@@ -11,8 +11,8 @@ import torch
 from loaders.bridge import dtypes
 from loaders.device.normalize import describe_fields
 from loaders.errors import ArrayKindError, DtypeError, FieldNameError, FieldShapeError, ImageShapeError
-from loaders.rng import sample_rng
-from loaders.tree import children, leaves, map_named
+from loaders.nested import children, leaves, map_named
+from loaders.randomness.streams import sample_rng
 
 _IMAGE_DTYPES = (torch.uint8, torch.bfloat16, torch.float16, torch.float32, torch.float64)
 # (rows, their neighbours): each row goes with the one before it, the first with the last. Not `torch.roll`: it makes a

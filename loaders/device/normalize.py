@@ -9,8 +9,8 @@ import torch
 
 from loaders.bridge import dtypes
 from loaders.errors import ArrayKindError, DtypeError, FieldNameError, ImageShapeError
-from loaders.planes import checked_mean_and_std
-from loaders.tree import leaves, map_named
+from loaders.images.normalize import checked_mean_and_std
+from loaders.nested import leaves, map_named
 
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 # There one kernel reads uint8, computes in float32 and writes any of _DTYPES. Elsewhere operators of mixed dtypes first

@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 
-from loaders.dataloader import DataLoader
+from loaders.dataloader.epoch import Epoch
+from loaders.dataloader.loader import DataLoader
 from loaders.device.copies import Copies, StaticBuffers
 from loaders.device.streams import Streams, open_streams
-from loaders.epoch import Epoch
 from loaders.errors import DeviceError
-from loaders.measures import Transfer
-from loaders.rng import Domain, enter_sample, leave_sample
+from loaders.randomness.streams import Domain, enter_sample, leave_sample
+from loaders.report.statistics import Transfer
 
 
 class DevicePrefetcher:

@@ -6,9 +6,9 @@ from typing import Any, Protocol
 
 import torch
 
-from loaders.accelerator import Accelerator
-from loaders.batching.device_reads import Event, Reader
 from loaders.errors import DeviceError
+from loaders.memory.accelerator import Accelerator
+from loaders.memory.device_reads import Event, Reader
 
 
 class Streams(Protocol):

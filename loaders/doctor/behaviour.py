@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from loaders.bridge import to_numpy
+from loaders.datasets.wrapped import bases
 from loaders.doctor.finding import Finding
-from loaders.stateful import bases
-from loaders.tree import leaves
+from loaders.nested import leaves
 
 _LARGE_NBYTES = 256 << 20
 _TOO_LARGE_NBYTES = 1 << 30  # to be copied just to look at it
@@ -87,7 +87,7 @@ def check_repeated_augmentation(dataset: Any, index: int, *, stock: bool = False
 
 def check_batching(dataset: Any, indices: Sequence[int], target: Any) -> Finding:
     """Whether samples go together into a batch, by the collate_fn and the fields of `target` if it is a loader."""
-    from loaders.dataloader import DataLoader
+    from loaders.dataloader.loader import DataLoader
 
     is_batched = not hasattr(target, "batch_sampler") or target.batch_sampler is not None
     options = {name: value for name in ("collate_fn", "fields") if (value := getattr(target, name, None)) is not None}
@@ -149,7 +149,7 @@ def check_pickling(dataset: Any, method: str = "fork") -> Finding:
 
 def check_spawned_worker(dataset: Any, index: int) -> Finding:
     """Whether a worker that is started anew gives the same sample as this process."""
-    from loaders.dataloader import DataLoader
+    from loaders.dataloader.loader import DataLoader
     from loaders.errors import LoadersError
 
     check, here = "a spawned worker", _read(dataset, [index], seed=0)
@@ -199,7 +199,7 @@ def _sent_nbytes(dataset: Any) -> int:
 
 def _read(dataset: Any, indices: Sequence[int], seed: int) -> list[dict[str, Any]] | Exception:
     """The fields of samples as our loader gives them without workers, under the keys of `seed`; or what was raised."""
-    from loaders.dataloader import DataLoader
+    from loaders.dataloader.loader import DataLoader
 
     loader: Any = DataLoader(dataset, batch_size=None, sampler=list(indices), seed=seed)
     try:

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from loaders.batching.arena import PAGE, Arena, available_nbytes
-from loaders.cores import affinity_cores, quota_cores
 from loaders.doctor.finding import Finding
 from loaders.errors import BufferMemoryError, DeviceError
+from loaders.memory.arena import PAGE, Arena
+from loaders.system.limits import affinity_cores, available_nbytes, quota_cores
 
 _LITTLE_SHM_NBYTES = 1 << 30  # what containers get by default is 64 MiB
 _LITTLE_MEMORY_NBYTES = 2 << 30
@@ -192,8 +192,8 @@ def check_opencv_threads(threads: int | None = None, cores: int | None = None) -
 def check_decoders(has_nvimagecodec: bool | None = None, agrees: bool | None = None) -> Finding:
     """What decodes regions of JPEGs."""
     if has_nvimagecodec is None:
-        from loaders.decode import nvimagecodec
         from loaders.errors import MissingExtraError
+        from loaders.images.decode import nvimagecodec
 
         try:
             nvimagecodec.require()
@@ -253,7 +253,7 @@ def check_pinning(accelerator: Any = None, locked_nbytes: int | None = None) -> 
         locked_nbytes = _locked_limit()
     limit = "no limit" if locked_nbytes is None or locked_nbytes < 0 else f"a limit of {_size(locked_nbytes)}"
     if accelerator is None:
-        from loaders.accelerator import open_accelerator
+        from loaders.memory.accelerator import open_accelerator
 
         accelerator = open_accelerator()
     if accelerator is None:

@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from loaders.batching.arena import available_nbytes
 from loaders.benchmark.alone import Alone
+from loaders.datasets.wrapped import describe
 from loaders.doctor.finding import Finding
 from loaders.errors import describe_sample
-from loaders.stateful import describe
-from loaders.tree import leaves
+from loaders.nested import leaves
+from loaders.system.limits import available_nbytes
 
 _SLOW = 10.0  # times the median
 _SLOW_S = 0.005

@@ -10,7 +10,7 @@ import numpy as np
 
 from loaders.datasets.protocol import Dataset, in_range
 from loaders.errors import DatasetError
-from loaders.rng import Domain, KeyedGenerator
+from loaders.randomness.streams import Domain, KeyedGenerator
 from loaders.sampling.base import KeyedSampler
 from loaders.sampling.permutation import Indices, draw_keys, permutation, scale, scramble
 from loaders.sampling.shard import Tail

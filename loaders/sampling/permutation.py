@@ -17,7 +17,7 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from loaders.rng import Domain, KeyedGenerator
+from loaders.randomness.streams import Domain, KeyedGenerator
 
 MAX_N = 1 << 40
 _TABLE_N = 1 << 12

@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 from typing import Any
 
-from loaders.rng import Domain
+from loaders.randomness.streams import Domain
 from loaders.sampling.base import KeyedSampler
 from loaders.sampling.permutation import Indices, permutation
 from loaders.sampling.shard import Tail

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from loaders.rng import Domain, KeyedGenerator
+from loaders.randomness.streams import Domain, KeyedGenerator
 from loaders.sampling.base import KeyedSampler
 from loaders.sampling.permutation import Indices, draw_keys, scramble
 from loaders.sampling.shard import Tail

@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import DataLoader, default_collate
 
 from loaders import Dataset, numpy_collate
-from loaders.tree import leaves
+from loaders.nested import leaves
 
 
 def double_label(sample):

@@ -9,12 +9,12 @@ import pytest
 from support.numpy_datasets import PATIENCE_S, Draws, Gate, Numbers
 
 from loaders import worker_info
-from loaders.batching.arena import Arena
-from loaders.batching.blocks import BlockState
-from loaders.batching.slots import SlotPool
-from loaders.engines.orders import Job, Order
-from loaders.rng import Domain, KeyedGenerator
-from loaders.spec import BatchSpec
+from loaders.batch.spec import BatchSpec
+from loaders.memory.arena import Arena
+from loaders.memory.blocks import BlockState
+from loaders.memory.slots import SlotPool
+from loaders.randomness.streams import Domain, KeyedGenerator
+from loaders.workers.messages import Job, Order
 
 SEED, EPOCH = 11, 3
 
@@ -127,8 +127,8 @@ class EngineContract:
 
     @pytest.fixture
     def bench(self, monkeypatch):
-        monkeypatch.setattr("loaders.engines.local._GRACE_S", 0.2)
-        monkeypatch.setattr("loaders.engines.crew._GRACE_S", 0.2)
+        monkeypatch.setattr("loaders.workers.threads._GRACE_S", 0.2)
+        monkeypatch.setattr("loaders.workers.supervisor._GRACE_S", 0.2)
         benches = []
 
         def make(dataset, **changes):

@@ -7,10 +7,11 @@ import pytest
 from engine_contract import EPOCH, SEED, Bench, EngineContract, WorkersContract, expected_draws, job_of
 from support.numpy_datasets import PATIENCE_S, Draws, Noise
 
-from loaders.engines.local import InlineEngine, ThreadEngine
-from loaders.engines.processes import ProcessEngine
-from loaders.rng import Domain, KeyedGenerator
-from loaders.spec import BatchSpec
+from loaders.batch.spec import BatchSpec
+from loaders.randomness.streams import Domain, KeyedGenerator
+from loaders.workers.inline import InlineEngine
+from loaders.workers.processes import ProcessEngine
+from loaders.workers.threads import ThreadEngine
 
 
 def process_engine(method):
@@ -111,5 +112,5 @@ def test_each_thread_keys_a_transform_of_its_own():
 
 
 def test_one_transform_shared_by_threads_draws_wrongly_which_is_why_they_have_their_own(monkeypatch):
-    monkeypatch.setattr("loaders.engines.local.with_own_transforms", lambda dataset: dataset)
+    monkeypatch.setattr("loaders.workers.threads.with_own_transforms", lambda dataset: dataset)
     assert draws_of_two_threads_that_meet() != [keyed_draw(0), keyed_draw(1)]

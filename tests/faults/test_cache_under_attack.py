@@ -22,7 +22,7 @@ import torch
 from support.waiting import Killer, assert_no_workers, wait_until
 
 from loaders import DataLoader, DecodedCache
-from loaders.datasets import records
+from loaders.datasets.cache import records
 
 FORK = multiprocessing.get_context("fork")
 WORDS = 1 << 16

@@ -21,11 +21,11 @@ from support.saboteurs import Blocks, Drawn, Numbers
 from support.waiting import Killer, assert_no_workers, assert_nothing_is_held, is_gone, wait_until
 from torch.utils.data import IterableDataset
 
-from loaders.dataloader import DataLoader
-from loaders.engines import crew
+from loaders.batch.spec import Field
+from loaders.dataloader.loader import DataLoader
 from loaders.errors import WorkerLostError
-from loaders.rng import sample_rng
-from loaders.spec import Field
+from loaders.randomness.streams import sample_rng
+from loaders.workers import supervisor
 
 TESTS = Path(__file__).parents[1]
 
@@ -290,7 +290,7 @@ def test_loader_closes_at_once_although_workers_of_another_have_inherited_its_pi
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # A worker that does not hear that it is to end would be killed after this, but the test gives up earlier.
-    monkeypatch.setattr(crew, "_GRACE_S", 1000.0)
+    monkeypatch.setattr(supervisor, "_GRACE_S", 1000.0)
     first, second = (
         DataLoader(dataset, batch_size=1, num_workers=2)
         for dataset in (saboteurs.Carries(9, saboteurs.eight_megabytes, at=range(9)), Numbers(9))

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from loaders import DataLoader
-from loaders.batching import pools
-from loaders.batching.arena import PAGE
+from loaders.memory import registry
+from loaders.memory.arena import PAGE
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="counts in /proc")
 
@@ -62,7 +62,7 @@ def left() -> dict[str, object]:
         "threads": [thread.name for thread in threading.enumerate() if thread.name.startswith("loaders-")],
         "descriptors": descriptors(),
         "mappings": mappings(),
-        "pools": len(pools.shared),
+        "pools": len(registry.shared),
     }
 
 
@@ -232,7 +232,7 @@ def test_workers_that_are_killed_leave_nothing(engine):
 
 
 def test_a_worker_that_is_reading_when_its_loader_is_dropped_is_gone_with_it(monkeypatch):
-    monkeypatch.setattr("loaders.engines.crew._GRACE_S", 0.1)
+    monkeypatch.setattr("loaders.workers.supervisor._GRACE_S", 0.1)
 
     class Stuck(Numbers):
         def __getitem__(self, index):

@@ -27,10 +27,10 @@ from support.waiting import (
 )
 from torch.utils.data import IterableDataset
 
-import loaders.batching.slots as slots
-from loaders.dataloader import DataLoader
-from loaders.engines import crew, local
+import loaders.memory.slots as slots
+from loaders.dataloader.loader import DataLoader
 from loaders.errors import WorkerLostError, WorkerTimeoutError
+from loaders.workers import supervisor, threads
 
 ENGINES: dict[str, dict[str, Any]] = {
     "inline": {},
@@ -46,8 +46,8 @@ WANT = [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11], [12, 13, 14, 15], [16, 17, 1
 
 @pytest.fixture(autouse=True)
 def _no_worker_is_left(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(crew, "_GRACE_S", 0.5)
-    monkeypatch.setattr(local, "_GRACE_S", 0.3)
+    monkeypatch.setattr(supervisor, "_GRACE_S", 0.5)
+    monkeypatch.setattr(threads, "_GRACE_S", 0.3)
     yield
     assert_no_workers()
 
@@ -391,7 +391,7 @@ import multiprocessing, sys, threading
 from support.saboteurs import Carries, Numbers, eight_megabytes, hang
 from loaders.dataloader import DataLoader
 from loaders.engines import crew
-crew._GRACE_S = 0.5
+supervisor._GRACE_S = 0.5
 how, engine = sys.argv[1:]
 more = {"worker_method": "thread"} if engine == "thread" else {"multiprocessing_context": engine}
 kept = DataLoader(Numbers(20), 4, num_workers=2, persistent_workers=True, **more)

@@ -17,9 +17,9 @@ from support.saboteurs import Numbers, Shaped, ShapedAtOnce, unlucky
 from support.waiting import assert_no_workers, assert_nothing_is_held, outcomes
 from torch.utils.data import BatchSampler, IterableDataset, SequentialSampler
 
-from loaders.dataloader import DataLoader
+from loaders.batch.spec import Field
+from loaders.dataloader.loader import DataLoader
 from loaders.errors import SampleError, UserCodeError, WorkerLostError
-from loaders.spec import Field
 
 FIELDS = {"boxes": Field(pad=-1.0), "points": Field(ragged=True)}
 ENGINES: dict[str, dict[str, Any]] = {

@@ -10,7 +10,7 @@ from support.fake_jpegtran import FakeJpegtran
 from support.photo_zoo import jpeg, photo
 from support.waiting import is_gone, wait_until
 
-from loaders.decode.restart_index import RestartIndex
+from loaders.images.decode.restart_index import RestartIndex
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc to find processes that were left")
 

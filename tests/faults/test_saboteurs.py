@@ -16,9 +16,9 @@ from support import saboteurs
 from support.saboteurs import Carries, Numbers
 from support.waiting import assert_no_workers, assert_nothing_is_held, outcomes, wait_until, worker_pids
 
-from loaders.dataloader import DataLoader
-from loaders.engines import crew, local
+from loaders.dataloader.loader import DataLoader
 from loaders.errors import SampleError, UserCodeError, WorkerLostError, WorkerTimeoutError
+from loaders.workers import supervisor, threads
 
 FORK = multiprocessing.get_context("fork")
 
@@ -131,8 +131,8 @@ def test_worker_that_is_lost_once_changes_nothing(saboteur: str, tmp_path: Any, 
 
 @pytest.fixture
 def _short_grace(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(crew, "_GRACE_S", 0.2)
-    monkeypatch.setattr(local, "_GRACE_S", 0.2)
+    monkeypatch.setattr(supervisor, "_GRACE_S", 0.2)
+    monkeypatch.setattr(threads, "_GRACE_S", 0.2)
 
 
 @pytest.mark.usefixtures("_short_grace")
@@ -246,7 +246,7 @@ def test_worker_killed_in_the_middle_of_a_large_payload_changes_nothing(collate_
 
 @pytest.fixture
 def _only_kills_are_forgiven(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(crew, "_FRUITLESS_KILLS", 1_000_000)
+    monkeypatch.setattr(supervisor, "_FRUITLESS_KILLS", 1_000_000)
 
 
 @pytest.mark.usefixtures("_only_kills_are_forgiven")

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from loaders import OutputCollector, ScalarLog, transfer_time
-from loaders.device import collector as collector_module
-from loaders.device.collector import Readback
+from loaders.outputs import collector as collector_module
+from loaders.outputs.collector import Readback
 
 pytestmark = [
     pytest.mark.gpu,

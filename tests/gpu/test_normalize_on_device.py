@@ -10,7 +10,7 @@ import torch
 from support.pictures import Pictures
 
 from loaders import CutMix, DataLoader, DevicePrefetcher, MixUp, Normalize
-from loaders.rng import Domain, enter_sample, leave_sample
+from loaders.randomness.streams import Domain, enter_sample, leave_sample
 
 pytestmark = [
     pytest.mark.gpu,

@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 import torch
 
-from loaders import DeviceError, DevicePrefetcher
+from loaders import DevicePrefetcher
 from loaders.device.copies import Copies
 from loaders.device.streams import open_streams
+from loaders.errors import DeviceError
 
 pytestmark = [
     pytest.mark.gpu,

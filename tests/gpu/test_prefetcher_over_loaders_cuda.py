@@ -9,8 +9,9 @@ import torch
 from support.pictures import Pictures
 
 import loaders
-from loaders import CutMix, DevicePrefetcher, MixUp, Normalize, OutputCollector, ScalarLog, SlotStateError
-from loaders.batching.pools import lease_at
+from loaders import CutMix, DevicePrefetcher, MixUp, Normalize, OutputCollector, ScalarLog
+from loaders.errors import SlotStateError
+from loaders.memory.registry import lease_at
 
 pytestmark = [
     pytest.mark.gpu,

@@ -17,11 +17,13 @@ from support.numpy_datasets import Modules
 from support.pictures import Pictures
 
 import loaders
-from loaders import DataLoader, DeviceError, accelerator
-from loaders.accelerator import Accelerator
-from loaders.batching.blocks import BlockState
-from loaders.batching.device_reads import DeviceReads
-from loaders.batching.pools import lease_at
+from loaders import DataLoader
+from loaders.errors import DeviceError
+from loaders.memory import accelerator
+from loaders.memory.accelerator import Accelerator
+from loaders.memory.blocks import BlockState
+from loaders.memory.device_reads import DeviceReads
+from loaders.memory.registry import lease_at
 
 pytestmark = [
     pytest.mark.gpu,
@@ -196,7 +198,7 @@ def test_a_slot_is_not_written_before_the_device_has_read_it(engine):
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_without_events_slots_are_overwritten_before_they_are_read(monkeypatch, engine):
-    monkeypatch.setattr("loaders.batching.slots.DeviceReads", NoEvents)
+    monkeypatch.setattr("loaders.memory.slots.DeviceReads", NoEvents)
     wrong, was_ahead = wrong_batches(engine)
     assert was_ahead
     assert wrong > 0

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from loaders import RandomResizedCrop
-from loaders.rng import enter_sample, leave_sample
+from loaders.randomness.streams import enter_sample, leave_sample
 
 DRAWS = 4000
 # Kolmogorov and Smirnov's statistic of two equal distributions exceeds this once in 10,000 times.

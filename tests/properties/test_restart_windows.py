@@ -9,12 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.photo_zoo import SAMPLINGS, exif, jpeg, photo, with_exif
 
-from loaders.decode import image, read_image, restart
-from loaders.decode.header import read_header
-from loaders.decode.jpeg import read_jpeg_header
-from loaders.decode.region import Region
-from loaders.decode.restart import find_restarts
 from loaders.demo.photos import read_photo
+from loaders.images.decode import image, read_image, restart
+from loaders.images.decode.header import read_header
+from loaders.images.decode.jpeg import read_jpeg_header
+from loaders.images.decode.region import Region
+from loaders.images.decode.restart import find_restarts
 
 MCU_WIDTH = {"444": 8, "422": 16, "420": 16, "440": 8, "411": 32, "grey": 8}
 # Odd and prime sides, some smaller than an MCU, some of whole MCUs.

@@ -19,7 +19,7 @@ from support.photo_zoo import jpeg, photo
 from support.waiting import assert_no_workers
 
 from loaders import DataLoader, ImageFolder, RandomResizedCrop, ShardedSampler, sample_rng
-from loaders.rng import Domain, enter_sample, keyed_word, leave_sample
+from loaders.randomness.streams import Domain, enter_sample, keyed_word, leave_sample
 
 # More workers than this machine may have cores: torch says so.
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create 4 worker processes")

@@ -9,10 +9,10 @@ import numpy as np
 from hypothesis import settings
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, precondition, rule
 
-from loaders.batching.arena import PAGE, Arena
-from loaders.batching.blocks import BlockState
-from loaders.batching.slots import SlotPool
 from loaders.errors import BufferMemoryError
+from loaders.memory.arena import PAGE, Arena
+from loaders.memory.blocks import BlockState
+from loaders.memory.slots import SlotPool
 
 CEILING = 24 * PAGE
 SIZES = st.lists(st.sampled_from([1, PAGE, 2 * PAGE, 3 * PAGE - 5, 5 * PAGE]), min_size=1, max_size=3)

@@ -13,8 +13,8 @@ import torch
 from support.saboteurs import Drawn
 from support.waiting import Killer, assert_no_workers, assert_nothing_is_held
 
-from loaders.dataloader import DataLoader
-from loaders.spec import Field
+from loaders.batch.spec import Field
+from loaders.dataloader.loader import DataLoader
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(3600)]
 KILLS = 1000

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 
 from loaders import OutputCollector
-from loaders.device import gather
+from loaders.outputs import gather
 
 RANKS = 3
 LENGTH = 50
@@ -63,7 +63,7 @@ def told(rank, folder):
 
 def late_batch():
     """As of a device: its index is known only when it has arrived."""
-    from loaders.device.collector import _Batch
+    from loaders.outputs.collector import _Batch
 
     hosts = [X[:1], X[:1].bfloat16(), torch.tensor([99])]
     return _Batch(hosts, hosts, [], {})

@@ -47,10 +47,10 @@ def fork_bystander() -> int:
 
 
 def main(methods: list[str]) -> None:
-    from loaders.dataloader import DataLoader
-    from loaders.engines import crew
+    from loaders.dataloader.loader import DataLoader
+    from loaders.workers import supervisor
 
-    crew._GRACE_S = 0.5  # two workers never end by themselves
+    supervisor._GRACE_S = 0.5  # two workers never end by themselves
     iterators: list[Any] = []
     try:
         print("starting", flush=True)

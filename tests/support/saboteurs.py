@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from loaders.rng import sample_rng
+from loaders.randomness.streams import sample_rng
 
 
 class Numbers:

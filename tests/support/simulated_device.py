@@ -307,7 +307,7 @@ class SimulatedStreams:
 
 
 class SimulatedReadback:
-    """`loaders.device.collector.Readback` over a SimulatedDevice."""
+    """`loaders.outputs.collector.Readback` over a SimulatedDevice."""
 
     def __init__(self, device: SimulatedDevice) -> None:
         self.device = device

@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-from loaders.engines.processes import ProcessEngine
+from loaders.workers.processes import ProcessEngine
 
 # What is there by now stays: the collections below look at what the tests make, not at all of torch every time.
 gc.collect()

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from benchmarks import patches
-from loaders.decode import files
-from loaders.decode.restart_index import RestartIndex
+from loaders.images.decode import files
+from loaders.images.decode.restart_index import RestartIndex
 
 
 @pytest.fixture(scope="module")

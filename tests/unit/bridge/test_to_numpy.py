@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from loaders.bridge import shares_memory, to_numpy, trees
+from loaders.bridge import nests, shares_memory, to_numpy
 from loaders.errors import ArrayKindError, DtypeError
-from loaders.tree import leaves
+from loaders.nested import leaves
 
 Pair = namedtuple("Pair", "logits features")
 
@@ -117,8 +117,8 @@ class PretendDevice:
 @pytest.fixture
 def pretend(monkeypatch):
     device = PretendDevice()
-    monkeypatch.setattr(trees, "_begin_transfer", device.begin_transfer)
-    monkeypatch.setattr(trees, "_wait_for", device.wait_for)
+    monkeypatch.setattr(nests, "_begin_transfer", device.begin_transfer)
+    monkeypatch.setattr(nests, "_wait_for", device.wait_for)
     return device
 
 
@@ -137,5 +137,5 @@ def test_one_wait_per_device(pretend):
 
 
 def test_host_tensors_are_not_waited_for(monkeypatch):
-    monkeypatch.setattr(trees, "_wait_for", lambda device: pytest.fail(f"waited for {device}"))
+    monkeypatch.setattr(nests, "_wait_for", lambda device: pytest.fail(f"waited for {device}"))
     assert to_numpy([torch.zeros(1), torch.ones(1)]) == [0, 1]

@@ -16,9 +16,9 @@ from support.samples import SAMPLES, Listed
 from torch.utils.data import Subset
 
 from loaders import ArrayDataset, DataLoader, DatasetError, DecodedCache, DecodeError, ImageFiles, ImageFolder
-from loaders.crops import RandomResizedCrop, Resize
-from loaders.datasets import records
-from loaders.datasets.cache_file import TAIL_AT
+from loaders.datasets.cache import records
+from loaders.datasets.cache.file import TAIL_AT
+from loaders.images.crops import RandomResizedCrop, Resize
 
 ROOM = 1 << 22
 

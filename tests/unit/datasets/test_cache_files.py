@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from loaders import ArrayDataset, DatasetError, DecodedCache, ImageFiles, ImageFolder
-from loaders.datasets import records
-from loaders.datasets.cache_file import TAIL_AT
+from loaders.datasets.cache import records
+from loaders.datasets.cache.file import TAIL_AT
 
 ROOM = 1 << 20
 

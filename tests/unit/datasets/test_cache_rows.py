@@ -6,9 +6,9 @@ import pytest
 from support.numpy_datasets import Counted
 
 from loaders import DataLoader, DatasetError, DecodedCache, Field, ImageFolder
-from loaders.crops import RandomResizedCrop, Resize
 from loaders.errors import FieldDtypeError, FieldNameError, FieldShapeError
-from loaders.rng import enter_sample, leave_sample
+from loaders.images.crops import RandomResizedCrop, Resize
+from loaders.randomness.streams import enter_sample, leave_sample
 
 ROOM = 1 << 22
 

@@ -13,16 +13,14 @@ from loaders import (
     DataLoader,
     DecodeError,
     Field,
-    FieldDtypeError,
-    FieldNameError,
-    FieldShapeError,
     ImageFiles,
     ImageFolder,
     RandomResizedCrop,
     Resize,
     read_image,
 )
-from loaders.rng import enter_sample, leave_sample
+from loaders.errors import FieldDtypeError, FieldNameError, FieldShapeError
+from loaders.randomness.streams import enter_sample, leave_sample
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 PHOTOS = (

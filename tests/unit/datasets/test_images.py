@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from loaders import DatasetError, DecodeError, ImageFiles, ImageFolder
-from loaders.datasets.images import PackedPaths
+from loaders.datasets.image_files import PackedPaths
 
 
 def photo(path, value=0):

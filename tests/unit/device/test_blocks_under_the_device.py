@@ -15,11 +15,12 @@ from support.simulated_device import SimulatedDevice, SimulatedEvent, SimulatedS
 from support.waiting import run_in_child
 
 import loaders
-from loaders import DataLoader, DeviceError, DevicePrefetcher
-from loaders.accelerator import Accelerator
-from loaders.batching import pools
-from loaders.batching.arena import Arena
-from loaders.batching.slots import SlotPool
+from loaders import DataLoader, DevicePrefetcher
+from loaders.errors import DeviceError
+from loaders.memory import registry
+from loaders.memory.accelerator import Accelerator
+from loaders.memory.arena import Arena
+from loaders.memory.slots import SlotPool
 
 BATCH = 4
 KEPT = 4 * 4096  # for the next epoch
@@ -247,10 +248,10 @@ def test_pools_that_come_and_go_meanwhile_disturb_no_look_at_all_of_them():
         return SlotPool(Arena(1 << 16, shared=True), ceiling_nbytes=1 << 16)
 
     mine = [new_pool() for _ in range(3)]
-    for _ in pools.alive(pools.shared):
+    for _ in registry.alive(registry.shared):
         mine.append(new_pool())
         del mine[0]
-    assert set(mine) <= set(pools.alive(pools.shared))
+    assert set(mine) <= set(registry.alive(registry.shared))
 
 
 # -- what CUDA is asked
@@ -278,8 +279,8 @@ class Cudart:
 @pytest.fixture
 def cuda(monkeypatch):
     cudart = Cudart()
-    monkeypatch.setattr("loaders.accelerator._cudart", lambda: cudart)
-    monkeypatch.setattr("loaders.accelerator._forget_last_error", lambda: cudart.calls.append("forget"))
+    monkeypatch.setattr("loaders.memory.accelerator._cudart", lambda: cudart)
+    monkeypatch.setattr("loaders.memory.accelerator._forget_last_error", lambda: cudart.calls.append("forget"))
     entered = cudart.devices = []
 
     class OnDevice:
@@ -318,7 +319,7 @@ def test_memory_is_page_locked_for_cuda_alone(monkeypatch):
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
     for kind, expected in (("cuda", True), ("xpu", False)):
         monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda kind=kind: torch.device(kind))
-        assert (loaders.accelerator.open_accelerator() is not None) is expected
+        assert (loaders.memory.accelerator.open_accelerator() is not None) is expected
 
 
 def test_a_forked_child_asks_nothing_of_the_device_of_its_parent():

@@ -11,8 +11,8 @@ import torch
 from support.simulated_device import SimulatedDevice, SimulatedEvent, prefetch
 
 from loaders import DataLoader
-from loaders.batching.arena import Arena
-from loaders.batching.slots import SlotPool
+from loaders.memory.arena import Arena
+from loaders.memory.slots import SlotPool
 
 PAGE = 4096
 

@@ -14,19 +14,10 @@ import torch
 from support.chance import chi_square_p
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from loaders import (
-    ArrayKindError,
-    CutMix,
-    DevicePrefetcher,
-    DtypeError,
-    FieldNameError,
-    FieldShapeError,
-    ImageShapeError,
-    MixUp,
-    Normalize,
-)
-from loaders.rng import Domain, KeyedGenerator, enter_sample, leave_sample
-from loaders.tree import leaves
+from loaders import CutMix, DevicePrefetcher, MixUp, Normalize
+from loaders.errors import ArrayKindError, DtypeError, FieldNameError, FieldShapeError, ImageShapeError
+from loaders.nested import leaves
+from loaders.randomness.streams import Domain, KeyedGenerator, enter_sample, leave_sample
 
 CLASSES = 5
 FLOATS = (torch.bfloat16, torch.float16, torch.float32, torch.float64)

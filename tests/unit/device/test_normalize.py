@@ -12,19 +12,10 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from loaders import (
-    ArrayKindError,
-    DataLoader,
-    DevicePrefetcher,
-    DtypeError,
-    Field,
-    FieldNameError,
-    ImageShapeError,
-    Normalize,
-    Ragged,
-)
+from loaders import DataLoader, DevicePrefetcher, Field, Normalize, Ragged
 from loaders.device import normalize as normalize_module
-from loaders.tree import leaves
+from loaders.errors import ArrayKindError, DtypeError, FieldNameError, ImageShapeError
+from loaders.nested import leaves
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)

@@ -18,10 +18,11 @@ import torch
 from support.simulated_device import SimulatedDevice, SimulatedStreams
 
 import loaders
-from loaders import DataLoader, DeviceError, DevicePrefetcher
-from loaders.batching import device_reads
-from loaders.batching.blocks import BlockState
-from loaders.batching.device_reads import DeviceReads
+from loaders import DataLoader, DevicePrefetcher
+from loaders.errors import DeviceError
+from loaders.memory import device_reads
+from loaders.memory.blocks import BlockState
+from loaders.memory.device_reads import DeviceReads
 
 STEPS = 800
 BATCH = 4
@@ -99,7 +100,7 @@ class NoEvents(DeviceReads):
 
 @pytest.mark.parametrize("seed", range(4))
 def test_without_events_batches_are_overwritten_before_they_are_read(monkeypatch, seed):
-    monkeypatch.setattr("loaders.batching.slots.DeviceReads", NoEvents)
+    monkeypatch.setattr("loaders.memory.slots.DeviceReads", NoEvents)
     wrong, _ = wrong_reads(seed, steps=300)
     assert wrong > 0
 

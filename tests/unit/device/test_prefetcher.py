@@ -14,9 +14,10 @@ from support.batches import CountingLoader, Pair, Sample
 from support.simulated_device import SimulatedDevice, SimulatedStreams, prefetch
 from torch.utils.data import DataLoader, TensorDataset
 
-from loaders import DeviceError, DevicePrefetcher
+from loaders import DevicePrefetcher
 from loaders.device import prefetcher as prefetcher_module
 from loaders.device.streams import _NoStreams
+from loaders.errors import DeviceError
 
 
 @pytest.fixture

@@ -62,7 +62,7 @@ def test_they_come_back_as_arrays_of_ones_own():
 
 def test_pinning_keeps_their_types(monkeypatch):
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
-    monkeypatch.setattr("loaders.dataloader.open_accelerator", lambda: None)  # there is none after all
+    monkeypatch.setattr("loaders.dataloader.loader.open_accelerator", lambda: None)  # there is none after all
     pinned = []
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor, device=None: pinned.append(tensor) or tensor.clone())
     for batch in DataLoader(Photos(), 4, fields=FIELDS, pin_memory=True):
@@ -142,7 +142,7 @@ def test_tensors_that_are_more_than_bytes_at_strides_are_left_to_torch(kind, mon
 
 def test_what_can_pin_itself_is_asked_to(monkeypatch):
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
-    monkeypatch.setattr("loaders.dataloader.open_accelerator", lambda: None)  # there is none after all
+    monkeypatch.setattr("loaders.dataloader.loader.open_accelerator", lambda: None)  # there is none after all
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor + 1)
     samples = [torch.tensor(1)]
     loader = DataLoader(

@@ -7,7 +7,7 @@ import torch
 from support.batches import CountingLoader
 from support.simulated_device import SimulatedDevice, prefetch
 
-from loaders import SlotStateError
+from loaders.errors import SlotStateError
 
 
 @pytest.fixture

@@ -2,10 +2,10 @@
 
 import pytest
 
-from loaders.batching import arena
 from loaders.doctor import machine
 from loaders.doctor.finding import Finding, exit_status
 from loaders.errors import BufferMemoryError, DeviceError
+from loaders.memory import arena
 
 
 @pytest.mark.parametrize("check", machine.MACHINE_CHECKS)

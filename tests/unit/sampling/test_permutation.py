@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from support.chance import bin_uniform_p, chi_square_p
 
-from loaders.rng import Domain, KeyedGenerator
+from loaders.randomness.streams import Domain, KeyedGenerator
 from loaders.sampling import permutation as module
 from loaders.sampling.permutation import MAX_N, Permutation, draw_keys, permutation, scale, scramble
 

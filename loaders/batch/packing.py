@@ -1,0 +1,65 @@
+"""Any Python value as a parcel: its arrays' bytes apart from everything else.
+
+The bytes go where the caller has room for them (a slot), the rest is one pickle (protocol 5, PEP 574). The same format
+carries the results of a custom `collate_fn`, samples that fit no row, and errors. Nothing here imports torch: tensors
+are recognised where torch is loaded already, and become tensors again in the consumer.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from loaders.batch.spec import is_plain, tensor_as_array
+
+
+def pack(value: Any) -> tuple[bytes, list[pickle.PickleBuffer]]:
+    """Split `value` into a pickle and the contiguous buffers of its arrays and CPU tensors, in order."""
+    buffers: list[pickle.PickleBuffer] = []
+    stream = io.BytesIO()
+    _Packer(stream, protocol=5, buffer_callback=buffers.append).dump(value)
+    return stream.getvalue(), buffers
+
+
+def unpack(pickled: bytes, buffers: Sequence[Any]) -> Any:
+    """The value again; its arrays and tensors share the memory of `buffers` where those are writable."""
+    return pickle.loads(pickled, buffers=buffers)
+
+
+class _Packer(pickle.Pickler):
+    def reducer_override(self, obj: Any) -> Any:
+        torch: Any = sys.modules.get("torch")
+        if torch is not None and type(obj) is torch.Tensor and is_plain(obj):
+            array, dtype = tensor_as_array(obj)
+            return rebuild_tensor, (*_dense(array), dtype)
+        if type(obj) is np.ndarray and not obj.flags.c_contiguous and not obj.dtype.hasobject:
+            return rebuild_array, _dense(obj)
+        return NotImplemented
+
+
+def _dense(array: np.ndarray[Any, Any]) -> tuple[np.ndarray[Any, Any], list[int]]:
+    """The same bytes as a C-contiguous array, and the axes that turn it back; a copy only where there are gaps.
+
+    So channels-last images stay channels-last. Only C-contiguous arrays leave a pickle without a copy in every NumPy.
+    """
+    axes = sorted(range(array.ndim), key=lambda axis: -abs(array.strides[axis]))
+    dense = array.transpose(axes)
+    return dense if dense.flags.c_contiguous else dense.copy(), [axes.index(axis) for axis in range(array.ndim)]
+
+
+def rebuild_array(dense: np.ndarray[Any, Any], axes: list[int]) -> np.ndarray[Any, Any]:
+    """The array with its axes in their order again, sharing memory. Runs where the parcel is opened."""
+    array: np.ndarray[Any, Any] = dense.transpose(axes)
+    return array
+
+
+def rebuild_tensor(dense: np.ndarray[Any, Any], axes: list[int], dtype: str) -> Any:
+    """The tensor over `dense` again, sharing its memory. Runs where the parcel is opened."""
+    from loaders.batch.assemble import tensor_over
+
+    return tensor_over(dense.transpose(axes), dtype)

@@ -1,0 +1,182 @@
+"""One sample into one row of a slot: the one host write."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from loaders.batch.spec import BatchSpec, FieldSpec, is_masked, is_plain, tensor_as_array
+
+Put = Callable[[int, Any], bool]
+
+
+@dataclass
+class Beside:
+    """What no slot could hold of some rows. It travels beside the slot, and is counted.
+
+    Attributes:
+        fields: field number → the (row, value) pairs that did not fit or have no memory of their own.
+        samples: the (row, sample) pairs whose container differs from the first sample's.
+        needs: field number → the largest shape that did not fit into its row.
+    """
+
+    fields: dict[int, list[tuple[int, Any]]] = field(default_factory=dict)
+    samples: list[tuple[int, Any]] = field(default_factory=list)
+    needs: dict[int, tuple[int, ...]] = field(default_factory=dict)
+
+    def __bool__(self) -> bool:
+        return bool(self.fields or self.samples)
+
+    def merge(self, other: Beside) -> None:
+        """Take over what another run of the same batch left beside."""
+        for number, pairs in other.fields.items():
+            self.fields.setdefault(number, []).extend(pairs)
+        self.samples.extend(other.samples)
+        for number, shape in other.needs.items():
+            self.need(number, shape)
+
+    def drop(self, row: int) -> None:
+        """Leave out what belongs to this row."""
+        self.samples = [pair for pair in self.samples if pair[0] != row]
+        self.fields = {number: [pair for pair in pairs if pair[0] != row] for number, pairs in self.fields.items()}
+
+    def need(self, number: int, shape: tuple[int, ...]) -> None:
+        """Note that a row of `shape` did not fit."""
+        if np.prod(shape) > np.prod(self.needs.get(number, (0,))):
+            self.needs[number] = shape
+
+
+class RowWriter:
+    """Writes samples into the rows of one slot.
+
+    Args:
+        spec: of the slot.
+        buffer: the memory the slot lies in.
+        offsets: of each field's block in `buffer`.
+        rows: of the slot.
+    """
+
+    def __init__(self, spec: BatchSpec, buffer: Any, offsets: Sequence[int], rows: int) -> None:
+        self.spec = spec
+        self._puts = [_put_for(f, buffer, at, rows) for f, at in zip(spec.fields, offsets, strict=True)]
+        self._values = [
+            f.values(buffer, at, rows) if f.kind == "stack" else None
+            for f, at in zip(spec.fields, offsets, strict=True)
+        ]
+
+    def write(self, row: int, sample: Any, beside: Beside) -> None:
+        """Write one sample. What does not fit goes to `beside`; nothing is ever cast."""
+        values = self.spec.flatten(sample)
+        if values is None:
+            beside.samples.append((row, sample))
+            return
+        for number, (put, value) in enumerate(zip(self._puts, values, strict=True)):
+            if not put(row, value):
+                beside.fields.setdefault(number, []).append((row, value))
+                kind = self.spec.fields[number].kind
+                if kind in ("pad", "ragged") and hasattr(value, "shape"):
+                    beside.need(number, tuple(value.shape))
+
+    def row(self, row: int) -> Any:
+        """A sample-like container of writable arrays over one row, for datasets with `read_into`."""
+        return self.spec.unflatten([values[row, ...] for values in self._values if values is not None])
+
+    @property
+    def takes_rows(self) -> bool:
+        """True if every field is stacked, so that `row` covers the whole sample."""
+        return all(values is not None for values in self._values)
+
+
+def _put_for(spec: FieldSpec, buffer: Any, offset: int, rows: int) -> Put:
+    if spec.kind == "object":
+        return lambda row, value: False
+    values = spec.values(buffer, offset, rows)
+    if spec.kind == "stack":
+        return _stack_array(spec, values) if spec.leaf in ("array", "tensor", "scalar") else _stack_number(spec, values)
+    extents = spec.extents(buffer, offset, rows)
+    return _pad(spec, values, extents) if spec.kind == "pad" else _ragged(spec, values, extents)
+
+
+def as_row_array(spec: FieldSpec, value: Any) -> np.ndarray[Any, Any] | None:
+    """The value as an array of the field's dtype, sharing memory, or None if it is of another kind or dtype."""
+    if spec.leaf == "tensor":
+        if not hasattr(value, "is_quantized") or not is_plain(value):
+            return None
+        array, name = tensor_as_array(value)
+        return array if name == spec.torch_dtype else None
+    return value if _is_array(value) and value.dtype == spec.dtype else None
+
+
+def _is_array(value: Any) -> bool:
+    # What a mask hides is for the collate function to decide.
+    return type(value) is np.ndarray or (isinstance(value, np.ndarray) and not is_masked(value))
+
+
+def _stack_array(spec: FieldSpec, values: np.ndarray[Any, Any]) -> Put:
+    shape, dtype = spec.shape, spec.dtype
+    scalar = spec.leaf == "scalar"
+
+    def put(row: int, value: Any) -> bool:
+        if (
+            (isinstance(value, np.generic) if scalar else _is_array(value))
+            and value.dtype == dtype
+            and value.shape == shape
+        ):
+            values[row] = value
+            return True
+        return False
+
+    def put_tensor(row: int, value: Any) -> bool:
+        array = as_row_array(spec, value)
+        if array is None or array.shape != shape:
+            return False
+        values[row] = array
+        return True
+
+    return put_tensor if spec.leaf == "tensor" else put
+
+
+def _stack_number(spec: FieldSpec, values: np.ndarray[Any, Any]) -> Put:
+    kind = {"int": int, "float": float, "bool": bool}[spec.leaf]
+
+    def put(row: int, value: Any) -> bool:
+        if type(value) is not kind:
+            return False
+        try:
+            values[row] = value
+        except OverflowError:
+            return False
+        return True
+
+    return put
+
+
+def _pad(spec: FieldSpec, values: np.ndarray[Any, Any], extents: np.ndarray[Any, Any]) -> Put:
+    def put(row: int, value: Any) -> bool:
+        array = as_row_array(spec, value)
+        if array is None or array.shape[1:] != spec.shape[1:] or array.ndim != spec.ndim:
+            return False
+        count = array.shape[0]
+        if count > spec.shape[0]:
+            return False
+        values[row, :count] = array
+        values[row, count:] = spec.pad
+        extents[row] = array.shape
+        return True
+
+    return put
+
+
+def _ragged(spec: FieldSpec, values: np.ndarray[Any, Any], extents: np.ndarray[Any, Any]) -> Put:
+    def put(row: int, value: Any) -> bool:
+        array = as_row_array(spec, value)
+        if array is None or array.ndim != spec.ndim or array.size > values.shape[1]:
+            return False
+        np.copyto(values[row, : array.size].reshape(array.shape), array)
+        extents[row] = array.shape
+        return True
+
+    return put

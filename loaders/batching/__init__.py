@@ -1,1 +1,0 @@
-"""Batches: the memory they lie in, and how samples get there."""

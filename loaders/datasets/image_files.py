@@ -1,0 +1,322 @@
+"""Samples from image files: a list of them, or a folder with one folder per class."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, SupportsIndex
+
+import numpy as np
+
+from loaders.datasets.protocol import IndexedDataset, in_range
+from loaders.datasets.read_into import copy_into, without_image
+from loaders.errors import DatasetError, FieldDtypeError, FieldNameError, FieldShapeError, SampleError, describe_sample
+from loaders.images.crops import Crop
+from loaders.images.decode import EXTENSIONS, printable, read_image
+from loaders.images.decode.image import expect_restarts
+from loaders.images.normalize import NormalizedPlanes
+from loaders.timing.stages import AUGMENT
+
+_NAMES_SHOWN = 4
+
+
+class PackedPaths:
+    """A read-only list of paths in two arrays.
+
+    A list of a million str is a million objects, and reading one writes its reference count: in forked workers each
+    read copies the page it lies on. Here there is nothing to count.
+
+    Items are str, as `os.fsdecode` gives them: names that are no text survive.
+    """
+
+    def __init__(self, paths: Iterable[str | bytes | os.PathLike[str]]) -> None:
+        encoded = [os.fsencode(path) for path in paths]
+        self._bytes = np.frombuffer(b"".join(encoded) or b"\0", np.uint8)
+        self._offsets = np.zeros(len(encoded) + 1, np.int64)
+        np.cumsum([len(path) for path in encoded], out=self._offsets[1:])
+
+    def __len__(self) -> int:
+        return len(self._offsets) - 1
+
+    def __getitem__(self, index: SupportsIndex) -> str:
+        position = in_range(index, len(self))
+        start, end = self._offsets[position : position + 2]
+        return os.fsdecode(self._bytes[start:end].tobytes())
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of the two arrays, in bytes."""
+        return self._bytes.nbytes + self._offsets.nbytes
+
+
+class ImageFiles(IndexedDataset):
+    """Images by path, with a label each if there are any: `ImageFiles(table["path"], table["label"])`.
+
+    Args:
+        paths: the image files, in the order of the samples. Kept as `PackedPaths`.
+        labels: one per path: an ndarray (a row may be a vector or a mask), a table's column, or any sequence. Kept as
+            an ndarray, of dtype object where the labels have no common shape.
+        transform: sample → sample, applied to the dict.
+        crop: what of each image is decoded, and to what size it is resized: `RandomResizedCrop`, `CenterCrop`,
+            `Resize`, or `RandomPatches`, which may make several samples of one file; before the transform. None decodes
+            all of it. In a `loaders.DataLoader` without a transform the pixels are written where the batch has them.
+        normalize: (mean, std), one number per channel, of pixels scaled to 0 … 1. The image comes out as float32
+            (3, H, W), `(x / 255 - mean) / std`; after the transform, which must leave it uint8. In a
+            `loaders.DataLoader` it is written where the batch has it. For training on a CPU: where there is an
+            accelerator, bytes cross to it in a quarter of the time, and `loaders.Normalize` does the rest there.
+
+    Sample:
+        {"image": uint8 (H, W, 3) RGB as `read_image` gives it, "label": int, str, NumPy scalar or ndarray}; no "label"
+        without labels. Integers of any width are Python's int, which collate to int64 as losses want them.
+
+    Raises:
+        DatasetError: paths and labels differ in length.
+        ValueError: `normalize` is not (mean, std), or the crop stacks several windows, of which it takes one.
+        DecodeError: on reading; names the sample's index and path.
+        FieldNameError, FieldDtypeError, FieldShapeError: on reading; the transform left nothing that can be normalised.
+    """
+
+    def __init__(
+        self,
+        paths: Iterable[str | bytes | os.PathLike[str]] | PackedPaths,
+        labels: Sequence[Any] | np.ndarray | None = None,
+        transform: Callable[[Any], Any] | None = None,
+        *,
+        crop: Crop | None = None,
+        normalize: tuple[Sequence[float], Sequence[float]] | None = None,
+    ) -> None:
+        super().__init__(transform)
+        if crop is not None and not isinstance(crop, Crop):
+            raise TypeError(f"crop is {crop!r}: expected a step of decoding, such as loaders.RandomResizedCrop(224).")
+        self.crop = crop
+        self.normalize = normalize
+        self._planes = None if normalize is None else _planes_of(normalize)
+        if normalize is not None and crop is not None and crop.shape is not None and len(crop.shape) > 2:
+            raise ValueError("normalize= takes one image per sample, and the crop stacks several: leave stacked= out.")
+        self._per_file = 1 if crop is None else crop.per_file
+        if isinstance(paths, (str, bytes, os.PathLike)):
+            raise TypeError(
+                f"paths is one path, {os.fspath(paths)!r}, not several; did you mean ImageFolder or [path]?"
+            )
+        self.paths = paths if isinstance(paths, PackedPaths) else PackedPaths(paths)
+        self.labels = None if labels is None else _as_rows(labels)
+        if self.labels is not None and len(self.labels) != len(self.paths):
+            raise DatasetError(f"{len(self.paths):,} paths but {len(self.labels):,} labels; each image needs one.")
+
+    def __len__(self) -> int:
+        return self._per_file * len(self.paths)
+
+    def __getitem__(self, index: SupportsIndex) -> Any:
+        sample = super().__getitem__(index)
+        if self._planes is None:
+            return sample
+        with AUGMENT:
+            image = self._planes(self._checked_image(sample, in_range(index, len(self))))
+        return {**sample, "image": image}
+
+    def _read(self, index: int) -> dict[str, Any]:
+        path = self._path_of(index)
+        image = read_image(path, index=index) if self.crop is None else self.crop.read(path, index=index)
+        return {"image": image} if self.labels is None else {"image": image, "label": self._label_of(index)}
+
+    def _path_of(self, index: int) -> str:
+        return self.paths[index // self._per_file]
+
+    def _label_of(self, index: int) -> Any:
+        label = self.labels[index // self._per_file]  # type: ignore[index]  # only where there are labels
+        return label.item() if isinstance(label, (np.integer, np.str_)) else label
+
+    @property
+    def read_into(self) -> Callable[[SupportsIndex, Any], None]:
+        """`read_into(index, out)` writes a sample into the arrays of `out`, which has its structure.
+
+        It is there where that saves a copy of the image: with `normalize`, and with a `crop` of one size if no
+        transform comes behind it. A subclass that reads in its own way has none.
+
+        Raises:
+            AttributeError: it is not there.
+        """
+        kind = type(self)
+        if kind.__getitem__ is ImageFiles.__getitem__ and kind._read is ImageFiles._read:
+            if self._planes is not None:
+                return self._read_planes_into
+            one_size = self.crop is not None and self.crop.shape is not None
+            if one_size and self.transform is None and (self.labels is None or self.labels.dtype != object):
+                return self._read_crop_into
+        raise AttributeError(f"this {type(self).__name__} has no read_into: it would save no copy")
+
+    def _read_crop_into(self, index: SupportsIndex, out: dict[str, Any]) -> None:
+        position = in_range(index, len(self))
+        self.crop.read(self._path_of(position), out["image"], index=position)  # type: ignore[union-attr]  # there is one
+        if self.labels is not None:
+            out["label"][...] = self._label_of(position)
+
+    def _read_planes_into(self, index: SupportsIndex, out: dict[str, Any]) -> None:
+        position = in_range(index, len(self))
+        sample, planes = super().__getitem__(position), self._planes
+        assert planes is not None
+        image = self._checked_image(sample, position)
+        if out["image"].shape[1:] != image.shape[:2]:
+            copy_into(out, {**sample, "image": planes(image)}, position, self.describe)  # which says what is wrong
+        with AUGMENT:
+            planes(image, out["image"])
+        copy_into(without_image(out), without_image(sample), position, self.describe)
+
+    def _checked_image(self, sample: Any, index: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
+        """The image of a sample that comes from the transform, fit to be normalised."""
+        image = sample.get("image") if isinstance(sample, dict) else None
+        kind: type[SampleError]
+        if isinstance(image, np.ndarray) and image.dtype == np.uint8:
+            if image.ndim == 3 and image.shape[2] == 3 and image.size:
+                return image
+            kind, found = FieldShapeError, f"uint8 {image.shape}"
+        elif image is not None:
+            kind = FieldDtypeError
+            found = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
+        else:
+            kind, found = FieldNameError, f"a {type(sample).__name__} without one"
+        raise kind(
+            f'{describe_sample(index, self.describe(index))}, field "image": the transform gave {found}; normalize= '
+            "needs uint8 (H, W, 3) in a dict.\n  Leave its own normalisation and ToTensorV2 out.",
+            index=index,
+            source=self.describe(index),
+            field="image",
+        )
+
+    def describe(self, index: SupportsIndex) -> str:
+        """The path of the sample's file, fit for printing."""
+        return printable(self._path_of(in_range(index, len(self))))
+
+    def __repr__(self) -> str:
+        labels = "" if self.labels is None else f", labels {self.labels.dtype} {self.labels.shape}"
+        return f"ImageFiles({self._count()}{labels})"
+
+    def _count(self) -> str:
+        several = f", {self._per_file} samples of each" if self._per_file > 1 else ""
+        return f"{len(self.paths):,} images{several}"
+
+
+class ImageFolder(ImageFiles):
+    """A folder of photos with one folder per class: `train/cat/1.jpg`, `train/cat/more/2.png`, `train/dog/3.jpg`.
+
+    Folders inside a class belong to it, links are followed, hidden files and folders are ignored, as are files that lie
+    in the root beside the classes. The order of classes and of images is that of their names, and torchvision's.
+
+    Args:
+        root: the folder that holds the class folders.
+        transform: sample → sample, applied to the dict.
+        extensions: endings that make a file an image, in lower case; upper case in file names counts too.
+        crop: what of each image is decoded, and to what size: `RandomResizedCrop(224)`; as in `ImageFiles`.
+        normalize: (mean, std), for float32 (3, H, W); as in `ImageFiles`.
+
+    Attributes:
+        classes: names of the class folders, sorted. A class without images keeps its place, and a warning names it.
+        class_to_index: name → label.
+        paths: the image files, in the order of the samples.
+        labels: int64 (N,).
+
+    Sample:
+        {"image": uint8 (H, W, 3) RGB as `read_image` gives it, "label": int}
+
+    Raises:
+        DatasetError: `root` is no folder, or no class folder holds an image.
+        DecodeError: on reading; names the sample's index and path.
+        Others: as in `ImageFiles`.
+    """
+
+    def __init__(
+        self,
+        root: str | os.PathLike[str],
+        transform: Callable[[Any], Any] | None = None,
+        *,
+        extensions: Sequence[str] = EXTENSIONS,
+        crop: Crop | None = None,
+        normalize: tuple[Sequence[float], Sequence[float]] | None = None,
+    ) -> None:
+        self.root = root
+        self.extensions = (extensions,) if isinstance(extensions, str) else tuple(extensions)
+        folders = _class_folders(root)
+        self.classes = [os.fsdecode(os.path.basename(folder)) for folder in folders]
+        self.class_to_index = {name: label for label, name in enumerate(self.classes)}
+        endings = tuple(os.fsencode(ending.lower()) for ending in self.extensions)
+        images = [_images_below(folder, endings) for folder in folders]
+        empty = [printable(name) for name, found in zip(self.classes, images, strict=True) if not found]
+        known = ", ".join(self.extensions)
+        if len(empty) == len(images):
+            raise DatasetError(
+                f'No images in "{printable(os.fspath(root))}": it holds {len(images)} class folders and none of them '
+                f"has a file ending in {known}.\n  Images belong into a folder per class, root/cat/1.jpg; "
+                "for a flat list of files use ImageFiles."
+            )
+        if empty:
+            warnings.warn(
+                f"{len(empty)} of {len(images)} classes have no image ending in {known}: {_first(empty)}. They keep "
+                "their labels.",
+                stacklevel=2,
+            )
+        labels = np.repeat(np.arange(len(images)), [len(found) for found in images])
+        paths = [path for found in images for path in found]
+        super().__init__(paths, labels, transform, crop=crop, normalize=normalize)
+        if crop is not None:
+            expect_restarts(root, self.paths[0])
+
+    def __repr__(self) -> str:
+        names = _first([printable(name) for name in self.classes])
+        root = printable(os.fspath(self.root))
+        return f'ImageFolder("{root}", {self._count()}, {len(self.classes)} classes: {names})'
+
+
+def _first(names: list[str]) -> str:
+    return ", ".join(names[:_NAMES_SHOWN]) + (", …" if len(names) > _NAMES_SHOWN else "")
+
+
+def _planes_of(normalize: Any) -> NormalizedPlanes:
+    try:
+        mean, std = (tuple(map(float, values)) for values in normalize)
+    except (TypeError, ValueError):
+        mean = std = ()
+    if len(mean) != 3 or len(std) != 3:
+        raise ValueError(f"normalize={normalize!r}: expected (mean, std), three numbers each, for red, green and blue.")
+    return NormalizedPlanes(mean, std)
+
+
+def _as_rows(labels: Any) -> np.ndarray:
+    try:
+        return np.asarray(labels)
+    except ValueError:  # no common shape, such as a different number of boxes per image
+        rows = np.empty(len(labels), object)
+        for position, label in enumerate(labels):
+            rows[position] = label
+        return rows
+
+
+def _class_folders(root: str | os.PathLike[str]) -> list[bytes]:
+    if not os.path.isdir(root):
+        raise DatasetError(
+            f'"{printable(os.fspath(root))}" is not a folder; ImageFolder wants the one with the classes.'
+        )
+    # Names as bytes: they sort as text does, and those that are no text need no care.
+    with os.scandir(os.fsencode(root)) as entries:
+        return sorted(entry.path for entry in entries if entry.is_dir() and not entry.name.startswith(b"."))
+
+
+def _images_below(top: bytes, endings: tuple[bytes, ...]) -> list[bytes]:
+    images: dict[bytes, list[bytes]] = {}
+    pending: list[tuple[bytes, tuple[tuple[int, int], ...]]] = [(top, ())]
+    while pending:
+        folder, above = pending.pop()
+        status = os.stat(folder)
+        chain = (*above, (status.st_dev, status.st_ino))
+        if chain[-1] in above:  # a link to a folder that it lies in
+            continue
+        here = images[folder] = []
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.name.startswith(b"."):
+                    continue
+                if entry.is_dir():
+                    pending.append((entry.path, chain))
+                elif entry.name.lower().endswith(endings):
+                    here.append(entry.path)
+    return [path for folder in sorted(images) for path in sorted(images[folder])]

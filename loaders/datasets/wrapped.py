@@ -1,0 +1,60 @@
+"""Datasets that wrap others: which dataset and index a sample really comes from, and what it is called."""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Iterator
+from typing import Any
+
+_SUBSETS = {("torch.utils.data.dataset", "Subset")}
+_CONCATS = {("torch.utils.data.dataset", "ConcatDataset")}
+
+
+def _kind(dataset: Any) -> tuple[str, str]:
+    return type(dataset).__module__, type(dataset).__qualname__
+
+
+def resolve(dataset: Any, key: Any) -> tuple[Any, Any]:
+    """The dataset and index that `dataset[key]` ends at: torch's Subset and ConcatDataset are looked through."""
+    while True:
+        kind = _kind(dataset)
+        if kind in _SUBSETS:
+            dataset, key = dataset.dataset, dataset.indices[key]
+        elif kind in _CONCATS:
+            if key < 0:
+                if -key > len(dataset):
+                    raise ValueError("absolute value of index should not exceed dataset length")
+                key += len(dataset)
+            number = bisect.bisect_right(dataset.cumulative_sizes, key)
+            key -= dataset.cumulative_sizes[number - 1] if number else 0
+            dataset = dataset.datasets[number]
+        else:
+            return dataset, key
+
+
+def bases(dataset: Any) -> Iterator[Any]:
+    """The datasets that samples of `dataset` may come from, as `resolve` finds them."""
+    kind = _kind(dataset)
+    if kind in _SUBSETS:
+        yield from bases(dataset.dataset)
+    elif kind in _CONCATS:
+        for inner in dataset.datasets:
+            yield from bases(inner)
+    else:
+        yield dataset
+
+
+def reads_batches(dataset: Any) -> bool:
+    """True for datasets with a `__getitems__` of their own: a Subset only passes it on."""
+    while _kind(dataset) in _SUBSETS:
+        dataset = dataset.dataset
+    return callable(getattr(dataset, "__getitems__", None))
+
+
+def describe(dataset: Any, key: Any) -> str | None:
+    """What the dataset says the sample is, usually its path; None if it says nothing."""
+    try:
+        base, index = resolve(dataset, key)
+        return str(base.describe(index)) if hasattr(base, "describe") else None
+    except Exception:  # the sample is at fault already: its description must not hide the error that is being told
+        return None

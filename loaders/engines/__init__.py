@@ -1,1 +1,0 @@
-"""Engines turn orders into filled slots: in this thread, in threads, or in worker processes."""

@@ -1,0 +1,212 @@
+"""Albumentations on whole samples, with the randomness of the sample."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from loaders.errors import FieldDtypeError, FieldNameError, FieldShapeError, add_note
+from loaders.nested import children, is_namedtuple, rebuild
+from loaders.randomness.streams import Domain, KeyedGenerator, sample_rng
+from loaders.system.opencv_threads import quiet_opencv
+from loaders.timing.stages import AUGMENT
+
+
+class Albumentations:
+    """Adapts an Albumentations pipeline: a sample in, a sample out.
+
+        transform = Albumentations(A.Compose([A.RandomCrop(224, 224), A.HorizontalFlip()]))
+        dataset = ImageFolder("train", transform)
+
+    Of the sample's fields, those named below go through the pipeline; all others travel unchanged, and a name that the
+    sample lacks is left out. Dicts, namedtuples and dataclasses name their fields; those of a plain tuple or list are
+    "0", "1", …, and its first is the image unless another is named.
+
+    Each call seeds the pipeline from `sample_rng()`, so neither workers nor epochs repeat each other, and a seed given
+    to the pipeline itself has no effect.
+
+    The pipeline is used through its public contract alone: `set_random_state`, or else `set_random_seed`, and the call.
+
+    Args:
+        transform: an `albumentations.Compose`, or one transform. It holds the random state, so threads must not share
+            one: give each a `copy.deepcopy` of this object.
+        image: the field with the image, (H, W) or (H, W, C). Also `mask`, and `masks`, (N, H, W) or a list of masks.
+        boxes: the field with bounding boxes, (N, 4 or more) in the format the pipeline declares (`bbox_params`).
+        labels: the field, or fields, with one row per box, of any dtype and shape. The pipeline must know them by the
+            same name: `BboxParams(..., label_fields=["labels"])`.
+        keypoints: the field with keypoints, (N, 2 or more); `keypoint_labels` as `labels`, in `keypoint_params`.
+        targets: other targets of the pipeline, such as `additional_targets`: `image2="right_image"`.
+
+    Returns:
+        (when called) a new sample of the same type. Boxes and keypoints are float32 (N, columns as given), also when no
+        row is left; their labels keep type and dtype, and lose the rows that the boxes lost.
+
+    Raises:
+        FieldNameError: (when called) the sample has none of the fields.
+        FieldDtypeError: the pipeline returned something else than ndarrays.
+        FieldShapeError: labels got out of step with their boxes or keypoints.
+    """
+
+    keys_itself = True  # it seeds its pipeline from `sample_rng()`: see `randomness.transforms`
+
+    def __init__(
+        self,
+        transform: Any,
+        *,
+        image: str = "image",
+        mask: str = "mask",
+        masks: str = "masks",
+        boxes: str = "boxes",
+        labels: str | tuple[str, ...] = "labels",
+        keypoints: str = "keypoints",
+        keypoint_labels: str | tuple[str, ...] = "keypoint_labels",
+        **targets: str,
+    ) -> None:
+        if not callable(transform) or not (
+            hasattr(transform, "set_random_state") or hasattr(transform, "set_random_seed")
+        ):
+            raise TypeError(
+                f"transform is a {type(transform).__name__}, not an Albumentations pipeline: it has no "
+                "set_random_state. Pass A.Compose([...]); give other functions to the dataset as they are."
+            )
+        self.transform = transform
+        self.image = image
+        self.mask = mask
+        self.masks = masks
+        self.boxes = boxes
+        self.labels = labels
+        self.keypoints = keypoints
+        self.keypoint_labels = keypoint_labels
+        self.targets = targets
+        self._keyed = KeyedGenerator()
+
+    def __call__(self, sample: Any) -> Any:
+        """A new sample of the same type, augmented."""
+        with AUGMENT:
+            return self._augmented(sample)
+
+    def _augmented(self, sample: Any) -> Any:
+        quiet_opencv()
+        fields = dict(children(sample) or ())
+        names = self._names(sample, fields)
+        passed = {target: fields[name] for target, name in names.items()}
+        tables = [
+            (target, _as_tuple(labels), columns)
+            for target, labels, columns in (("bboxes", self.labels, 4), ("keypoints", self.keypoint_labels, 2))
+            if target in names
+        ]
+        for target, labels, columns in tables:
+            passed[target] = _as_table(fields[names[target]], columns)
+            for label in labels:
+                if label in fields:
+                    passed[label] = _row_numbers(label, fields[label], names[target], len(passed[target]))
+        self._seed()
+        results = self._run(passed)
+        for target, name in names.items():
+            fields[name] = _checked(name, fields[name], results[target])
+        for target, labels, _ in tables:
+            name = names[target]
+            fields[name] = np.asarray(results[target], np.float32).reshape(-1, passed[target].shape[1])
+            for label in labels:
+                if label in fields:
+                    fields[label] = _kept_rows(label, fields[label], results[label], name, len(fields[name]))
+        return rebuild(sample, list(fields.values()))
+
+    def __repr__(self) -> str:
+        return f"Albumentations({type(self.transform).__name__})"
+
+    def _names(self, sample: Any, fields: dict[str, Any]) -> dict[str, str]:
+        """The pipeline's name of each target that the sample has → the sample's name of it."""
+        unnamed = isinstance(sample, (tuple, list)) and not is_namedtuple(sample)
+        image = "0" if unnamed and self.image not in fields else self.image
+        names = {
+            "image": image,
+            "mask": self.mask,
+            "masks": self.masks,
+            "bboxes": self.boxes,
+            "keypoints": self.keypoints,
+            **self.targets,
+        }
+        present = {target: name for target, name in names.items() if fields.get(name) is not None}
+        if not present:
+            found = ", ".join(map(repr, fields)) or f"none, it is a {type(sample).__name__}"
+            raise FieldNameError(
+                f"The sample has nothing to augment. Its fields: {found}; expected {image!r} or another of {names}.\n"
+                f'  Name the field with the image: Albumentations(transform, image="...").'
+            )
+        return present
+
+    def _seed(self) -> None:
+        word = int(sample_rng().bit_generator.random_raw())
+        if not hasattr(self.transform, "set_random_state"):
+            self.transform.set_random_seed(word)
+            return
+        # The same two generators each time, sent to the start of a new stream: making new ones costs more.
+        self._keyed.rekey(Domain.TRANSFORM, word, 0, 0)
+        self._keyed.python.seed(word)
+        self.transform.set_random_state(self._keyed.numpy, self._keyed.python)
+
+    def _run(self, passed: dict[str, Any]) -> dict[str, Any]:
+        masks = passed.get("masks")
+        # Albumentations 2.0.8 cannot stack no masks; an image without objects is no error.
+        no_masks = isinstance(masks, np.ndarray) and len(masks) == 0
+        try:
+            results: dict[str, Any] = self.transform(
+                **{k: v for k, v in passed.items() if not (no_masks and k == "masks")}
+            )
+        except Exception as error:
+            given = ", ".join(f"{name}: {_summary(value)}" for name, value in passed.items())
+            add_note(error, f"Raised by the Albumentations pipeline, which was given {given}.")
+            raise
+        if no_masks and masks is not None:
+            size = results["image"].shape[:2] if "image" in results else masks.shape[1:3]
+            results["masks"] = np.zeros((0, *size, *masks.shape[3:]), masks.dtype)
+        return results
+
+
+def _as_tuple(names: str | tuple[str, ...]) -> tuple[str, ...]:
+    return (names,) if isinstance(names, str) else tuple(names)
+
+
+def _as_table(rows: Any, columns: int) -> np.ndarray:
+    table = np.array(rows, np.float32)  # a copy: the pipeline may write into what it is given
+    return table if table.ndim > 1 else table.reshape(-1, columns)
+
+
+def _row_numbers(label: str, labels: Any, name: str, count: int) -> np.ndarray:
+    """What goes through the pipeline in place of the labels. It casts them to float32 there and flattens each row.
+
+    Negative, so that rows the pipeline brings from elsewhere, which have no labels here, can be told apart.
+    """
+    if len(labels) != count:
+        raise FieldShapeError(
+            f'field "{label}": {len(labels)} rows, but "{name}" has {count}; each needs one.', field=label
+        )
+    return np.arange(-count, 0)
+
+
+def _kept_rows(label: str, labels: Any, rows: Any, name: str, count: int) -> Any:
+    rows = np.asarray(rows, np.int64).reshape(-1)
+    if len(rows) != count or (rows >= 0).any():
+        raise FieldShapeError(
+            f'field "{label}": the pipeline returned {len(rows)} labels for {count} rows of "{name}", or rows that the '
+            "sample never had.\n  Declare the field where the pipeline is made: "
+            f'BboxParams or KeypointParams(..., label_fields=["{label}"]).',
+            field=label,
+        )
+    return labels[rows] if isinstance(labels, np.ndarray) else [labels[row] for row in rows]
+
+
+def _checked(name: str, given: Any, result: Any) -> Any:
+    if isinstance(given, np.ndarray) and not isinstance(result, np.ndarray):
+        raise FieldDtypeError(
+            f'field "{name}": the pipeline returned a {type(result).__name__}, expected an ndarray.\n'
+            "  Leave ToTensorV2 out: samples stay NumPy, and become tensors once per batch, when they are collated.",
+            field=name,
+        )
+    return result
+
+
+def _summary(value: Any) -> str:
+    return f"{value.dtype} {value.shape}" if isinstance(value, np.ndarray) else type(value).__name__

@@ -1,0 +1,191 @@
+"""Where encoded images come from: bytes at hand, a file of this machine, one elsewhere; read whole or in parts."""
+
+from __future__ import annotations
+
+import io
+import os
+import stat
+from collections.abc import Sequence
+from typing import Any, Protocol, TypeVar
+
+from loaders.errors import MissingExtraError
+from loaders.images.decode.opencv import UndecodableError
+from loaders.timing.stages import READ, count_read
+
+_Data = TypeVar("_Data", bytes, bytearray)
+
+Source = str | os.PathLike[str] | bytes | bytearray | memoryview
+
+# Parts of a remote file are asked for together if no more lies between them: a request costs as much as these bytes.
+_GAP_NBYTES = 64 * 1024
+_REMOTE = "://"
+
+
+class Parts(Protocol):
+    """An encoded image, of which parts can be read.
+
+    Attributes:
+        path: None for bytes at hand.
+        nbytes: its size.
+        mtime_ns: when it was written, as its file system says; None where that says nothing of its content.
+    """
+
+    path: str | None
+    nbytes: int
+    mtime_ns: int | None
+
+    def read(self) -> bytes:
+        """All of it."""
+
+    def read_parts(self, starts: Sequence[int], ends: Sequence[int]) -> bytearray:
+        """The bytes of some parts, one after the other; fewer where they reach over the end."""
+
+    def close(self) -> None:
+        """Let go of it."""
+
+
+def is_remote(source: object) -> bool:
+    """Whether it is a path that fsspec opens, such as `s3://bucket/photo.jpg`."""
+    return isinstance(source, str) and _REMOTE in source
+
+
+def open_parts(source: Source) -> Parts:
+    """Open an image file, given by its path, a URL that fsspec knows, or as the bytes it holds.
+
+    Raises:
+        OSError, UndecodableError: there is none.
+        MissingExtraError: it is a URL, and fsspec is not installed.
+    """
+    if not isinstance(source, (str, os.PathLike)):
+        return _Bytes(bytes(source))
+    return _RemoteFile(source) if isinstance(source, str) and is_remote(source) else _LocalFile(source)
+
+
+def file_system(url: str) -> tuple[Any, str]:
+    """fsspec's file system for a URL, and what it calls the file.
+
+    Raises:
+        MissingExtraError: fsspec is not installed, or lacks the package that speaks this protocol.
+    """
+    try:
+        import fsspec
+    except ImportError as error:
+        raise MissingExtraError(f"\"{url}\" is for fsspec, which is missing: pip install 'loaders[remote]'.") from error
+    try:
+        found: tuple[Any, str] = fsspec.core.url_to_fs(url)
+    except ImportError as error:  # such as s3fs, gcsfs, aiohttp
+        raise MissingExtraError(f'"{url}": {error}') from error
+    return found
+
+
+class MarkedParts:
+    """The same image, whose reading counts as that of the sample that is being made."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+        self.path, self.nbytes, self.mtime_ns = parts.path, parts.nbytes, parts.mtime_ns
+
+    def read(self) -> bytes:
+        """All of it."""
+        with READ:
+            return self._counted(self._parts.read())
+
+    def read_parts(self, starts: Sequence[int], ends: Sequence[int]) -> bytearray:
+        """The bytes of some parts."""
+        with READ:
+            return self._counted(self._parts.read_parts(starts, ends))
+
+    def close(self) -> None:
+        """Let go of it."""
+        self._parts.close()
+
+    def _counted(self, data: _Data) -> _Data:
+        if self.path is not None:
+            count_read(len(data))
+        return data
+
+
+class _Bytes:
+    path: str | None = None
+    mtime_ns: int | None = None
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self.nbytes = len(data)
+
+    def read(self) -> bytes:
+        return self._data
+
+    def read_parts(self, starts: Sequence[int], ends: Sequence[int]) -> bytearray:
+        view = memoryview(self._data)
+        return bytearray().join([view[start:end] for start, end in zip(starts, ends, strict=True)])
+
+    def close(self) -> None:
+        pass
+
+
+class _LocalFile:
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path: str | None = os.fspath(path)
+        try:
+            self._file = io.FileIO(path, "rb")
+        except ValueError as error:  # a NUL in the name
+            raise UndecodableError(str(error)) from error
+        status = os.fstat(self._file.fileno())
+        self.nbytes = status.st_size
+        self.mtime_ns: int | None = status.st_mtime_ns
+        self._pipe: _Bytes | None = None
+        if not stat.S_ISREG(status.st_mode):  # a pipe has no places
+            self._pipe = _Bytes(self._file.readall())
+            self.nbytes = self._pipe.nbytes
+
+    def read(self) -> bytes:
+        if self._pipe is not None:
+            return self._pipe.read()
+        self._file.seek(0)
+        return self._file.readall()
+
+    def read_parts(self, starts: Sequence[int], ends: Sequence[int]) -> bytearray:
+        if self._pipe is not None:
+            return self._pipe.read_parts(starts, ends)
+        fd = self._file.fileno()
+        if hasattr(os, "pread"):
+            pieces = [os.pread(fd, end - start, start) for start, end in zip(starts, ends, strict=True)]
+        else:  # Windows
+            pieces = []
+            for start, end in zip(starts, ends, strict=True):
+                self._file.seek(start)
+                pieces.append(self._file.read(end - start))
+        return bytearray().join(pieces)
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class _RemoteFile:
+    mtime_ns: int | None = None  # object stores tell when the file was uploaded
+
+    def __init__(self, url: str) -> None:
+        self.path: str | None = url
+        self._files, self._name = file_system(url)
+        self.nbytes = int(self._files.size(self._name) or 0)
+
+    def read(self) -> bytes:
+        return bytes(self._files.cat_file(self._name))
+
+    def read_parts(self, starts: Sequence[int], ends: Sequence[int]) -> bytearray:
+        together: list[tuple[int, int]] = []
+        for start, end in zip(starts, ends, strict=True):
+            is_near = together and start - together[-1][1] <= _GAP_NBYTES
+            together.append((together.pop()[0] if is_near else start, end))
+        begins, lasts = ([piece[end] for piece in together] for end in (0, 1))
+        blocks = self._files.cat_ranges([self._name] * len(together), begins, lasts, on_error="raise")
+        found, block = bytearray(), 0
+        for start, end in zip(starts, ends, strict=True):
+            while end > lasts[block]:
+                block += 1
+            found += blocks[block][start - begins[block] : end - begins[block]]
+        return found
+
+    def close(self) -> None:
+        pass

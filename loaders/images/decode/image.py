@@ -1,0 +1,288 @@
+"""An image file that is open: its size, and parts of it decoded, for which as little is read as that takes."""
+
+from __future__ import annotations
+
+import operator
+import os
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from typing import Any, Literal
+
+import cv2
+import numpy as np
+
+from loaders.errors import DecodeError, describe_sample
+from loaders.images.decode import nvimagecodec, opencv
+from loaders.images.decode.files import MarkedParts, Parts, Source, open_parts
+from loaders.images.decode.header import PNG_SIGNATURE, Header, png_has_end, read_header
+from loaders.images.decode.jpeg import SIGNATURE, jpeg_has_end
+from loaders.images.decode.opencv import UndecodableError
+from loaders.images.decode.region import Region, shrink, turn_upright
+from loaders.images.decode.restart import Restarts, Window, find_restarts
+from loaders.images.decode.restart_index import known_restarts, remember_restarts, start_index
+from loaders.system.opencv_threads import quiet_opencv
+from loaders.timing.stages import DECODE, READ, is_looked_at
+
+Backend = Literal["opencv", "nvimagecodec", "restarts"]
+Box = tuple[int, int, int, int]  # left, top, width, height in pixels
+
+# Of a photo's segments: with more of them in a window, leaving out the rest saves less than splicing costs.
+_MOST = 0.9
+# Of a photo's pixels: with more of them in a region, nvImageCodec takes longer for it than OpenCV for the whole.
+_MUCH = 2 / 3
+_HEAD_NBYTES = 16 * 1024  # of a file, to look for its size in; most have it far earlier
+
+
+class EncodedImage:
+    """An image file that is open; `open_image` makes it. For one thread.
+
+    Args:
+        parts: the bytes of the file.
+        index: the number of the sample, for messages.
+        backend: what decodes regions of JPEGs: see `read_image`.
+    """
+
+    def __init__(self, parts: Parts, index: int | None = None, backend: Backend | None = None) -> None:
+        self._parts = parts
+        self.index = index
+        self._backend = backend
+        self._bytes = parts.read() if parts.path is None else None
+        self._header: Header | None = None
+        self._is_checked = False
+        self._whole: dict[str, np.ndarray[Any, Any]] = {}
+        self._restarts: Restarts | None = None
+        self._has_looked = backend not in (None, "restarts")
+        if not self._has_looked and parts.path is not None:
+            self._restarts = known_restarts(parts.path, parts.nbytes, parts.mtime_ns)
+
+    @property
+    def name(self) -> str | None:
+        """The path, fit for printing; None for bytes."""
+        return None if self._parts.path is None else printable(self._parts.path)
+
+    @property
+    def subject(self) -> str:
+        """What messages call the image."""
+        return _subject(self.index, self.name, self.nbytes)
+
+    @property
+    def nbytes(self) -> int:
+        """Of the file."""
+        return self._parts.nbytes
+
+    @property
+    def is_jpeg(self) -> bool:
+        """Whether it says so."""
+        return self._restarts is not None or self._data.startswith(SIGNATURE)
+
+    @property
+    def restarts(self) -> Restarts | None:
+        """Where the segments of a JPEG with restart markers are, if they can be decoded one by one."""
+        if not self._has_looked and self._restarts is None:
+            self._has_looked = True
+            data, header = self._data, self._checked_header()
+            if header is not None and header.jpeg is not None and header.jpeg.restart_interval:
+                self._restarts = find_restarts(data, header.jpeg)
+                if self._restarts is not None and self._parts.path is not None:
+                    remember_restarts(self._parts.path, self.nbytes, self._parts.mtime_ns, self._restarts)
+        return self._restarts
+
+    def size(self) -> tuple[int, int]:
+        """(width, height) of the picture that `read` gives at full scale.
+
+        Raises:
+            UndecodableError, cv2.error: the header does not settle it, and the rest cannot be decoded.
+        """
+        if self._restarts is not None:
+            return self._restarts.size
+        header = None
+        if self._bytes is None:
+            head = bytes(self._parts.read_parts([0], [_HEAD_NBYTES]))
+            header = read_header(head, is_whole=len(head) < _HEAD_NBYTES)
+        header = header or self._checked_header()
+        if header is not None:
+            return header.width, header.height
+        height, width = self.picture("GRAY").shape
+        return width, height
+
+    def read(self, mode: str = "RGB", region: Box | None = None, scale: int = 1) -> np.ndarray[Any, np.dtype[np.uint8]]:
+        """Decode the picture or a region of it: `read_image` says how.
+
+        Raises:
+            UndecodableError, cv2.error, OSError: it is damaged, or no image that OpenCV knows.
+            ValueError: the region is not inside the picture.
+        """
+        if region is None and scale == 1:
+            self._checked_header()
+            return opencv.decode_picture(self._data, mode)
+        restarts = self.restarts
+        if restarts is not None:
+            stored = _inside(region, *restarts.size).stored(*restarts.size, restarts.orientation)
+            window = restarts.window(stored, scale)
+            if restarts.share(window) < _MOST:
+                part = self._read_window(restarts, window, stored, mode, scale)
+                if part is not None:
+                    return turn_upright(part, restarts.orientation)
+                self._restarts, self._has_looked = None, True  # the file has changed, or is damaged
+                if region is not None and self.size() != restarts.size:
+                    raise UndecodableError(
+                        f"the file has changed: it has {self.size()} pixels now, {restarts.size} when it was indexed"
+                    )
+        header = self._checked_header()
+        if header is None or header.jpeg is None:
+            return _cut(self.picture(mode), header, region, scale)
+        wanted = _inside(region, header.width, header.height)
+        stored = wanted.stored(header.width, header.height, header.jpeg.orientation)
+        part = None
+        is_little = wanted.width * wanted.height < _MUCH * header.width * header.height
+        if scale == 1 and header.jpeg.is_usual and (is_little or self._backend) and self._decodes_regions():
+            part = nvimagecodec.decode_jpeg_region(self._data, stored, mode)
+        if part is None:
+            part = opencv.decode_jpeg_region(self._data, stored, mode, scale)
+        return turn_upright(part, header.jpeg.orientation)
+
+    def picture(self, mode: str = "RGB") -> np.ndarray[Any, np.dtype[np.uint8]]:
+        """The whole picture, decoded once; not to be written to.
+
+        Raises:
+            UndecodableError, cv2.error, OSError: it is damaged, or no image that OpenCV knows.
+        """
+        if mode not in self._whole:
+            self._whole[mode] = self.read(mode)
+        return self._whole[mode]
+
+    def reads_all(self) -> bool:
+        """Whether a region costs as much as the whole picture."""
+        return self.restarts is None and not (self.is_jpeg and self._decodes_regions())
+
+    def _decodes_regions(self) -> bool:
+        return self._backend in (None, "nvimagecodec") and nvimagecodec.agrees_with_opencv()
+
+    def _read_window(
+        self, restarts: Restarts, window: Window, stored: Region, mode: str, scale: int
+    ) -> np.ndarray[Any, np.dtype[np.uint8]] | None:
+        """A region as it is stored, out of a window that holds it.
+
+        None if the segments are not those that the index tells of, or are damaged.
+        """
+        starts, ends = restarts.ranges(window)
+        if self._bytes is None:
+            pieces = self._parts.read_parts(starts, ends)
+        else:
+            view = memoryview(self._bytes)
+            pieces = bytearray().join([view[start:end] for start, end in zip(starts, ends, strict=True)])
+        small = restarts.splice(window, pieces)
+        if small is None:
+            return None
+        down, across = restarts.pixels
+        inner = stored._replace(left=stored.left - window.left * across, top=stored.top - window.top * down)
+        try:
+            return opencv.decode_jpeg_region(small, inner, mode, scale)
+        except (UndecodableError, cv2.error):
+            return None
+
+    @property
+    def _data(self) -> bytes:
+        if self._bytes is None:
+            self._bytes = self._parts.read()
+        return self._bytes
+
+    def _checked_header(self) -> Header | None:
+        """The header, if it settles anything.
+
+        Raises:
+            UndecodableError: there is nothing to decode, or a JPEG that is not all there.
+        """
+        if self._is_checked:
+            return self._header
+        data = self._data
+        if not data:
+            raise UndecodableError("the file is empty")
+        header = read_header(data)
+        if data.startswith(SIGNATURE) and not jpeg_has_end(data):
+            raise UndecodableError(f"the JPEG is cut short: its {len(data):,} bytes end before the picture does")
+        if data.startswith(PNG_SIGNATURE) and not png_has_end(data):
+            raise UndecodableError(
+                f"OpenCV cannot decode its {len(data):,} bytes: the PNG has no end, or a damaged chunk"
+            )
+        # OpenCV would make room for all of them, and fill most with grey.
+        if header is not None and header.jpeg is not None and header.jpeg.least_nbytes > len(data):
+            raise UndecodableError(
+                f"the JPEG is damaged: its {len(data):,} bytes cannot hold the {header.width} x {header.height} pixels "
+                "that its header promises"
+            )
+        self._header, self._is_checked = header, True
+        return header
+
+
+@contextmanager
+def open_image(source: Source, index: int | None = None, backend: Backend | None = None) -> Iterator[EncodedImage]:
+    """An image file, open inside the `with`; what goes wrong there with it is a DecodeError that names the sample.
+
+    Args:
+        source: a path, or encoded bytes.
+        index: the number of the sample, for the message of the error.
+        backend: what decodes regions of JPEGs: see `read_image`.
+    """
+    if backend == "nvimagecodec":
+        nvimagecodec.require()
+    quiet_opencv()
+    try:
+        if not is_looked_at():  # the usual case: of the smallest pictures even marks would take a hundredth
+            with closing(open_parts(source)) as parts:
+                yield EncodedImage(parts, index, backend)
+            return
+        with READ:
+            parts = open_parts(source)
+        with closing(parts), DECODE:
+            yield EncodedImage(MarkedParts(parts), index, backend)
+    except (OSError, UndecodableError, cv2.error) as error:
+        name = printable(os.fspath(source)) if isinstance(source, (str, os.PathLike)) else None
+        nbytes = 0 if isinstance(source, (str, os.PathLike)) else memoryview(source).nbytes
+        subject = _subject(index, name, nbytes)
+        why = getattr(error, "strerror", None) or str(error).strip()
+        raise DecodeError(
+            f"{subject}: {why}.\n  Replace the file, or leave it out of the dataset.", index=index, source=name
+        ) from error
+
+
+def expect_restarts(folder: str | os.PathLike[str], path: str) -> None:
+    """If a file in a folder has restart markers to decode regions by, see that the folder has an index to be filled."""
+    try:
+        with closing(open_parts(path)) as parts:
+            header = read_header(bytes(parts.read_parts([0], [_HEAD_NBYTES])), is_whole=False)
+    except (OSError, UndecodableError):
+        return  # reading the sample will say so
+    if header is not None and header.jpeg is not None and header.jpeg.restart_interval and header.jpeg.is_usual:
+        start_index(folder)
+
+
+def printable(path: str) -> str:
+    r"""The path as messages show it: bytes that are no text appear as \xNN, so that printing never fails."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def _subject(index: int | None, name: str | None, nbytes: int) -> str:
+    if index is not None:
+        return describe_sample(index, name)
+    return f"image of {nbytes:,} bytes" if name is None else f'image "{name}"'
+
+
+def _inside(region: Box | None, width: int, height: int) -> Region:
+    wanted = Region(0, 0, width, height) if region is None else Region(*map(operator.index, region))
+    if not wanted.is_inside(width, height):
+        raise ValueError(
+            f"region {tuple(wanted)} (left, top, width, height) is not inside the picture of {width} x {height} pixels."
+        )
+    return wanted
+
+
+def _cut(picture: np.ndarray[Any, Any], header: Header | None, region: Box | None, scale: int) -> np.ndarray[Any, Any]:
+    height, width = picture.shape[:2]
+    if header is not None and (header.width, header.height) != (width, height):
+        raise UndecodableError(
+            f"the file is damaged: its header promises {header.width} x {header.height} pixels, "
+            f"and it has {width} x {height}"
+        )
+    wanted = _inside(region, width, height)
+    return wanted.of(picture).copy() if scale == 1 else shrink(picture, wanted, scale)

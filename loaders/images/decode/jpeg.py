@@ -1,0 +1,186 @@
+"""What the markers of a JPEG say before its picture begins (ITU-T T.81, annex B), and whether that has an end."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from struct import Struct
+from typing import NamedTuple
+
+from loaders.images.decode.tiff import exif_orientation
+
+SIGNATURE = b"\xff\xd8\xff"
+
+# Inside a scan FF is data when 00 follows, a restart when D0 to D7 does, padding when FF does (T.81, B.1.1).
+_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
+_SEGMENT = Struct(">BBH")
+_FRAME = Struct(">BHHB")
+_INTERVAL = Struct(">HH")
+_SEQUENTIAL_FRAMES = (0xC0, 0xC1)  # baseline, and extended by more tables
+_HUFFMAN_FRAMES = (*_SEQUENTIAL_FRAMES, 0xC2)  # and progressive; the others are rare, and each rare in its way
+_OTHER_FRAMES = (0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF)
+# What to do about a marker; most segments are only passed.
+_PASS, _FRAME_COMES, _EXIF_MAY_COME, _SCAN_COMES, _INTERVAL_COMES, _PADDING, _OUT_OF_PLACE = range(7)
+_ROLES = [_OUT_OF_PLACE] * 0xDA + [_PASS] * 0x26
+_ROLES[0xDA], _ROLES[0xDD], _ROLES[0xE1], _ROLES[0xFF], _ROLES[0xC4], _ROLES[0xCC] = (
+    _SCAN_COMES,
+    _INTERVAL_COMES,
+    _EXIF_MAY_COME,
+    _PADDING,
+    _PASS,
+    _PASS,
+)
+for _kind in _HUFFMAN_FRAMES + _OTHER_FRAMES:
+    _ROLES[_kind] = _FRAME_COMES
+# Luma samples per chroma sample, across and down, as (h << 4 | v): 4:4:4, 4:2:2, 4:2:0, 4:4:0, 4:1:1.
+_USUAL_SAMPLING = (0x11, 0x21, 0x22, 0x12, 0x41)
+
+
+class JpegHeader(NamedTuple):
+    """What comes before the first scan.
+
+    Attributes:
+        width, height: as stored, before the picture is turned upright.
+        orientation: of EXIF, 1 to 8.
+        is_usual: sequential in one scan, Huffman codes, 8 bits, one component or three with one of the usual chroma
+            samplings: what all JPEG decoders agree about. Progressive ones are not: each pixel needs all of the scans,
+            so that decoding a region saves nothing.
+        least_nbytes: the fewest bytes that so many pixels can take.
+        components: 1 for grey, 3 for colours, 4 for CMYK.
+        sampling: luma samples per chroma sample, across and down; (1, 1) if there is no chroma, None if it is unusual.
+        restart_interval: after how many MCUs (the units that a scan consists of) a restart marker comes; 0 for none.
+        scan_at: where the entropy-coded bytes of the first scan begin.
+    """
+
+    width: int
+    height: int
+    orientation: int
+    is_usual: bool
+    least_nbytes: int
+    components: int
+    sampling: tuple[int, int] | None
+    restart_interval: int
+    scan_at: int
+
+
+def read_jpeg_header(data: bytes) -> JpegHeader:
+    """Read the segments up to the first scan.
+
+    Raises:
+        ValueError, IndexError, struct.error: damaged, cut short, or unusual in a way that OpenCV should decide.
+    """
+    at, frame_kind, frame_at, has_app1, orientation, interval = 2, 0, 0, False, 0, 0
+    while True:
+        fill, kind, nbytes = _SEGMENT.unpack_from(data, at)
+        role = _ROLES[kind]
+        if fill != 0xFF or nbytes < 2 or role == _OUT_OF_PLACE:
+            raise ValueError("a marker that has no place here, or none")
+        if role == _SCAN_COMES:
+            break
+        if role == _PADDING:
+            at += 1
+            continue
+        if role == _FRAME_COMES:
+            if frame_at:
+                raise ValueError("two frames")
+            frame_kind, frame_at = kind, at + 4
+        elif role == _INTERVAL_COMES:
+            _, interval = _INTERVAL.unpack_from(data, at + 2)
+        elif role == _EXIF_MAY_COME:
+            if not orientation and data.startswith(b"Exif\0\0", at + 4):
+                # Before 4.11 OpenCV looks at the first APP1 alone, later at the first that is EXIF.
+                if has_app1:
+                    raise ValueError("EXIF is not first")
+                orientation = exif_orientation(data[at + 10 : at + 2 + nbytes])
+            has_app1 = True
+        at += 2 + nbytes
+    if not frame_at:
+        raise ValueError("no frame")
+    precision, height, width, components = _FRAME.unpack_from(data, frame_at)
+    if not width or not height:
+        raise ValueError("no size")
+    factors = tuple(data[frame_at + 7 + 3 * component] for component in range(components))
+    sampling = (1, 1) if components == 1 else None
+    if components == 3 and factors[0] in _USUAL_SAMPLING and factors[1:] == (0x11, 0x11):
+        sampling = (factors[0] >> 4, factors[0] & 15)
+    is_usual = (
+        frame_kind in _SEQUENTIAL_FRAMES
+        and precision == 8
+        and sampling is not None
+        and data[at + 4] == components  # of the first scan
+    )
+    # Each block of 8 by 8 pixels takes a bit at least, of the first component's first coefficient.
+    blocks = ((width + 7) // 8) * ((height + 7) // 8)
+    return JpegHeader(
+        width,
+        height,
+        orientation or 1,
+        is_usual,
+        least_nbytes=blocks // 8 if frame_kind in _HUFFMAN_FRAMES else 0,
+        components=components,
+        sampling=sampling,
+        restart_interval=interval,
+        scan_at=at + 2 + nbytes,
+    )
+
+
+def parts_that_decode(data: bytes, header: JpegHeader) -> tuple[bytes, int]:
+    """What comes before the scan, without metadata: the tables, the frame, and what tells the colours.
+
+    Args:
+        data: a JPEG, at least to the first scan.
+        header: what `read_jpeg_header` made of it.
+
+    Returns:
+        The bytes, and where among them height and width stand, two bytes each.
+    """
+    parts, nbytes_before, size_at = [data[:2]], 2, 0
+    for kind, segment in _segments(data, header):
+        if not _is_metadata(kind, segment):
+            if _ROLES[kind] == _FRAME_COMES:
+                size_at = nbytes_before + 5
+            parts.append(segment)
+            nbytes_before += len(segment)
+    return b"".join(parts), size_at
+
+
+def metadata(data: bytes, header: JpegHeader) -> list[bytes]:
+    """The segments that change no pixel: EXIF, colour profiles, comments and the like, each with its marker.
+
+    Args:
+        data: a JPEG, at least to the first scan.
+        header: what `read_jpeg_header` made of it.
+    """
+    found = _segments(data, header)
+    return [segment for kind, segment in found if kind != 0xE0 and _is_metadata(kind, segment)]
+
+
+def _segments(data: bytes, header: JpegHeader) -> Iterator[tuple[int, bytes]]:
+    """(kind, bytes) of each segment to the first scan's header, which is the last."""
+    at = 2
+    while at < header.scan_at:
+        _, kind, nbytes = _SEGMENT.unpack_from(data, at)
+        if kind == 0xFF:
+            at += 1
+            continue
+        yield kind, data[at : at + 2 + nbytes]
+        at += 2 + nbytes
+
+
+def _is_metadata(kind: int, segment: bytes) -> bool:
+    # libjpeg learns from JFIF's and Adobe's segments whether the colours are YCbCr.
+    tells_colours = segment[4:9] == {0xE0: b"JFIF\0", 0xEE: b"Adobe"}.get(kind)
+    return (0xE0 <= kind <= 0xEF or kind == 0xFE) and not tells_colours
+
+
+def jpeg_has_end(data: bytes) -> bool:
+    """Whether the end-of-image marker is there. Before 4.11 OpenCV fills what is missing with grey and says nothing."""
+    if data.endswith(b"\xff\xd9"):
+        return True
+    # Something may follow the picture, so walk: segments are skipped whole (a thumbnail in one has an end of its own).
+    at = 2
+    while marker := _MARKER.search(data, at):
+        if data[marker.end() - 1] == 0xD9:
+            return True
+        at = marker.end() + int.from_bytes(data[marker.end() : marker.end() + 2], "big")
+    return False

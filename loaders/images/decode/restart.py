@@ -1,0 +1,218 @@
+"""Windows of a JPEG that has restart markers: the segments that hold them, made into a small JPEG of their own.
+
+Between two restart markers a JPEG's scan decodes by itself (ITU-T T.81, E.1.4 and F.2.1.3.1). Where the number of MCUs
+between them divides that of a row, the segments form a grid. A rectangle of it is a JPEG again: the tables of the whole
+one, another size, the segments in order with their markers numbered anew, an end.
+"""
+
+from __future__ import annotations
+
+from struct import Struct
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from loaders.images.decode.jpeg import JpegHeader, parts_that_decode
+from loaders.images.decode.region import Region
+
+# The least distance of anchors. On average half of it is read without need, on either side of a window's row.
+_ANCHORS_NBYTES = 2048
+_MARKER_NBYTES = 2
+_HEADER_NBYTES = (1 << 16) - 1  # at most; most have fewer than 1000
+_RESTART, _END = 0xD0, 0xD9
+_SIZE = Struct(">HH")
+
+Bytes = np.ndarray[Any, np.dtype[np.uint8]]
+Places = np.ndarray[Any, np.dtype[np.intp]]
+Offsets = np.ndarray[Any, np.dtype[np.uint32]]
+
+
+class Window(NamedTuple):
+    """A rectangle of the grid of segments; `bottom` and `right` are outside."""
+
+    top: int
+    bottom: int
+    left: int
+    right: int
+
+
+class Restarts(NamedTuple):
+    """Where the segments of one JPEG are, and what it takes to decode them.
+
+    Attributes:
+        width, height: of the photo in pixels, as stored.
+        orientation: of EXIF, 1 to 8.
+        sampling: luma samples per chroma sample, across and down; (1, 1) if there is no chroma.
+        interval: MCUs per segment.
+        stride: segments from one anchor to the next in a row.
+        size_at: where in `header` height and width stand.
+        header: what comes before the scan, without metadata.
+        anchors: where in the file every `stride`-th segment of each row begins, and where the last one ends, behind its
+            marker.
+    """
+
+    width: int
+    height: int
+    orientation: int
+    sampling: tuple[int, int]
+    interval: int
+    stride: int
+    size_at: int
+    header: bytes
+    anchors: Offsets
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height) of the upright photo."""
+        return (self.height, self.width) if self.orientation > 4 else (self.width, self.height)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(rows, columns) of segments."""
+        down, across = self.pixels
+        return _ceil(self.height, down), _ceil(self.width, across)
+
+    @property
+    def pixels(self) -> tuple[int, int]:
+        """(height, width) of a segment, in pixels."""
+        return 8 * self.sampling[1], 8 * self.sampling[0] * self.interval
+
+    def window(self, region: Region, scale: int) -> Window:
+        """The segments that the pixels of a region at 1/scale depend on, the region in the file's orientation.
+
+        Chroma is interpolated between two of its samples, of which one may lie in the next segment.
+        """
+        (down, across), (rows, columns) = self.pixels, self.grid
+        beside, below = (2 * scale * step if step > 1 else 0 for step in self.sampling)
+        left, top, width, height = (scale * side for side in region.reduced(scale))
+        return Window(
+            max(0, (top - below) // down),
+            min(rows, _ceil(top + height + below, down)),
+            max(0, (left - beside) // across),
+            min(columns, _ceil(left + width + beside, across)),
+        )
+
+    def share(self, window: Window) -> float:
+        """Of all segments."""
+        rows, columns = self.grid
+        return (window.bottom - window.top) * (window.right - window.left) / (rows * columns)
+
+    def ranges(self, window: Window) -> tuple[list[int], list[int]]:
+        """Where in the file the bytes that `splice` wants begin and end: pieces, one per row unless they touch."""
+        starts, ends = self._pieces(window)
+        if self._takes_whole_rows(window):
+            starts, ends = starts[:1], ends[-1:]
+        return [start - _MARKER_NBYTES for start in starts.tolist()], ends.tolist()
+
+    def splice(self, window: Window, pieces: bytearray) -> bytes | None:
+        """A JPEG of the window alone.
+
+        Args:
+            window: what is wanted.
+            pieces: the bytes of its `ranges`, one after the other; they are written to.
+
+        Returns:
+            None if the markers are not those that belong there: the file is not the one that the anchors are of.
+        """
+        (rows, columns), (top, bottom, left, right) = self.grid, window
+        first = left // self.stride * self.stride
+        count = min(columns, _ceil(right, self.stride) * self.stride) - first
+        if first == 0 and top == 0:
+            pieces[:_MARKER_NBYTES] = bytes((0xFF, _RESTART + 7))  # as if a segment came before
+        content = np.frombuffer(pieces, np.uint8)
+        at, kinds = _markers(content)
+        # In each piece the marker before it comes first, then those that end its segments.
+        down, across = (1, (bottom - top) * count) if self._takes_whole_rows(window) else (bottom - top, count)
+        if len(at) != down * (across + 1):
+            return None
+        at = at.reshape(down, across + 1)
+        expected = np.arange(top, top + down)[:, None] * columns + np.arange(first - 1, first + across)
+        expected = (expected & 7) + _RESTART
+        if bottom == rows and first + count == columns:
+            expected[-1, -1] = _END
+        if (kinds != expected.ravel()).any():
+            return None
+        begins, ends = at[:, :-1].reshape(-1, count), at[:, 1:].reshape(-1, count)
+        kept = ends[:, left - first : right - first].ravel() + 1
+        content[kept] = (np.arange(kept.size) & 7) + _RESTART
+        content[kept[-1]] = _END
+        begin_each = (begins[:, left - first] + _MARKER_NBYTES).tolist()
+        end_each = (ends[:, right - first - 1] + _MARKER_NBYTES).tolist()
+        view = memoryview(pieces)
+        high, wide = self.pixels
+        height, width = min(self.height, bottom * high) - top * high, min(self.width, right * wide) - left * wide
+        head = (self.header[: self.size_at], _SIZE.pack(height, width), self.header[self.size_at + _SIZE.size :])
+        return b"".join((*head, *[view[begin:end] for begin, end in zip(begin_each, end_each, strict=True)]))
+
+    def _pieces(self, window: Window) -> tuple[Offsets, Offsets]:
+        """Where the anchors around each row of the window are."""
+        per_row = _ceil(self.grid[1], self.stride)
+        first, last = window.left // self.stride, _ceil(window.right, self.stride)
+        begin, end = window.top * per_row, (window.bottom - 1) * per_row + 1
+        return self.anchors[begin + first : end + first : per_row], self.anchors[begin + last : end + last : per_row]
+
+    def _takes_whole_rows(self, window: Window) -> bool:
+        return window.left < self.stride and _ceil(window.right, self.stride) == _ceil(self.grid[1], self.stride)
+
+
+def find_restarts(data: bytes, header: JpegHeader) -> Restarts | None:
+    """Where the segments of a whole JPEG are.
+
+    Args:
+        data: the file.
+        header: what `read_jpeg_header` made of it.
+
+    Returns:
+        None if they form no grid, or if anything is not as it should be: more or fewer of them than the frame needs,
+        markers out of order, padding between them, more than one scan. Damage within a segment is not looked for. It
+        stays there, as it does when everything is decoded.
+    """
+    if (
+        not header.is_usual
+        or header.sampling is None
+        or not header.restart_interval
+        or not header.least_nbytes <= len(data) < 1 << 32
+    ):
+        return None
+    kept, size_at = parts_that_decode(data, header)
+    if len(kept) > _HEADER_NBYTES:
+        return None
+    found = Restarts(
+        header.width,
+        header.height,
+        header.orientation,
+        header.sampling,
+        header.restart_interval,
+        1,
+        size_at,
+        kept,
+        np.empty(0, np.uint32),
+    )
+    rows, columns = found.grid
+    if columns * header.restart_interval != _ceil(header.width, 8 * header.sampling[0]):
+        return None
+    content = np.frombuffer(data, np.uint8)[header.scan_at :]
+    at, kinds = _markers(content)
+    expected = _RESTART + np.arange(rows * columns) % 8
+    expected[-1] = _END
+    if len(at) < len(expected) or (kinds[: len(expected)] != expected).any():
+        return None
+    at = at[: len(expected)]
+    begins = np.empty(rows * columns, np.uint32)
+    begins[0], begins[1:] = header.scan_at, at[:-1] + (header.scan_at + _MARKER_NBYTES)
+    end = int(at[-1]) + header.scan_at + _MARKER_NBYTES
+    stride = min(columns, max(1, round(_ANCHORS_NBYTES * len(begins) / (end - header.scan_at))))
+    anchors = begins.reshape(rows, columns)[:, ::stride].ravel()
+    return found._replace(stride=stride, anchors=np.append(anchors, np.uint32(end)))
+
+
+def _markers(content: Bytes) -> tuple[Places, Bytes]:
+    """Where in entropy-coded bytes the markers are, and which: FF is data if 00 follows (T.81, B.1.1.5)."""
+    at = (content[:-1] == 0xFF).nonzero()[0]
+    kinds = content[at + 1]
+    is_marker = kinds != 0
+    return at[is_marker], kinds[is_marker]
+
+
+def _ceil(number: int, step: int) -> int:
+    return -(-number // step)

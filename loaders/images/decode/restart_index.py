@@ -1,0 +1,219 @@
+"""The index of a folder of JPEGs with restart markers: where their segments are, in one file beside them.
+
+It saves reading a photo whole to find its markers. An entry counts only for a file of the size and time that it had.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from loaders.images.decode.files import file_system, is_remote
+from loaders.images.decode.restart import Restarts
+from loaders.images.decode.restart_table import Added, Table, entry_of, is_of
+
+if sys.platform != "win32":
+    import fcntl
+
+NAME = ".loaders-restarts.npy"
+
+_ARRAY_FILE = b"\x93NUMPY\x01\x00"
+_UNSAVED = 1 << 14  # entries at most; earlier ones are forgotten where they cannot be saved
+_SAVING_SHARE = 0.05  # of the time since the last save, at most
+_SAVE_EVERY_S = 1.0
+_FOLDERS = 1 << 16  # whose index is remembered
+
+
+class RestartIndex:
+    """Entries of the files below one folder: those that are saved, and those that this process has added.
+
+    Args:
+        folder: where the index is; None for one that is not saved.
+    """
+
+    def __init__(self, folder: str | None) -> None:
+        self._folder = folder
+        self._added: Added = {}
+        self._saved_at, self._took_s = time.monotonic(), 0.0
+        self._table = _load(folder)
+
+    def __len__(self) -> int:
+        return len({*self._table.hashes, *self._added})
+
+    def get(self, name: bytes, nbytes: int, mtime_ns: int | None) -> Restarts | None:
+        """What is known of a file; None if that is nothing, or if the file has changed since.
+
+        Args:
+            name: of the file, as seen from the folder.
+            nbytes: its size now.
+            mtime_ns: when it was written; None where that is not to be compared.
+        """
+        number, table = _number(name), self._table
+        entry, restarts = self._added.get(number, (None, None))
+        entry = entry or table.entry(number)
+        if entry is None:
+            return None
+        return (restarts or table.restarts(entry)) if is_of(entry, nbytes, mtime_ns) else None
+
+    def add(self, name: bytes, nbytes: int, mtime_ns: int | None, restarts: Restarts) -> None:
+        """Keep what was found out about a file; now and then all that was added is saved."""
+        self._added[_number(name)] = (entry_of(nbytes, mtime_ns or 0, restarts), restarts)
+        waited_s = time.monotonic() - self._saved_at
+        is_time = waited_s > _SAVE_EVERY_S and self._took_s < _SAVING_SHARE * waited_s
+        if not (is_time or len(self._added) > _UNSAVED) or self.save():
+            return
+        while len(self._added) > _UNSAVED:
+            self._added.pop(next(iter(self._added)), None)
+
+    def save(self) -> bool:
+        """Write what was added into the file, with what others have written since.
+
+        Returns:
+            False if it cannot be written now: no permission, no room, or another process is at it.
+        """
+        if self._folder is None or is_remote(self._folder):
+            return False
+        began, added = time.monotonic(), dict(self._added)
+        try:
+            with _alone_in(self._folder):
+                _replace(self._folder, _load(self._folder).with_added(added))
+                self._table = _load(self._folder)
+        except OSError:
+            return False
+        finally:
+            self._saved_at = time.monotonic()
+            self._took_s = self._saved_at - began
+        for number, entry in added.items():
+            if self._added.get(number) is entry:
+                del self._added[number]
+        return True
+
+
+_indexes: dict[str, RestartIndex] = {}
+_homes: dict[str, tuple[RestartIndex, int] | None] = {}
+
+
+def known_restarts(path: str, nbytes: int, mtime_ns: int | None) -> Restarts | None:
+    """What an index in the file's folder, or in one above it, says of a file; else what this process has seen of it."""
+    home, name = _home(path)
+    return home.get(name, nbytes, mtime_ns)
+
+
+def remember_restarts(path: str, nbytes: int, mtime_ns: int | None, restarts: Restarts) -> None:
+    """Put into the index what was found out about a file."""
+    _homes.pop(os.path.dirname(_absolute(path)), None)  # there may be an index by now
+    home, name = _home(path)
+    home.add(name, nbytes, mtime_ns, restarts)
+
+
+def index_of(folder: str | os.PathLike[str]) -> RestartIndex:
+    """The index that is, or will be, in a folder."""
+    where = os.path.abspath(folder)
+    if where not in _indexes:
+        _homes.clear()
+        _indexes[where] = RestartIndex(where)
+    return _indexes[where]
+
+
+def start_index(folder: str | os.PathLike[str]) -> None:
+    """Put an empty index into a folder, for readers to fill; nothing if it or one above has one, or if it may not."""
+    if _search(os.path.abspath(folder)) is None:
+        index_of(folder).save()
+
+
+def _home(path: str) -> tuple[RestartIndex, bytes]:
+    path = _absolute(path)
+    folder = os.path.dirname(path)
+    try:
+        found = _homes[folder]
+    except KeyError:
+        if len(_homes) >= _FOLDERS:
+            _homes.clear()
+        found = _homes[folder] = _search(folder)
+    return (_loose, os.fsencode(path)) if found is None else (found[0], os.fsencode(path[found[1] :]))
+
+
+def _absolute(path: str) -> str:
+    return path if os.path.isabs(path) or is_remote(path) else os.path.abspath(path)
+
+
+def _search(folder: str) -> tuple[RestartIndex, int] | None:
+    """The nearest index, and how many characters of the path are its own folder's."""
+    while True:
+        if folder not in _indexes and _exists(folder):
+            _indexes[folder] = RestartIndex(folder)
+        if folder in _indexes:
+            return _indexes[folder], len(folder) + (not folder.endswith("/"))
+        above = os.path.dirname(folder)
+        if above in (folder, "") or above.endswith(":"):  # `s3:` is all that is left
+            return None
+        folder = above
+
+
+def _exists(folder: str) -> bool:
+    if not is_remote(folder):
+        return os.path.exists(os.path.join(folder, NAME))
+    files, name = file_system(f"{folder}/{NAME}")
+    try:
+        return bool(files.exists(name))
+    except OSError:  # one may read the photos there and not ask what else there is
+        return False
+
+
+def _load(folder: str | None) -> Table:
+    content: np.ndarray[Any, np.dtype[np.uint8]] = np.empty(0, np.uint8)
+    try:
+        if folder is not None and is_remote(folder):
+            files, name = file_system(f"{folder}/{NAME}")
+            content = np.frombuffer(files.cat_file(name), np.uint8)
+        elif folder is not None:
+            content = np.asarray(np.memmap(os.path.join(folder, NAME), np.uint8, "r"))
+    except (OSError, ValueError):  # missing, or empty
+        pass
+    # What NumPy's own reader makes of a damaged header is anybody's guess; all that matters of it is where it ends.
+    begin = 10 + int.from_bytes(content[8:10].tobytes(), "little")
+    return Table.of(content[begin:] if content[:8].tobytes() == _ARRAY_FILE else content[:0])
+
+
+def _replace(folder: str, content: np.ndarray[Any, Any]) -> None:
+    unfinished = Path(folder, f".loaders-{secrets.token_hex(8)}.part")
+    try:
+        with open(unfinished, "xb") as file:
+            np.save(file, content)
+        os.replace(unfinished, os.path.join(folder, NAME))
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+@contextmanager
+def _alone_in(folder: str) -> Iterator[None]:
+    """While no other process writes this index.
+
+    Raises:
+        OSError: one does.
+    """
+    if sys.platform == "win32":
+        yield
+        return
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(fd)
+
+
+def _number(name: bytes) -> int:
+    return int.from_bytes(blake2b(name, digest_size=8).digest(), "little")
+
+
+_loose = RestartIndex(None)  # of files above which there is no index

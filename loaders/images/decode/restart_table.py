@@ -1,0 +1,119 @@
+"""The content of an index of restart markers: entries of files, found by the hash of their names; all in one array."""
+
+from __future__ import annotations
+
+import zlib
+from bisect import bisect_left
+from struct import Struct
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from loaders.images.decode.restart import Restarts
+
+_MAGIC = b"restart\x01"  # with the version of the layout
+_HEAD = Struct("<8sQQQ")  # magic, entries, anchors, bytes of headers
+_HASH = np.dtype("<u8")
+_ANCHOR = np.dtype("<u4")
+# Bytes and time of the file, places and lengths of anchors and header, their checksum; then the numbers of `Restarts`.
+_ENTRY = Struct("<QqQQIIIHHHHHBBB7x")
+_HEADER_OF_ENTRY = np.dtype(
+    {"names": ["at", "nbytes"], "formats": ["<u8", "<u4"], "offsets": [24, 36], "itemsize": _ENTRY.size}
+)
+
+
+Added = dict[int, tuple[bytes, Restarts]]  # by the hash of the name; the entries as `entry_of` makes them
+
+
+class Table(NamedTuple):
+    """What one file holds: hashes of names in order, an entry for each, and what the entries point to."""
+
+    hashes: memoryview
+    entries: memoryview
+    anchors: np.ndarray[Any, np.dtype[np.uint32]]
+    headers: memoryview
+
+    @classmethod
+    def of(cls, content: np.ndarray[Any, Any]) -> Table:
+        """An empty one, if this is no index."""
+        view = np.asarray(content).data
+        counts = (0, 0, 0)
+        if len(view) >= _HEAD.size:
+            magic, entries, anchors, headers_nbytes = _HEAD.unpack_from(view)
+            nbytes = entries * (_HASH.itemsize + _ENTRY.size) + anchors * _ANCHOR.itemsize + headers_nbytes
+            if magic == _MAGIC and nbytes == len(view) - _HEAD.size:
+                counts = entries, anchors, headers_nbytes
+        entries_at = _HEAD.size + counts[0] * _HASH.itemsize
+        anchors_at = entries_at + counts[0] * _ENTRY.size
+        headers_at = anchors_at + counts[1] * _ANCHOR.itemsize
+        return cls(
+            view[_HEAD.size : entries_at].cast("Q"),
+            view[entries_at:anchors_at],
+            np.frombuffer(view[anchors_at:headers_at], _ANCHOR),
+            view[headers_at : headers_at + counts[2]],
+        )
+
+    def entry(self, number: int) -> bytes | None:
+        """The entry of a file, by the hash of its name."""
+        at = bisect_left(self.hashes, number)
+        if at == len(self.hashes) or self.hashes[at] != number:
+            return None
+        return bytes(self.entries[at * _ENTRY.size : (at + 1) * _ENTRY.size])
+
+    def restarts(self, entry: bytes) -> Restarts | None:
+        """What an entry says; None if it is damaged."""
+        _, _, anchors_at, header_at, anchors, header_nbytes, checksum, *numbers = _ENTRY.unpack(entry)
+        width, height, interval, stride, size_at, orientation, across, down = numbers
+        header = bytes(self.headers[header_at : header_at + header_nbytes])
+        places = self.anchors[anchors_at : anchors_at + anchors]
+        found = Restarts(width, height, orientation, (across, down), interval, stride, size_at, header, places)
+        return found if _checksum(entry, found) == checksum else None
+
+    def with_added(self, added: Added) -> np.ndarray[Any, np.dtype[np.uint8]]:
+        """The content of the file that also holds these. What they replace stays in it, and nothing points there."""
+        hashes, new_hashes = np.frombuffer(self.hashes, _HASH), np.fromiter(added, _HASH, len(added))
+        entries = np.frombuffer(self.entries, np.dtype((np.void, _ENTRY.size)))
+        places = np.unique(entries.view(_HEADER_OF_ENTRY))
+        headers = {bytes(self.headers[at : at + nbytes]): at for at, nbytes in places.tolist()}
+        anchor_parts, header_parts = [self.anchors], [bytes(self.headers)]
+        anchors_at, headers_nbytes = len(self.anchors), len(self.headers)
+        new_entries = []
+        for entry, restarts in added.values():
+            header_at = headers.setdefault(restarts.header, headers_nbytes)
+            if header_at == headers_nbytes:
+                header_parts.append(restarts.header)
+                headers_nbytes += len(restarts.header)
+            fields = list(_ENTRY.unpack(entry))
+            fields[2:4] = anchors_at, header_at
+            new_entries.append(_ENTRY.pack(*fields))
+            anchor_parts.append(restarts.anchors)
+            anchors_at += len(restarts.anchors)
+        kept = ~np.isin(hashes, new_hashes)
+        all_hashes = np.concatenate([hashes[kept], new_hashes])
+        all_entries = np.concatenate([entries[kept], np.frombuffer(b"".join(new_entries), entries.dtype)])
+        order = np.argsort(all_hashes)
+        head = _HEAD.pack(_MAGIC, len(order), anchors_at, headers_nbytes)
+        anchors = np.concatenate(anchor_parts, dtype=_ANCHOR)
+        parts = (head, all_hashes[order], all_entries[order], anchors, b"".join(header_parts))
+        return np.frombuffer(b"".join(part.data if isinstance(part, np.ndarray) else part for part in parts), np.uint8)
+
+
+def entry_of(nbytes: int, mtime_ns: int, restarts: Restarts) -> bytes:
+    """An entry that points nowhere yet."""
+    numbers = (restarts.width, restarts.height, restarts.interval, restarts.stride, restarts.size_at)
+    lengths = len(restarts.anchors), len(restarts.header)
+    rest = (*numbers, restarts.orientation, *restarts.sampling)
+    checksum = _checksum(_ENTRY.pack(nbytes, mtime_ns, 0, 0, *lengths, 0, *rest), restarts)
+    return _ENTRY.pack(nbytes, mtime_ns, 0, 0, *lengths, checksum, *rest)
+
+
+def _checksum(entry: bytes, restarts: Restarts) -> int:
+    """Of all that an entry says, wherever in the file it says it."""
+    checksum = zlib.crc32(entry[:16] + entry[32:40] + entry[44:])
+    return zlib.crc32(restarts.header, zlib.crc32(np.ascontiguousarray(restarts.anchors, _ANCHOR).data, checksum))
+
+
+def is_of(entry: bytes, nbytes: int, mtime_ns: int | None) -> bool:
+    """Whether an entry is of a file of this size and time; of any time for None."""
+    known_nbytes, known_mtime_ns = _ENTRY.unpack(entry)[:2]
+    return bool(known_nbytes == nbytes and mtime_ns in (None, known_mtime_ns))

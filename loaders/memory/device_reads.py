@@ -1,0 +1,195 @@
+"""Blocks that the device may still be reading, although nobody holds them any more.
+
+`batch.to("cuda", non_blocking=True); del batch` ends a lease while the copy is still to come. Torch's allocator of
+pinned memory tracks its own memory only, not what was page-locked from outside, so events of ours tell when a block may
+be written again: on the streams that were current when the batch was handed out and when it was let go, and on those
+named by `loaders.record_stream`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import sys
+import warnings
+from collections import deque
+from collections.abc import Hashable, Iterable
+from typing import Any, Protocol
+
+from loaders.errors import DeviceError
+from loaders.memory.arena import Arena
+from loaders.memory.blocks import Block
+
+
+class Event(Protocol):
+    """A point in the work of a stream."""
+
+    def query(self) -> bool:
+        """Whether it is reached."""
+        ...
+
+    def synchronize(self) -> None:
+        """Wait until it is reached."""
+        ...
+
+
+class Reader(Protocol):
+    """The accelerator, as `loaders.memory.accelerator.Accelerator` has it."""
+
+    def page_lock(self, address: int, nbytes: int) -> None:
+        """Let the copy engine read this memory where it lies, or raise DeviceError."""
+        ...
+
+    def page_unlock(self, address: int) -> None:
+        """Undo it."""
+        ...
+
+    def current_streams(self) -> tuple[Hashable, ...]:
+        """The calling thread's."""
+        ...
+
+    def is_capturing(self) -> bool:
+        """Whether the calling thread is capturing a graph of work."""
+        ...
+
+    def record_event(self, stream: Any) -> Event:
+        """An event at the end of what the stream was given so far."""
+        ...
+
+
+class DeviceReads:
+    """Page-locks the blocks of a pool, and says when the device is done with them. The pool calls it under its lock."""
+
+    def __init__(self, reader: Reader, arena: Arena) -> None:
+        self._reader = reader
+        self._base = ctypes.addressof(ctypes.c_char.from_buffer(arena.buffer))
+        self._locked: set[Block] = set()
+        self._reading: deque[tuple[Block, list[Event]]] = deque()
+        self._events: dict[Hashable, Event] = {}  # of the blocks that are let go together
+        self._refusal: str | None = None  # not the error: its traceback would keep the frames that it went through
+        self._is_told = False
+        self._pid = os.getpid()
+
+    def lock(self, block: Block) -> None:
+        """Page-lock a block if it is not; where that is refused, batches are staged in torch's own memory."""
+        if self._refusal is not None or block in self._locked or self.is_capturing():
+            return
+        try:
+            self._reader.page_lock(self._base + block.offset, block.nbytes)
+            self._locked.add(block)
+        except DeviceError as error:
+            self._refusal = str(error)
+
+    def tell_of_refusal(self) -> None:
+        """Say once that blocks cannot be page-locked. Not under the pool's lock: a warning may be an error."""
+        if self._refusal is not None and not self._is_told:
+            self._is_told = True
+            warnings.warn(
+                f"batch buffers cannot be page-locked, so each batch is copied once more into torch's pinned memory: "
+                f"{self._refusal}",
+                stacklevel=3,
+            )
+
+    def is_capturing(self) -> bool:
+        """Whether a CUDA graph is being captured on this thread: events may not be asked then."""
+        try:
+            return self._pid == os.getpid() and self._reader.is_capturing()
+        except Exception:  # noqa: BLE001  a device that has failed captures nothing
+            return False
+
+    def unlock(self, block: Block) -> None:
+        """Before its memory goes back to the machine."""
+        if block in self._locked and self._pid == os.getpid():
+            self._locked.remove(block)
+            with contextlib.suppress(Exception):  # of a device that has failed: the pages go back all the same
+                self._reader.page_unlock(self._base + block.offset)
+
+    def current_streams(self) -> set[Hashable]:
+        """Those that may be reading what is handed out or let go here and now."""
+        # A forked child must not touch the device; at the end of the interpreter nothing is reused any more.
+        if self._pid != os.getpid() or sys.is_finalizing():
+            return set()
+        return set(self._reader.current_streams())
+
+    def new_round(self) -> None:
+        """Blocks that were let go before now may share events from here on."""
+        self._events.clear()
+
+    def begin(self, block: Block, streams: Iterable[Hashable]) -> None:
+        """The block was let go; what these streams were given so far may read it."""
+        events = []
+        for stream in streams:
+            if stream not in self._events:
+                self._events[stream] = self._event(stream)
+            events.append(self._events[stream])
+        self._reading.append((block, events))
+
+    def _event(self, stream: Any) -> Event:
+        try:
+            return self._reader.record_event(stream)
+        except Exception:  # noqa: BLE001  there is no event, so wait here; a device that has failed reads nothing
+            with contextlib.suppress(Exception):
+                stream.synchronize()
+            return _Reached()
+
+    def ended(self) -> list[Block]:
+        """The blocks that were read."""
+        done = [entry for entry in self._reading if all(map(_is_reached, entry[1]))]
+        for entry in done:
+            self._reading.remove(entry)
+        return [block for block, _ in done]
+
+    def count(self, nbytes: int) -> int:
+        """How many blocks of this size are being read."""
+        return sum(block.nbytes == nbytes for block, _ in self._reading)
+
+    def wait(self, nbytes: int | None = None) -> bool:
+        """Wait for the oldest block of this size, or of any; False if there is none, or no waiting now."""
+        if self.is_capturing():
+            return False
+        for block, events in self._reading:
+            if nbytes is None or block.nbytes == nbytes:
+                return _wait_for(events)
+        return False
+
+    def wait_for_all(self) -> None:
+        """Wait until nothing is read any more."""
+        for _, events in self._reading:
+            _wait_for(events)
+
+
+class _Reached:
+    def query(self) -> bool:
+        return True
+
+    def synchronize(self) -> None:
+        pass
+
+
+# Events raise what the device has failed with, whoever asks. The user's own calls raise it, too; to these blocks it
+# means that nothing reads them any more. That another thread is capturing a graph, which forbids all threads to ask, is
+# no failure.
+
+
+def _is_reached(event: Event) -> bool:
+    try:
+        return event.query()
+    except Exception as error:  # noqa: BLE001  see above
+        return not _is_of_a_capture(error)
+
+
+def _wait_for(events: Iterable[Event]) -> bool:
+    """Whether they are reached."""
+    for event in events:
+        try:
+            event.synchronize()
+        except Exception as error:  # noqa: BLE001  see above
+            if _is_of_a_capture(error):
+                return False
+    return True
+
+
+def _is_of_a_capture(error: Exception) -> bool:
+    # cudaErrorStreamCaptureUnsupported and the like: all of their descriptions say "capture" or "capturing".
+    return "captur" in str(error)

@@ -1,1 +1,0 @@
-"""Where the time goes: the report of a loader, its verdict, traces, progress."""

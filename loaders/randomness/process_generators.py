@@ -1,0 +1,109 @@
+"""The process's own generators (Python's, NumPy's legacy one, torch's), keyed for the samples that draw from them.
+
+Seeding the three takes longer than a small sample takes to read, and most datasets never draw from them. So at first
+they are only watched, run by run. The first run in which they have moved is done again with every sample under its own
+key, and so are all runs behind it: what a run gives depends on its keys alone, either way.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import random
+import sys
+from typing import Any
+
+import numpy as np
+
+from loaders.randomness.streams import Domain, keyed_word
+
+# 624 words of a Mersenne twister, and its position.
+_TWISTER_NBYTES = 625 * 4
+# NumPy makes this view of its generator when it is first asked for, which takes a millisecond: not in every worker.
+_ = np.random.get_bit_generator().ctypes  # type: ignore[attr-defined]  # missing in NumPy's stubs alone
+
+
+class ProcessGenerators:
+    """Watches the generators of this process, and keys them once something draws from them.
+
+    Args:
+        shared: True where they are also the caller's (no worker process): they are put back behind every run, so that a
+            model's dropout goes on undisturbed.
+        keyed: True to key from the start: for what cannot be done again.
+    """
+
+    def __init__(self, *, shared: bool, keyed: bool) -> None:
+        self.keyed = keyed
+        self._shared = shared
+        self._left: tuple[Any, ...] | None = None
+        self._callers: tuple[Any, Any, Any] | None = None
+        self._touched = False  # since `begin`
+
+    def begin(self) -> None:
+        """A run begins."""
+        self._touched = self.keyed
+        if not self._shared and (self.keyed or self._left is not None):
+            return
+        legacy: Any = np.random.get_state(legacy=False)
+        if self._shared:
+            torch = _torch()
+            self._callers = random.getstate(), legacy, torch and torch.get_rng_state()
+        if not self.keyed:
+            # NumPy keeps every second normal number for the next call, which would leave no trace in the fingerprint.
+            if legacy.get("has_gauss"):
+                self._touched = True
+                np.random.set_state({**legacy, "has_gauss": 0, "gauss": 0.0})
+            self._left = _fingerprint()
+
+    def enter(self, domain: Domain, seed: int, epoch: int, position: int) -> None:
+        """What is drawn from here on belongs to this key."""
+        if not self.keyed:
+            return
+        word = keyed_word(domain, seed, epoch, position)
+        random.seed(word)
+        np.random.seed(word & 0xFFFFFFFF)
+        if (torch := _torch()) is not None:
+            torch.default_generator.manual_seed(word)
+
+    def drew(self) -> bool:
+        """Whether the run that ends here drew without keys. Then it is to be done once more, with them."""
+        if self.keyed:
+            return False
+        now = _fingerprint()
+        if self._left is not None and self._left[-1] is None and (torch := _torch()) is not None:
+            # Imported by what was read, which is not yet drawing from it.
+            unused = torch.Generator().manual_seed(torch.default_generator.initial_seed())
+            self._left = (*self._left[:-1], _bytes(unused))
+        if now == self._left:
+            return False
+        self.keyed = self._touched = True
+        self.end()
+        return True
+
+    def end(self) -> None:
+        """Give the generators back to the caller as they were."""
+        if self._callers is not None and self._touched:
+            python, legacy, torchs = self._callers
+            random.setstate(python)
+            np.random.set_state(legacy)
+            if torchs is not None:
+                sys.modules["torch"].set_rng_state(torchs)
+
+
+def _torch() -> Any:
+    """torch, if this process has loaded it."""
+    torch = sys.modules.get("torch")
+    return torch if hasattr(torch, "default_generator") else None
+
+
+def _fingerprint() -> tuple[Any, ...]:
+    """What changes whenever one of the generators is drawn from or seeded."""
+    legacy = np.random.get_bit_generator()  # type: ignore[attr-defined]  # missing in NumPy's stubs alone
+    # Its state by the address that NumPy documents for C: `get_state` takes 36 µs, as much as reading several samples.
+    twister = type(legacy) is np.random.MT19937
+    state = ctypes.string_at(legacy.ctypes.state_address, _TWISTER_NBYTES) if twister else repr(np.random.get_state())
+    torch = _torch()
+    return random.getstate(), state, torch and _bytes(torch.default_generator)
+
+
+def _bytes(generator: Any) -> Any:
+    return generator.get_state().numpy().tobytes()

@@ -1,0 +1,69 @@
+"""The seam between the loader and whoever does the work."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from loaders.datasets.wrapped import describe
+from loaders.errors import describe_sample, describe_samples
+from loaders.memory.slots import SlotPool
+from loaders.workers.messages import Fetch, Order, Outcome
+from loaders.workers.worker import COLLATING
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A row that a worker is busy with, or COLLATING."""
+
+    worker: int
+    ticket: int
+    row: int
+    since_s: float
+
+
+class Engine(Protocol):
+    """Executes runs of orders and reports an outcome for each, in any order.
+
+    Attributes:
+        pool: the slots in the memory this engine's workers can write to.
+        num_workers: how many runs are worked on at once.
+    """
+
+    pool: SlotPool
+    num_workers: int
+
+    def submit(self, order: Order, runs: Sequence[tuple[int, int]], lane: int = 0) -> None:
+        """Queue runs (start row, stop row), first come first served. Streams go to their own worker by `lane`."""
+
+    def collect(self, timeout_s: float | None) -> list[Outcome]:
+        """The outcomes that are there; waits for one, at most `timeout_s` (None: for ever, 0: not at all).
+
+        Raises:
+            WorkerLostError: a worker died again and again on one sample.
+        """
+
+    def cancel(self, order: Order) -> None:
+        """Spend no more time on this order. Its runs are still reported, so that its slot can be taken back."""
+
+    def reading(self) -> list[Reading]:
+        """What is being read now, longest first."""
+
+    def resize(self, workers: int) -> None:
+        """Let so many work from now on, 1 to the `num_workers` of the job. Not for streams: each worker has one."""
+
+    def close(self) -> None:
+        """Stop all workers. Safe to call twice, and in a forked child, where it does nothing."""
+
+
+def describe_work(dataset: Any, fetch: Fetch, order: Order, row: int) -> tuple[Any, str | None, str]:
+    """(key, source, name for messages) of what a worker is busy with: a sample, where that can be told."""
+    if fetch == "stream":
+        return None, None, f"batch {order.keys[0]} of its stream"
+    if fetch == "all" or row == COLLATING:
+        doing = "collate_fn of " if row == COLLATING else ""
+        return list(order.keys), None, doing + describe_samples(order.keys)
+    key = order.keys[row]
+    source = describe(dataset, key)
+    return key, source, describe_sample(key, source)

@@ -1,0 +1,187 @@
+"""What passes between the loader and its workers: jobs, orders, outcomes, failures. Plain data, all of it pickles."""
+
+from __future__ import annotations
+
+import pickle
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from loaders.batch.packing import unpack
+from loaders.batch.rows import Beside
+from loaders.batch.spec import BatchSpec, Field
+from loaders.timing.stages import NO_TIMES, Times
+
+Fetch = Literal["each", "all", "stream"]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every worker of a loader knows from the start.
+
+    Attributes:
+        dataset: the user's.
+        fetch: rows one by one (`dataset[key]`), a batch at once (`dataset.__getitems__(keys)`), or by `iter(dataset)`.
+        collate: the user's collate_fn, which runs here; None where samples go straight into rows.
+        batched: False where a "batch" is one sample (`batch_size=None`).
+        fields: declared pad and ragged fields.
+        keep_going: True where a failing sample does not end its run (`on_error` other than "raise").
+        batch_rows, drop_last: the size of a stream's batches, and whether a short last one counts.
+        num_workers, seed, init: as torch's WorkerInfo and worker_init_fn have them.
+    """
+
+    dataset: Any
+    fetch: Fetch
+    collate: Callable[[Any], Any] | None
+    batched: bool
+    fields: Mapping[str, Field]
+    keep_going: bool
+    batch_rows: int
+    drop_last: bool
+    num_workers: int
+    seed: int
+    init: Callable[[int], None] | None
+
+
+@dataclass
+class Order:
+    """One batch to be made.
+
+    Attributes:
+        ticket: unique within an engine.
+        keys: one per row, what the sampler gave; for a stream a single serial number of the batch in that stream.
+        position: of the first row in the epoch, counted over all ranks; `stride` apart from that of the next row.
+        epoch, seed: with the position, the key of each sample's randomness.
+        spec: of the rows; None while unknown, and where `collate` makes the batch.
+        blocks: (offset, nbytes) of the slot's blocks in the engine's memory.
+        resume: of a stream that goes on from a loaded state: (batches before it, the dataset's own state or None).
+        attempt: how often rows of this batch were replaced by substitutes.
+        raw: the samples themselves are wanted, one by one, not what `collate` makes of them.
+    """
+
+    ticket: int
+    keys: Sequence[Any]
+    position: int
+    epoch: int
+    seed: int
+    spec: BatchSpec | None
+    blocks: tuple[tuple[int, int], ...]
+    stride: int = 1
+    attempt: int = 0
+    raw: bool = False
+    resume: tuple[int, Any] = (0, None)
+    cancelled: bool = False
+
+
+@dataclass
+class Failure:
+    """An exception in the user's code, ready to travel.
+
+    Attributes:
+        row: of the batch, None where no single sample is at fault.
+        key: what the dataset was asked for; a list of all keys where that was a batch.
+        source: what the dataset says the sample is.
+        doing: "reading", "collating", "starting" ….
+        summary: one line: the exception's type and message.
+        text: the formatted traceback.
+        error: the exception, None where it cannot be pickled and rebuilt.
+        worker: that reported it.
+    """
+
+    row: int | None
+    key: Any
+    source: str | None
+    doing: str
+    summary: str
+    text: str
+    error: BaseException | None
+    worker: int = 0
+
+    @classmethod
+    def of(
+        cls, error: BaseException, doing: str, row: int | None = None, key: Any = None, source: str | None = None
+    ) -> Failure:
+        """The failure that is being handled."""
+        summary = traceback.format_exception_only(type(error), error)[0].splitlines()[0]
+        return cls(row, key, source, doing, summary, traceback.format_exc(), error)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "error": _portable(self.error)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        try:
+            self.error = pickle.loads(state["error"])
+        except Exception:  # a module that only the worker has; its type and text have arrived
+            self.error = None
+
+
+class _Remade:
+    """Unpickles as an exception of the same type that was given the same message."""
+
+    def __init__(self, error: BaseException | None) -> None:
+        self.error = error
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self.error), (str(self.error),)
+
+
+def _portable(error: BaseException | None) -> bytes:
+    """A pickle of the error, or of one of its type with its message alone, or of None."""
+    for each in (error, _Remade(error)):
+        try:
+            pickled = pickle.dumps(each)
+            pickle.loads(pickled)  # can fail where dumping did not: an exception with its own __init__, usually
+            return pickled
+        except Exception:  # whatever the user's exception does, its type and text still arrive
+            continue
+    return pickle.dumps(None)
+
+
+@dataclass
+class Parcel:
+    """The result of a collate_fn: a pickle, and per buffer its size in the slot's block of that number or its bytes."""
+
+    pickled: bytes
+    pieces: list[int | bytearray]
+
+    def open(self, memories: Sequence[Any]) -> Any:
+        """The result; `memories` are the leased blocks."""
+        buffers = [
+            piece if isinstance(piece, bytearray) else memoryview(memories[number])[:piece] if piece else bytearray()
+            for number, piece in enumerate(self.pieces)
+        ]
+        return unpack(self.pickled, buffers)
+
+
+@dataclass
+class Outcome:
+    """What became of a run.
+
+    Attributes:
+        rows: how many rows the batch has where only the worker knows (streams), else None; 0 ends a stream.
+        spec: found from the first sample, where the order had none.
+        stream_state: what the dataset's `state_dict()` gave behind this batch of its stream.
+        times: when it began, and what the clock saw of it.
+    """
+
+    worker: int
+    ticket: int
+    start: int
+    stop: int
+    elapsed_s: float = 0.0
+    cancelled: bool = False
+    rows: int | None = None
+    spec: BatchSpec | None = None
+    stream_state: Any = None
+    beside: Beside = field(default_factory=Beside)
+    failures: list[Failure] = field(default_factory=list)
+    parcel: Parcel | None = None
+    result: Any = None
+    times: Times = NO_TIMES
+
+    @property
+    def is_plain(self) -> bool:
+        """True where the rows are written and there is nothing else to tell."""
+        return not (self.failures or self.parcel or self.beside) and self.rows is None and self.spec is None

@@ -1,0 +1,278 @@
+"""The main function of a worker process. It imports neither torch nor CUDA; the user's dataset may."""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+import multiprocessing
+import os
+import pickle
+import select
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.reduction import ForkingPickler
+from typing import Any
+
+import numpy as np
+
+from loaders.batch.spec import BatchSpec
+from loaders.datasets.wrapped import describe
+from loaders.memory.arena import Arena
+from loaders.memory.fork_holds import renounce
+from loaders.workers.info import WorkerInfo, set_worker_info
+from loaders.workers.messages import Failure, Job, Order, Outcome
+from loaders.workers.wire import (
+    CANCELLED,
+    CELL_NBYTES,
+    DONE,
+    INLINE_NBYTES,
+    ORDER_HEADER,
+    ROW_AT,
+    RUN,
+    SINCE_AT,
+    Inherited,
+)
+from loaders.workers.worker import Worker
+
+# malloc.h: M_MMAP_THRESHOLD, of which 32 MiB is the most there is; M_TRIM_THRESHOLD; M_TOP_PAD.
+_MALLOC = {-3: 32 << 20, -1: 64 << 20, -2: 1 << 20}
+
+
+@dataclass
+class Setup:
+    """What a worker process is started with.
+
+    Attributes:
+        job: in a forked process; others are sent it through `gate`.
+        pickled: the job as it is sent. It is made while the rest is pickled, when locks and descriptors can be.
+        cell: offset of this worker's cell in the arena.
+        serial: unique among all processes of the engine; `gate` brings the worker's number once it is needed.
+        consumer: the consumer's process id; `is_parent` is False where a server has forked this process.
+    """
+
+    job: Job | None
+    arena: Arena
+    cell: int
+    serial: int
+    runs: Inherited
+    done: Inherited
+    gate: Inherited
+    not_mine: list[int]
+    consumer: int
+    is_parent: bool
+    pickled: Any = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        self.pickled = ForkingPickler.dumps(self.job)
+        return {**self.__dict__, "job": None, "pickled": None}
+
+
+def main(setup: Setup) -> None:
+    """Serve runs until the consumer closes the pipe or dies."""
+    # Ctrl-C reaches the whole process group: the consumer alone decides what becomes of it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for fd in setup.not_mine:
+        os.close(fd)
+    renounce()  # the batches its dataset may hold are held by the consumer's dataset, too
+    _one_opencv_thread()
+    _keep_freed_memory()
+    watch = {"consumer": setup.consumer, "is_parent": setup.is_parent}
+    threading.Thread(target=_end_with, kwargs=watch, daemon=True).start()
+    with socket.socket(fileno=setup.gate.fd) as gate:
+        if setup.job is None:
+            size = int.from_bytes(_receive(gate, 8), "little")
+            setup.job = pickle.loads(_receive(gate, size))
+        _cell_of(setup)[SINCE_AT] = time.monotonic_ns()
+        first = gate.recv(8)  # warm from here on, and idle until there is a number to take over
+        if len(first) == 8:
+            serve(setup, int.from_bytes(first, "little"), gate)
+
+
+def serve(setup: Setup, number: int, gate: socket.socket) -> None:
+    """Read runs, do them, tell."""
+    job, arena = setup.job, setup.arena
+    assert job is not None
+    view = memoryview(arena.buffer)
+    record = view[setup.cell : setup.cell + RUN.size]
+    cell = _cell_of(setup)
+    worker: Worker | None = None
+    failure: Failure | None = None
+    orders = _Orders(arena)
+    order: Order | None = None
+    try:
+        _one_torch_thread()
+        set_worker_info(WorkerInfo(number, job.num_workers, job.seed + number, job.dataset), process=True)
+        if job.init is not None:
+            job.init(number)
+        worker = Worker(job, number, arena.buffer, apart=True)  # after init, which may change the dataset
+    except Exception as error:  # whatever worker_init_fn raises is delivered with the first run
+        failure = Failure.of(error, "starting")
+    while True:
+        cell[ROW_AT] = -1  # so that no row of the last run stands beside the next one
+        if os.readv(setup.runs.fd, [record]) != RUN.size:
+            return
+        ticket, start, stop, offset, nbytes, *_ = RUN.unpack(record)
+        if ticket < 0:  # sent home
+            return
+        try:
+            order, cancelled = orders.get(ticket, offset, nbytes)
+            if worker is None or failure is not None:
+                outcome = Outcome(number, ticket, start, stop, failures=[failure] if failure else [])
+            elif cancelled[0]:
+                outcome = Outcome(number, ticket, start, stop, cancelled=True)
+            else:
+                outcome = worker.execute(order, start, stop, _marker(cell, cancelled))
+        except Exception as error:  # a worker that ended in silence would be a hang
+            outcome = Outcome(number, ticket, start, stop, failures=[Failure.of(error, "working")])
+        try:
+            _tell(setup, job, gate, outcome, order)
+        except (BrokenPipeError, ConnectionResetError):
+            return  # the consumer does not want to hear it any more
+
+
+def _receive(gate: socket.socket, nbytes: int) -> bytearray:
+    """So many bytes; ends this process if the consumer does not want it any more."""
+    received = bytearray()
+    while len(received) < nbytes:
+        data = gate.recv(min(nbytes - len(received), 1 << 20))
+        if not data:
+            sys.exit()
+        received += data
+    return received
+
+
+def _cell_of(setup: Setup) -> memoryview:
+    return memoryview(setup.arena.buffer)[setup.cell : setup.cell + CELL_NBYTES].cast("q")
+
+
+def _marker(cell: memoryview, cancelled: memoryview) -> Callable[[int], bool]:
+    def reading(row: int) -> bool:
+        cell[ROW_AT] = row
+        cell[SINCE_AT] = time.monotonic_ns()
+        return not cancelled[0]
+
+    return reading
+
+
+def _tell(setup: Setup, job: Job, gate: socket.socket, outcome: Outcome, order: Order | None) -> None:
+    payload = b"" if outcome.is_plain or outcome.cancelled else _pickled(job, outcome, order)
+    inline = len(payload) <= INLINE_NBYTES
+    header = DONE.pack(
+        setup.serial,
+        outcome.ticket,
+        outcome.start,
+        outcome.stop,
+        CANCELLED if outcome.cancelled else 0,
+        int(outcome.elapsed_s * 1e9),
+        len(payload) if inline else 0,
+        0 if inline else len(payload),
+        *outcome.times,
+    )
+    os.write(setup.done.fd, header + payload if inline else header)
+    if not inline:
+        gate.sendall(payload)
+
+
+def _pickled(job: Job, outcome: Outcome, order: Order | None) -> bytes:
+    """The outcome as it travels. A sample that cannot is a failed one."""
+    try:
+        return pickle.dumps(outcome, protocol=5)
+    except Exception as error:  # something of the user's that cannot be pickled: whose is it?
+        unknown = Failure.of(error, "sending back", None, list(order.keys) if order and job.fetch != "stream" else None)
+    beside = outcome.beside
+    for row, value in [*beside.samples, *itertools.chain.from_iterable(beside.fields.values())]:
+        try:
+            pickle.dumps(value, protocol=5)
+        except Exception as error:
+            if order is not None and row < len(order.keys) and job.fetch != "stream":
+                key = order.keys[row]
+                outcome.failures.append(Failure.of(error, "sending back", row, key, describe(job.dataset, key)))
+                beside.drop(row)
+    try:
+        return pickle.dumps(outcome, protocol=5)
+    except Exception:  # it is not one of the samples
+        failed = Outcome(outcome.worker, outcome.ticket, outcome.start, outcome.stop, failures=[unknown])
+        return pickle.dumps(failed, protocol=5)
+
+
+class _Orders:
+    """Orders as this worker has read them from the arena: the last one, and every spec."""
+
+    def __init__(self, arena: Arena) -> None:
+        self._arena = arena
+        self._specs: dict[int, BatchSpec] = {}
+        self._last: tuple[int, Order, memoryview] | None = None
+
+    def get(self, ticket: int, offset: int, nbytes: int) -> tuple[Order, memoryview]:
+        """The order, and the one int64 that tells whether it is cancelled."""
+        if self._last is None or self._last[0] != ticket:
+            keys, position, epoch, seed, spec_ref, *rest = pickle.loads(self._at(offset + ORDER_HEADER, nbytes))
+            if isinstance(keys, bytes):
+                keys = np.frombuffer(keys, np.int64).tolist()
+            order = Order(ticket, keys, position, epoch, seed, self._spec(spec_ref), *rest)
+            self._last = ticket, order, self._at(offset, ORDER_HEADER).cast("q")
+        return self._last[1], self._last[2]
+
+    def _spec(self, reference: tuple[int, int, int] | None) -> BatchSpec | None:
+        if reference is None:
+            return None
+        number, offset, nbytes = reference
+        if number not in self._specs:
+            self._specs[number] = pickle.loads(self._at(offset, nbytes))
+        return self._specs[number]
+
+    def _at(self, offset: int, nbytes: int) -> memoryview:
+        return memoryview(self._arena.buffer)[offset : offset + nbytes]
+
+
+def _one_opencv_thread() -> None:
+    # The workers are the parallelism. The variable serves datasets that import OpenCV late.
+    os.environ["OPENCV_FOR_THREADS_NUM"] = "1"
+    cv2: Any = sys.modules.get("cv2")
+    if cv2 is not None:
+        cv2.setNumThreads(0)
+
+
+def _keep_freed_memory() -> None:
+    # Each sample takes again what the one before has let go: glibc would give it back to the machine, and each of its
+    # pages would be mapped and cleared anew, a quarter of the time that a photo takes to decode.
+    if any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ):
+        return  # the user has settings of their own
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return  # not glibc
+    for parameter, nbytes in _MALLOC.items():
+        mallopt(parameter, nbytes)
+
+
+def _one_torch_thread() -> None:
+    torch: Any = sys.modules.get("torch")
+    if torch is not None and hasattr(torch, "set_num_threads"):
+        torch.set_num_threads(1)
+
+
+def _end_with(consumer: int, *, is_parent: bool) -> None:
+    """End this process when the consumer has died, however it died."""
+    parent = multiprocessing.parent_process()
+    watch = select.poll()
+    try:
+        watch.register(os.pidfd_open(consumer), select.POLLIN)
+        wait_s = None
+    except (AttributeError, OSError):
+        wait_s = 1.0  # not to be had here: look again and again
+    # A process that was forked from the consumer may hold its end of multiprocessing's own sentinel open, but the ids
+    # cannot lie. They are looked at once the descriptor is there: another process may have got the consumer's before.
+    while (parent is None or parent.is_alive()) and not (is_parent and os.getppid() != consumer):
+        if wait_s is None:
+            watch.poll()
+            break
+        time.sleep(wait_s)
+    os._exit(1)

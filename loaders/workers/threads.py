@@ -1,0 +1,136 @@
+"""The engine of worker threads, for datasets that release the GIL most of the time."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import queue
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+
+from loaders.memory.slots import SlotPool
+from loaders.randomness.transforms import with_own_transforms
+from loaders.workers.engine import Reading
+from loaders.workers.info import WorkerInfo, set_worker_info
+from loaders.workers.messages import Failure, Job, Order, Outcome
+from loaders.workers.worker import Worker
+
+# How long `close` waits for threads that are in the middle of a sample. They cannot be killed; they end by themselves.
+_GRACE_S = 1.0
+
+
+class ThreadEngine:
+    """Worker threads over ordinary memory. Each has its own copy of the dataset's stateful transforms."""
+
+    def __init__(self, job: Job, pool: SlotPool, num_workers: int | None = None) -> None:
+        self.pool = pool
+        self.num_workers = num_workers or job.num_workers
+        self._job = job
+        self._pid = os.getpid()
+        self._lanes: list[queue.SimpleQueue[tuple[Order, int, int] | None]] = [
+            queue.SimpleQueue() for _ in range(job.num_workers if job.fetch == "stream" else 1)
+        ]
+        self._done: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
+        self._reading: list[Reading | None] = [None] * job.num_workers
+        self._closed = False
+        self._threads: list[threading.Thread] = []  # by number
+        self._started = 0  # and not told to end
+        self._start()
+
+    def submit(self, order: Order, runs: Sequence[tuple[int, int]], lane: int = 0) -> None:
+        """Queue runs for whichever thread is free."""
+        self._start()
+        for start, stop in runs:
+            self._lanes[lane % len(self._lanes)].put((order, start, stop))
+
+    def collect(self, timeout_s: float | None) -> list[Outcome]:
+        """The outcomes that are there."""
+        outcomes: list[Outcome] = []
+        try:
+            outcomes.append(self._done.get(block=timeout_s != 0, timeout=timeout_s))
+            while True:
+                outcomes.append(self._done.get_nowait())
+        except queue.Empty:
+            return outcomes
+
+    def cancel(self, order: Order) -> None:
+        """Threads look at this before every row."""
+        order.cancelled = True
+
+    def reading(self) -> list[Reading]:
+        """What each thread is reading."""
+        now = time.monotonic()
+        busy = [replace(each, since_s=now - each.since_s) for each in self._reading if each is not None]
+        return sorted(busy, key=lambda reading: -reading.since_s)
+
+    def resize(self, workers: int) -> None:
+        """Start threads with the next order, or let those end that are idle first."""
+        self.num_workers = workers
+        while self._started > workers:
+            self._started -= 1
+            self._lanes[0].put(None)
+
+    def _start(self) -> None:
+        """Bring the threads up to their number, as far as those that were to end have ended."""
+        if self._started == self.num_workers:
+            return
+        for number in range(self._job.num_workers):
+            if self._started == self.num_workers:
+                return
+            if number < len(self._threads) and self._threads[number].is_alive():
+                continue
+            name = f"loaders-{number}"
+            thread = threading.Thread(target=self._work, args=(self._job, number), name=name, daemon=True)
+            self._threads[number : number + 1] = [thread]
+            thread.start()
+            self._started += 1
+
+    def close(self) -> None:
+        """Ask every thread to end, and wait a moment for those that are reading."""
+        if self._pid != os.getpid() or self._closed:
+            return
+        self._closed = True
+        for _ in self._threads:
+            for lane in self._lanes:
+                lane.put(None)
+        deadline = time.monotonic() + _GRACE_S
+        for thread in self._threads:
+            if thread is not threading.current_thread():
+                thread.join(max(0.0, deadline - time.monotonic()))
+
+    def _work(self, job: Job, number: int) -> None:
+        dataset = job.dataset
+        failure = b""
+        worker: Worker | None = None
+        try:
+            job = replace(job, dataset=with_own_transforms(dataset))
+            set_worker_info(WorkerInfo(number, job.num_workers, job.seed + number, job.dataset), process=False)
+            if job.init is not None:
+                job.init(number)
+            worker = Worker(
+                job, number, self.pool.arena.buffer, apart=False, threaded=True
+            )  # after init, which may change the dataset
+        except Exception as error:  # whatever worker_init_fn raises is delivered with every run
+            # Each time anew: the traceback of an error that was raised knows the iterator, which ends this thread.
+            failure = pickle.dumps(Failure.of(error, "starting"))
+        lane = self._lanes[number % len(self._lanes)]
+        while (item := lane.get()) is not None:
+            order, start, stop = item
+            if worker is None:
+                self._done.put(Outcome(number, order.ticket, start, stop, failures=[pickle.loads(failure)]))
+                continue
+
+            def reading(row: int, order: Order = order) -> bool:
+                self._reading[number] = Reading(number, order.ticket, row, time.monotonic())
+                return not (order.cancelled or self._closed)
+
+            try:
+                outcome = worker.execute(order, start, stop, reading)
+            except BaseException as error:  # a thread that ended in silence would be a hang
+                outcome = Outcome(number, order.ticket, start, stop, failures=[Failure.of(error, "working")])
+            self._reading[number] = None
+            self._done.put(outcome)
+            # An error in it, once raised, knows the iterator: kept here it would keep this very thread from ending.
+            del outcome
