@@ -146,6 +146,11 @@ class ProcessEngine:
                 ready, self._ready = self._ready, []
                 return ready
 
+    def wait(self, timeout_s: float | None) -> None:
+        """Until a worker has reported or died."""
+        if not self._ready:
+            self._poll.poll(None if timeout_s is None else timeout_s * 1000)
+
     def cancel(self, task: Task) -> None:
         """Raise the task's flag in shared memory: workers look at it before every row."""
         task.cancelled = True
@@ -178,7 +183,7 @@ class ProcessEngine:
         taken = {worker.number for worker in self._supervisor.processes.values()}
         return next((number for number in range(self._job.num_workers) if number not in taken), None)
 
-    def close(self) -> None:
+    def close(self, *, force: bool = False) -> None:
         """End all workers: those that are idle at once, those in the middle of a sample after a moment by force."""
         if self._closed or self._pid != os.getpid():
             return
