@@ -256,7 +256,6 @@ def _error(kind: Any, row: int, path: str | None, detail: str, name: Name) -> Ex
         source=source,
         field=path,
     )
-    error.row = row  # type: ignore[attr-defined]  # for whoever goes on without it
     return error
 
 

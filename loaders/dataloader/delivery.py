@@ -24,6 +24,7 @@ from loaders.nested import leaves, map_tree
 from loaders.timing import events
 from loaders.workers.messages import Failure
 
+_MISFITS = (FieldShapeError, FieldDtypeError, FieldNameError)
 # A consumer that holds this many times the open batches is told once, if it is also this much memory.
 _MANY_HELD = 4
 _MUCH_HELD_NBYTES = 16 << 20
@@ -66,7 +67,7 @@ class Delivery:
         elif spec is not None:
             try:
                 made = assemble(spec, memories, batch.rows, received.overflow, self._namer(batch), plan.collate_fn)
-            except (FieldShapeError, FieldDtypeError, FieldNameError):
+            except _MISFITS:
                 if self._options.on_error != "skip":
                     raise
                 made = self._make_shorter(batch, memories)
@@ -127,25 +128,33 @@ class Delivery:
             return plan.collate_fn(samples[rows[0]])
         if not plan.by_rows:
             return plan.collate_fn([samples[row] for row in rows])
-        odd = {row for row, _ in chain(overflow.samples, *overflow.fields.values())}
+        odd = {row for row, _ in overflow.samples}
+        for number, pairs in overflow.fields.items():
+            if spec is not None and spec.fields[number].kind == "stack":
+                odd |= {row for row, _ in pairs}
+        # What the others are compared with: a sample like the very first one, which said what a batch looks like.
+        model = next((row for row in rows if row not in odd), rows[0])
 
-        def name(at: int) -> tuple[Any, str | None]:
-            return keys[rows[at]], describe(self._options.dataset, keys[rows[at]])
+        def collated(rows: Sequence[int]) -> Any:
+            def name(at: int) -> tuple[Any, str | None]:
+                return keys[rows[at]], describe(self._options.dataset, keys[rows[at]])
 
-        while True:
+            return collate_privately(spec, [samples[row] for row in rows], name, plan.collate_fn)
+
+        try:
+            return collated(rows)
+        except _MISFITS:
+            collated([model])  # what cannot be collated at all is no misfit
+        for row in [row for row in rows if row != model]:
             try:
-                return collate_privately(spec, [samples[row] for row in rows], name, plan.collate_fn)
-            except (FieldShapeError, FieldDtypeError, FieldNameError) as error:
-                at = getattr(error, "row", None)
-                if at is None or len(rows) == 1:
-                    raise
-                # The first sample of a batch is what the others are compared with: it may be the odd one itself.
-                row = rows[at] if rows[at] in odd or rows[0] not in odd else rows[0]
-                key, source = name(rows.index(row))
+                collated([model, row])
+            except _MISFITS as error:
                 summary = f"{type(error).__name__}: {error}".splitlines()[0]
-                received.failures[row] = Failure(row, key, source, "collating", summary, "", None)
-                batch.left_out.append((batch.first + row, key, source, summary))
+                source = describe(self._options.dataset, keys[row])
+                received.failures[row] = Failure(row, keys[row], source, "collating", summary, "", None)
+                batch.left_out.append((batch.first + row, keys[row], source, summary))
                 rows.remove(row)
+        return collated(rows)
 
     def _lease(self, batch: OpenBatch, pool: SlotPool, number: int) -> list[Any]:
         """The memory of a complete batch, one exporter per field or piece; None for those without."""

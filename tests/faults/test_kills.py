@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from support import consumer, saboteurs
+from support import consumer, inside, saboteurs
 from support.saboteurs import Blocks, Drawn, Numbers
 from support.waiting import Killer, assert_no_workers, assert_nothing_is_held, is_gone, wait_until
 from torch.utils.data import IterableDataset
@@ -91,7 +91,7 @@ def test_persistent_workers_that_are_killed_between_epochs_change_nothing() -> N
     reference, loader = (seeded(dataset, num_workers=2, persistent_workers=True) for _ in range(2))
     for _ in range(3):
         assert_same(list(loader), list(reference))
-        engine = loader._dispatch.engine
+        engine = inside.kept_of(loader).engine
         for member in list(engine._supervisor.processes.values()):
             os.kill(member.process.pid, signal.SIGKILL)
     assert_nothing_is_held(loader)
@@ -102,7 +102,7 @@ def test_strike_counts_against_the_row_that_was_being_read_and_no_other(tmp_path
     loader = DataLoader(dataset, batch_size=8, num_workers=2, on_error="skip")
     iterator = iter(loader)
     assert next(iterator)["i"].tolist() == list(range(8))
-    dispatch = iterator._dispatch
+    dispatch = inside.dispatch_of(iterator)
 
     def strikes() -> dict[tuple[int, int], int]:
         dispatch.collect(0)
@@ -170,7 +170,7 @@ def test_worker_that_is_killed_while_starting_strikes_no_sample(method: str, tmp
     thread.join()
     assert batches == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
     assert len(set(killed)) == 5
-    assert iterator._dispatch.engine._strikes == {}
+    assert inside.engine_of(iterator)._strikes == {}
 
 
 def test_kills_every_tenth_of_a_second_do_not_stop_progress_under_spawn() -> None:
@@ -299,7 +299,7 @@ def test_loader_closes_at_once_although_workers_of_another_have_inherited_its_pi
     next(iterator)  # the others are in the middle of sending
     other = iter(second)
     next(other)
-    for member in list(iterator._dispatch.engine._supervisor.processes.values())[:1]:
+    for member in list(inside.processes_of(iterator))[:1]:
         os.kill(member.process.pid, signal.SIGKILL)
     next(iterator)  # there is a spare now, which has inherited everything
     del iterator, member
