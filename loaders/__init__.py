@@ -30,13 +30,13 @@ if TYPE_CHECKING:
     from loaders.datasets.image_files import ImageFiles as ImageFiles
     from loaders.datasets.image_files import ImageFolder as ImageFolder
     from loaders.datasets.protocol import Dataset as Dataset
+    from loaders.device.event_timing import TransferTime as TransferTime
+    from loaders.device.event_timing import transfer_time as transfer_time
     from loaders.device.mixing import CutMix as CutMix
     from loaders.device.mixing import MixUp as MixUp
+    from loaders.device.named_streams import record_stream as record_stream
     from loaders.device.normalize import Normalize as Normalize
     from loaders.device.prefetcher import DevicePrefetcher as DevicePrefetcher
-    from loaders.device.record_stream import record_stream as record_stream
-    from loaders.device.transfer_time import TransferTime as TransferTime
-    from loaders.device.transfer_time import transfer_time as transfer_time
     from loaders.errors import ConversionError as ConversionError
     from loaders.errors import DatasetError as DatasetError
     from loaders.errors import DecodeError as DecodeError
@@ -97,8 +97,8 @@ _NAMES = {
     ),
     "loaders.device.normalize": ("Normalize",),
     "loaders.device.prefetcher": ("DevicePrefetcher",),
-    "loaders.device.record_stream": ("record_stream",),
-    "loaders.device.transfer_time": (
+    "loaders.device.named_streams": ("record_stream",),
+    "loaders.device.event_timing": (
         "TransferTime",
         "transfer_time",
     ),

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch.utils.data import default_collate, default_convert
 
-from loaders.batch.rows import Beside, as_row_array
+from loaders.batch.rows import Overflow, as_row_array
 from loaders.batch.spec import BatchSpec, FieldSpec
 from loaders.errors import FieldDtypeError, FieldNameError, FieldShapeError, describe_sample
 from loaders.nested import children, rebuild
@@ -63,7 +63,12 @@ def tensor_over(array: np.ndarray[Any, Any], dtype: str) -> torch.Tensor:
 
 
 def assemble(
-    spec: BatchSpec, memories: Sequence[Any], rows: int, beside: Beside, name: Name, collate: Collate = default_collate
+    spec: BatchSpec,
+    memories: Sequence[Any],
+    rows: int,
+    beside: Overflow,
+    name: Name,
+    collate: Collate = default_collate,
 ) -> Any:
     """The batch.
 
@@ -105,7 +110,7 @@ def collate_privately(
     """The batch of samples that lie in no slot, or in different ones, in memory of its own."""
     if spec is None:
         return _collate(list(samples), "", name, collate)
-    beside = Beside()
+    beside = Overflow()
     for row, sample in enumerate(samples):
         values = spec.flatten(sample)
         if values is None:
@@ -123,7 +128,7 @@ def convert(sample: Any, name: Name) -> Any:
         raise _error(FieldDtypeError, 0, "", f"torch cannot convert it: {error}", name) from error
 
 
-def samples_of(spec: BatchSpec, memories: Sequence[Any], rows: int, beside: Beside) -> list[Any]:
+def samples_of(spec: BatchSpec, memories: Sequence[Any], rows: int, beside: Overflow) -> list[Any]:
     """The samples again, as the dataset gave them; their arrays are views of the slot."""
     odd_fields = {number: dict(pairs) for number, pairs in beside.fields.items()}
     whole = dict(beside.samples)

@@ -14,7 +14,7 @@ Put = Callable[[int, Any], bool]
 
 
 @dataclass
-class Beside:
+class Overflow:
     """What no slot could hold of some rows. It travels beside the slot, and is counted.
 
     Attributes:
@@ -30,7 +30,7 @@ class Beside:
     def __bool__(self) -> bool:
         return bool(self.fields or self.samples)
 
-    def merge(self, other: Beside) -> None:
+    def merge(self, other: Overflow) -> None:
         """Take over what another run of the same batch left beside."""
         for number, pairs in other.fields.items():
             self.fields.setdefault(number, []).extend(pairs)
@@ -67,7 +67,7 @@ class RowWriter:
             for f, at in zip(spec.fields, offsets, strict=True)
         ]
 
-    def write(self, row: int, sample: Any, beside: Beside) -> None:
+    def write(self, row: int, sample: Any, beside: Overflow) -> None:
         """Write one sample. What does not fit goes to `beside`; nothing is ever cast."""
         values = self.spec.flatten(sample)
         if values is None:

@@ -127,7 +127,7 @@ def device_copies_per_s(sample: Any, batch_size: int) -> float | None:
     import torch
 
     from loaders.batch.collate import numpy_collate
-    from loaders.device.transfer_time import transfer_time
+    from loaders.device.event_timing import transfer_time
 
     if not torch.accelerator.is_available():
         return None

@@ -54,7 +54,7 @@ class Delivery:
     def lease(self, batch: OpenBatch) -> list[Any]:
         """The memory of a complete batch, one exporter per field or piece; None for those without."""
         self._pool.finish(batch.slot)
-        spec, sizes = batch.order.spec, [nbytes for _, nbytes in batch.order.blocks]
+        spec, sizes = batch.task.spec, [nbytes for _, nbytes in batch.task.blocks]
         names = [field.path for field in spec.fields] if spec is not None else map(str, range(len(sizes)))
         number = self._progress.batches
         labels = [f"batch {number}, {name!r}" for name, nbytes in zip(names, sizes, strict=True) if nbytes]
@@ -68,7 +68,7 @@ class Delivery:
             The user's own exception, if one came up while this batch was made. Whoever goes on goes on behind it.
         """
         self._note(batch)
-        loader, plan, spec = self._loader, self._loader._plan, batch.order.spec
+        loader, plan, spec = self._loader, self._loader._plan, batch.task.spec
         if batch.broken is not None or batch.failures:
             self.discard(batch)
             failure = batch.broken or batch.failures[min(batch.failures)]
@@ -79,15 +79,15 @@ class Delivery:
         memories = self.lease(batch)
         self._measure(batch, memories)
         if spec is not None:
-            loader.overflow_count += len(batch.beside.samples) + sum(map(len, batch.beside.fields.values()))
-            made = assemble(spec, memories, batch.rows, batch.beside, self._namer(batch), loader.collate_fn)
+            loader.overflow_count += len(batch.overflow.samples) + sum(map(len, batch.overflow.fields.values()))
+            made = assemble(spec, memories, batch.rows, batch.overflow, self._namer(batch), loader.collate_fn)
         elif batch.parcel is not None:
             loader.overflow_count += sum(
                 isinstance(piece, bytearray) and len(piece) > 0 for piece in batch.parcel.pieces
             )
             made = batch.parcel.open(memories)
         else:
-            made = batch.result
+            made = batch.value
         if not plan.batched and loader.collate_fn is default_convert:
             made = convert(made, self._namer(batch))
         self._warn_if_many_are_held()
@@ -107,7 +107,7 @@ class Delivery:
         if not self._is_stream:
             progress.first, progress.keys = batch.first, batch.first + batch.rows
             return
-        progress.lanes[batch.lane] = batch.order.keys[0] + 1
+        progress.lanes[batch.lane] = batch.task.keys[0] + 1
         progress.lane = (batch.lane + 1) % len(progress.lanes)
         progress.streams[batch.lane] = batch.stream_state
 
@@ -115,13 +115,13 @@ class Delivery:
         def name(row: int) -> tuple[Any, str | None]:
             if self._is_stream:
                 return None, None
-            return batch.order.keys[row], describe(self._loader.dataset, batch.order.keys[row])
+            return batch.task.keys[row], describe(self._loader.dataset, batch.task.keys[row])
 
         return name
 
     def _measure(self, batch: OpenBatch, memories: Sequence[Any]) -> None:
         """Count the bytes that workers wrote, and those that travelled beside the slot."""
-        measures, spec, parcel = batch.measures, batch.order.spec, batch.parcel
+        measures, spec, parcel = batch.measures, batch.task.spec, batch.parcel
         if measures is None:
             return
         if spec is not None:
@@ -130,16 +130,16 @@ class Delivery:
                 if field.kind == "ragged":
                     sizes = field.extents(memory, 0, batch.rows).prod(axis=1)
                     measures.written_nbytes += int(sizes.sum()) * field.dtype.itemsize
-            if batch.beside:
-                values = [*batch.beside.samples, *chain.from_iterable(batch.beside.fields.values())]
-                measures.beside_nbytes += sum(_nbytes(value) for _, value in values)
+            if batch.overflow:
+                values = [*batch.overflow.samples, *chain.from_iterable(batch.overflow.fields.values())]
+                measures.overflow_nbytes += sum(_nbytes(value) for _, value in values)
         elif parcel is not None:
             measures.written_nbytes += sum(piece for piece in parcel.pieces if isinstance(piece, int))
-            measures.beside_nbytes += sum(len(piece) for piece in parcel.pieces if not isinstance(piece, int))
+            measures.overflow_nbytes += sum(len(piece) for piece in parcel.pieces if not isinstance(piece, int))
         if events.traces and batch.opened_ns:
             now, number = time.perf_counter_ns(), self._progress.batches
             ready_ns = batch.completed_ns or now
-            about = {"ticket": batch.order.ticket, "rows": batch.rows}
+            about = {"ticket": batch.task.ticket, "rows": batch.rows}
             events.add("slots", "", f"batch {number}", batch.opened_ns, now, **about)
             events.add("slots", "", "filling", batch.opened_ns, ready_ns, **about)
             events.add("slots", "", "ready", ready_ns, now, **about)

@@ -1,4 +1,4 @@
-"""Open batches: between the order that asks for a batch and its delivery."""
+"""Open batches: between the task that asks for a batch and its delivery."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from loaders.batch.rows import Beside
+from loaders.batch.rows import Overflow
 from loaders.errors import BufferMemoryError, WorkerLostError
 from loaders.memory.blocks import Block
 from loaders.report.statistics import Measures
 from loaders.timing import events
 from loaders.workers.engine import Engine
-from loaders.workers.messages import Failure, Order, Outcome, Parcel
+from loaders.workers.messages import Failure, Parcel, Result, Task
 
 # A run is sized to take about this long: long enough that its round trip costs nothing, short enough to share. Each
 # wakes the consumer, who takes a core from a worker where there are no more cores than workers.
@@ -33,7 +33,7 @@ class OpenBatch:
     """A batch that is being made.
 
     Attributes:
-        order: what was asked for.
+        task: what was asked for.
         slot: its blocks; fields without memory of their own have none.
         first: which of this rank's keys is the first in it, counted from the start of the epoch.
         rows: of the batch. For a stream known only once it is done; 0 then says that the stream has ended.
@@ -44,19 +44,19 @@ class OpenBatch:
         opened_ns, completed_ns: for a trace.
     """
 
-    order: Order
+    task: Task
     slot: list[Block]
     rows: int
     first: int = 0
     lane: int = 0
     asked: int = 0
     unreported: int | None = None
-    beside: Beside = field(default_factory=Beside)
+    overflow: Overflow = field(default_factory=Overflow)
     failures: dict[int, Failure] = field(default_factory=dict)
     broken: Failure | None = None
     parcel: Parcel | None = None
-    result: Any = None
-    outcome_spec: Any = None
+    value: Any = None
+    found_spec: Any = None
     stream_state: Any = None
     replaced: list[int] = field(default_factory=list)
     abandoned: bool = False
@@ -71,12 +71,12 @@ class OpenBatch:
 
 
 def new_ticket() -> int:
-    """A ticket for one more order."""
+    """A ticket for one more task."""
     return next(_tickets)
 
 
 class Dispatch:
-    """Sends orders to one engine and gives each outcome to the open batch it belongs to."""
+    """Sends tasks to one engine and gives each result to the open batch it belongs to."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
@@ -99,16 +99,16 @@ class Dispatch:
         """Queue runs of the batch. If the engine refuses them, nothing has changed."""
         try:
             if runs:
-                self.engine.submit(batch.order, runs, batch.lane)
-        except BufferMemoryError as error:  # no room even for the order: told when it is this batch's turn
+                self.engine.submit(batch.task, runs, batch.lane)
+        except BufferMemoryError as error:  # no room even for the task: told when it is this batch's turn
             batch.broken, runs = Failure.of(error, "ordering"), ()
             # The frames behind its traceback know the iterator, which `weakref.finalize` must be able to outlive.
             error.__traceback__ = None
-        self._open[batch.order.ticket] = batch
+        self._open[batch.task.ticket] = batch
         batch.unreported = (batch.unreported or 0) + sum(_weight(start, stop) for start, stop in runs)
 
     def collect(self, timeout_s: float | None) -> bool:
-        """Take in the outcomes that are there. Returns whether there was one.
+        """Take in the results that are there. Returns whether there was one.
 
         Raises:
             WorkerLostError: the workers cannot be kept alive, or an iterator that shared them has stopped them.
@@ -117,10 +117,10 @@ class Dispatch:
             raise WorkerLostError(
                 "the workers were stopped by an error in another iterator of this loader.\n  Iterate the loader anew."
             )
-        outcomes = self.engine.collect(timeout_s)
-        for outcome in outcomes:
-            self._accept(outcome)
-        return bool(outcomes)
+        results = self.engine.collect(timeout_s)
+        for result in results:
+            self._accept(result)
+        return bool(results)
 
     def abandon(self, batches: Sequence[OpenBatch]) -> None:
         """Nobody wants these batches any more. Their slots are taken back when the last worker is done with them."""
@@ -137,7 +137,7 @@ class Dispatch:
         wanted = {id(batch) for batch in batches}
         for ticket, batch in list(self._open.items()):
             if id(batch) in wanted:
-                self.engine.cancel(batch.order)
+                self.engine.cancel(batch.task)
                 if batch.complete:
                     del self._open[ticket]
 
@@ -147,7 +147,7 @@ class Dispatch:
         self.engine.close()
         for batch in (*batches, *(each for each in self._open.values() if each.abandoned)):
             # A thread cannot be killed: the slot that it may still write into is not used again before it is done.
-            self.engine.pool.discard_after(partial(self._is_read, batch.order.ticket), batch.slot)
+            self.engine.pool.discard_after(partial(self._is_read, batch.task.ticket), batch.slot)
             batch.slot = []
         self._open.clear()
 
@@ -161,47 +161,47 @@ class Dispatch:
 
     def forget(self, batch: OpenBatch) -> None:
         """The batch is delivered."""
-        self._open.pop(batch.order.ticket, None)
+        self._open.pop(batch.task.ticket, None)
 
-    def _accept(self, outcome: Outcome) -> None:
-        batch = self._open.get(outcome.ticket)
+    def _accept(self, result: Result) -> None:
+        batch = self._open.get(result.ticket)
         if batch is None or batch.unreported is None:
             return
         # Rows are counted, not runs: the run of a worker that was lost may come back in pieces.
-        batch.unreported -= _weight(outcome.start, outcome.stop)
+        batch.unreported -= _weight(result.start, result.stop)
         if batch.measures is not None:
-            batch.measures.take(outcome, batch.order)
+            batch.measures.take(result, batch.task)
             if events.traces and batch.complete:
                 batch.completed_ns = time.perf_counter_ns()
-        done = outcome.stop - outcome.start
+        done = result.stop - result.start
         # The first sample of all tells nothing of those behind it: it pays for imports, and for memory touched first.
-        if not (outcome.cancelled or outcome.failures or outcome.spec) and done > 0:
-            cost_s = outcome.elapsed_s / done
+        if not (result.cancelled or result.failures or result.spec) and done > 0:
+            cost_s = result.elapsed_s / done
             self.cost_s = cost_s if self.cost_s == 0.0 else 0.8 * self.cost_s + 0.2 * cost_s
         if batch.abandoned:
             if batch.complete:
                 self.engine.pool.discard(batch.slot)
-                del self._open[outcome.ticket]
+                del self._open[result.ticket]
             return
-        batch.beside.merge(outcome.beside)
-        for failure in outcome.failures:
-            failure.worker = outcome.worker
+        batch.overflow.merge(result.overflow)
+        for failure in result.failures:
+            failure.worker = result.worker
             if failure.row is None:
                 batch.broken = failure
             else:
                 batch.failures[failure.row] = failure
-        if outcome.rows is not None:
-            batch.rows = outcome.rows
-        if outcome.stream_state is not None:
-            batch.stream_state = outcome.stream_state
-        if outcome.spec is not None:
-            batch.outcome_spec = outcome.spec
-        if outcome.parcel is not None:
-            batch.parcel = outcome.parcel
-        if outcome.result is not None:
-            batch.result = outcome.result
+        if result.rows is not None:
+            batch.rows = result.rows
+        if result.stream_state is not None:
+            batch.stream_state = result.stream_state
+        if result.spec is not None:
+            batch.found_spec = result.spec
+        if result.parcel is not None:
+            batch.parcel = result.parcel
+        if result.value is not None:
+            batch.value = result.value
 
 
 def _weight(start: int, stop: int) -> int:
-    """Rows of a run; the order for an empty batch is something to wait for, too."""
+    """Rows of a run; the task for an empty batch is something to wait for, too."""
     return max(1, stop - start)

@@ -21,7 +21,7 @@ from loaders.errors import BufferMemoryError, WorkerLostError, WorkerTimeoutErro
 from loaders.report.statistics import Measures
 from loaders.timing import events
 from loaders.workers.engine import describe_work
-from loaders.workers.messages import Order
+from loaders.workers.messages import Task
 
 if TYPE_CHECKING:
     from loaders.dataloader.loader import DataLoader
@@ -105,7 +105,7 @@ class Epoch(Iterator[Any]):
         elif batch is None:
             self._end()
         else:
-            made, keys, rows = self.delivery.make(batch), list(batch.order.keys), batch.rows
+            made, keys, rows = self.delivery.make(batch), list(batch.task.keys), batch.rows
         if skipping is not None:
             self.progress.sizes, self.progress.sized = list(skipping.sizes), skipping.sized
         finished = self.delivery.finish(made, keys)
@@ -199,7 +199,7 @@ class Epoch(Iterator[Any]):
         rows = self._plan.room
         # Each worker has a stream of its own: so has the randomness of its samples.
         batch = self._new_batch([serial], (lane << 40) + serial * rows, rows)
-        batch.lane, batch.order.resume = lane, self._bases[lane]
+        batch.lane, batch.task.resume = lane, self._bases[lane]
         self._lanes[lane] += 1
         self._lane = (lane + 1) % len(self._lanes)
         self._start(batch)
@@ -212,15 +212,15 @@ class Epoch(Iterator[Any]):
         blocks = [
             (block.offset, block.nbytes) if (block := next(at) if size > 0 else None) else (0, 0) for size in sizes
         ]
-        order = Order(new_ticket(), keys, position, self.progress.epoch, self._seed, spec, tuple(blocks), self._ranks)
+        task = Task(new_ticket(), keys, position, self.progress.epoch, self._seed, spec, tuple(blocks), self._ranks)
         opened_ns = time.perf_counter_ns() if events.traces else 0
-        return OpenBatch(order, slot, rows, measures=self.measures, opened_ns=opened_ns)
+        return OpenBatch(task, slot, rows, measures=self.measures, opened_ns=opened_ns)
 
     def _start(self, batch: OpenBatch) -> None:
         batch.asked = batch.rows
         if not self._plan.by_runs:
-            runs = [(0, len(batch.order.keys))]
-        elif batch.order.spec is None:
+            runs = [(0, len(batch.task.keys))]
+        elif batch.task.spec is None:
             batch.asked = min(1, batch.rows)
             runs = [(0, 1)] if batch.rows else []
         else:
@@ -246,7 +246,7 @@ class Epoch(Iterator[Any]):
             if batch is not None and self._is_whole(batch):
                 self._open.remove(batch)
                 self._dispatch.forget(batch)
-                self._plan.learn(batch.beside.needs, batch.parcel)
+                self._plan.learn(batch.overflow.needs, batch.parcel)
                 if self._loader.num_workers > 0:
                     self._top_up()
                 return batch
@@ -296,7 +296,7 @@ class Epoch(Iterator[Any]):
             self._lanes[batch.lane] = self.progress.lanes[batch.lane] = -1
             self._drop(batch)
             return False
-        if batch.outcome_spec is not None and batch.order.spec is None:
+        if batch.found_spec is not None and batch.task.spec is None:
             self._begin_rows(batch)
             if not batch.complete:
                 return False
@@ -316,16 +316,16 @@ class Epoch(Iterator[Any]):
     def _begin_rows(self, batch: OpenBatch) -> None:
         """The first sample is there: from now on every batch has a slot."""
         if self._plan.spec is None:
-            self._plan.spec = batch.outcome_spec
-        full = self._new_batch(batch.order.keys, batch.order.position, batch.rows)
-        full.order.attempt, full.order.resume = batch.order.attempt, batch.order.resume
+            self._plan.spec = batch.found_spec
+        full = self._new_batch(batch.task.keys, batch.task.position, batch.rows)
+        full.task.attempt, full.task.resume = batch.task.attempt, batch.task.resume
         self._dispatch.forget(batch)
-        offsets = [offset for offset, _ in full.order.blocks]
-        batch.order, batch.slot, seen = full.order, full.slot, batch.beside.samples
-        batch.beside.samples = []
+        offsets = [offset for offset, _ in full.task.blocks]
+        batch.task, batch.slot, seen = full.task, full.slot, batch.overflow.samples
+        batch.overflow.samples = []
         writer = RowWriter(self._plan.spec, self._dispatch.engine.pool.arena.buffer, offsets, batch.rows)
         for row, sample in seen:
-            writer.write(row, sample, batch.beside)
+            writer.write(row, sample, batch.overflow)
         if batch.asked < batch.rows:
             start, batch.asked = batch.asked, batch.rows
             self._dispatch.submit(batch, self._dispatch.runs(start, batch.rows))
@@ -338,11 +338,11 @@ class Epoch(Iterator[Any]):
 
     def _time_out(self) -> None:
         dataset, timeout_s = self._loader.dataset, self._loader.timeout
-        orders = {batch.order.ticket: batch.order for batch in self._open}
+        tasks = {batch.task.ticket: batch.task for batch in self._open}
         busy = [
-            f"{describe_work(dataset, self._plan.fetch, order, reading.row)[-1]} for {reading.since_s:.1f} s"
+            f"{describe_work(dataset, self._plan.fetch, task, reading.row)[-1]} for {reading.since_s:.1f} s"
             for reading in self._dispatch.engine.reading()
-            if (order := orders.get(reading.ticket)) is not None
+            if (task := tasks.get(reading.ticket)) is not None
         ]
         self._stop()
         self._loader._forget_engine()
@@ -356,8 +356,8 @@ class Epoch(Iterator[Any]):
     def reopen(self, batch: OpenBatch) -> None:
         """Ask for the samples of a complete batch themselves, but those that failed; it is the next to be complete."""
         self.delivery.discard(batch)
-        order = replace(batch.order, ticket=new_ticket(), spec=None, blocks=(), raw=True)
-        again = OpenBatch(order, [], batch.rows, batch.first, asked=batch.rows, failures=batch.failures)
+        task = replace(batch.task, ticket=new_ticket(), spec=None, blocks=(), raw=True)
+        again = OpenBatch(task, [], batch.rows, batch.first, asked=batch.rows, failures=batch.failures)
         again.measures = self.measures
         self._dispatch.submit(again, [(row, row + 1) for row in range(batch.rows) if row not in batch.failures])
         self._open.appendleft(again)

@@ -48,7 +48,7 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
     """torch's DataLoader without its copies: workers write samples into the batch itself.
 
     Takes every argument of `torch.utils.data.DataLoader` with its meaning; batches have the same structure, dtypes,
-    values and order. A batch may be kept for ever: its memory is used again only when the last tensor, array or view
+    values and task. A batch may be kept for ever: its memory is used again only when the last tensor, array or view
     over it is gone.
 
     Args:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch.utils.data import BatchSampler
 
 from loaders.batch.assemble import collate_privately, samples_of
-from loaders.batch.rows import Beside
+from loaders.batch.rows import Overflow
 from loaders.dataloader.dispatch import Dispatch, OpenBatch, new_ticket
 from loaders.dataloader.failures import exception_of, say_more, skipped
 from loaders.datasets.wrapped import describe
@@ -50,7 +50,7 @@ class Substituting:
         Raises:
             The error of the last sample, if too many have failed in a row.
         """
-        keys, generator = list(batch.order.keys), KeyedGenerator()
+        keys, generator = list(batch.task.keys), KeyedGenerator()
         # In the order in which one reader would have met them: the batch first, then what was read instead.
         for row in batch.replaced or range(batch.rows):
             if row not in batch.failures:
@@ -61,23 +61,23 @@ class Substituting:
             keys[row] = self._other_key(batch, row, generator)
         if batch.broken is not None or not batch.failures:
             return True
-        old, by_runs = batch.order, self._loader._plan.by_runs
+        old, by_runs = batch.task, self._loader._plan.by_runs
         batch.replaced = sorted(batch.failures)
         batch.failures = {}
         if not by_runs:
-            batch.beside = Beside()
+            batch.overflow = Overflow()
         dispatch.forget(batch)
-        batch.order = replace(old, ticket=new_ticket(), keys=keys, attempt=old.attempt + 1)
+        batch.task = replace(old, ticket=new_ticket(), keys=keys, attempt=old.attempt + 1)
         dispatch.submit(batch, [(row, row + 1) for row in batch.replaced] if by_runs else [(0, len(keys))])
         return False
 
     def _other_key(self, batch: OpenBatch, row: int, generator: KeyedGenerator) -> Any:
-        order = batch.order
-        position = order.position + row * order.stride
-        draw = generator.rekey(Domain.SUBSTITUTE, order.seed, order.epoch, position, order.attempt)
-        if type(order.keys[row]) is int and hasattr(self._loader.dataset, "__len__"):
+        task = batch.task
+        position = task.position + row * task.stride
+        draw = generator.rekey(Domain.SUBSTITUTE, task.seed, task.epoch, position, task.attempt)
+        if type(task.keys[row]) is int and hasattr(self._loader.dataset, "__len__"):
             return int(draw.integers(len(self._loader.dataset)))
-        return order.keys[int(draw.integers(len(order.keys)))]
+        return task.keys[int(draw.integers(len(task.keys)))]
 
 
 class Skipping:
@@ -122,7 +122,7 @@ class Skipping:
             _, index, source, error = self._known.pop(position)
             row = position - batch.first
             batch.failures.setdefault(row, Failure(row, index, source, "reading", error, "", None))
-        if self.has_more or batch.failures or batch.order.raw:
+        if self.has_more or batch.failures or batch.task.raw:
             return True
         if batch.rows and batch.broken is None:
             self._in_a_row = 0
@@ -177,19 +177,19 @@ class Skipping:
         if batch.broken is not None:
             epoch.delivery.discard(batch)
             raise exception_of(batch.broken, apart=self._loader.num_workers > 0)
-        if not self._loader._plan.by_rows and len(batch.beside.samples) + len(batch.failures) < batch.rows:
+        if not self._loader._plan.by_rows and len(batch.overflow.samples) + len(batch.failures) < batch.rows:
             # It is collated already, or was lost with a worker: ask for the samples themselves.
             epoch.reopen(batch)
             return
-        memories, spec = epoch.delivery.lease(batch), batch.order.spec
+        memories, spec = epoch.delivery.lease(batch), batch.task.spec
         # Whatever lies in the row of a failed sample is nobody's.
-        batch.beside.samples.extend((row, failure) for row, failure in batch.failures.items())
+        batch.overflow.samples.extend((row, failure) for row, failure in batch.failures.items())
         if spec is not None:
-            samples = samples_of(spec, memories, batch.rows, batch.beside)
+            samples = samples_of(spec, memories, batch.rows, batch.overflow)
         else:
-            samples = [sample for _, sample in sorted(batch.beside.samples, key=lambda pair: pair[0])]
+            samples = [sample for _, sample in sorted(batch.overflow.samples, key=lambda pair: pair[0])]
         positions = range(batch.first, batch.first + batch.rows)
-        self._unsettled.extend(zip(positions, batch.order.keys, samples, strict=True))
+        self._unsettled.extend(zip(positions, batch.task.keys, samples, strict=True))
         if self.batch_size is None and self._loader._plan.batched:
             self._count(batch)
 

@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.utils.dlpack import from_dlpack, to_dlpack  # type: ignore[attr-defined]  # public, says its page
 
 from loaders.device.meter import Meter
-from loaders.device.record_stream import waits_itself
+from loaders.device.named_streams import waits_itself
 from loaders.device.streams import Streams, is_plain
 from loaders.errors import SlotStateError
 from loaders.memory.device_reads import Event

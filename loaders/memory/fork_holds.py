@@ -66,7 +66,7 @@ class Heirs:
         return claimed
 
 
-def renounce() -> None:
+def release_inherited() -> None:
     """This process looks at no batch it has inherited."""
     while _inherited:
         _inherited.pop().close()

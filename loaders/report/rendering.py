@@ -73,8 +73,8 @@ def _workers(report: Report) -> list[Row]:
 def _bytes(report: Report) -> list[Row]:
     rows = [("read from files", nbytes(report.read_nbytes), "estimated")] if report.read_nbytes else []
     rows.append(("written into batches", nbytes(report.written_nbytes), "the one host write"))
-    if report.beside_nbytes:
-        rows.append(("beside the slots", nbytes(report.beside_nbytes), "copied again"))
+    if report.overflow_nbytes:
+        rows.append(("beside the slots", nbytes(report.overflow_nbytes), "copied again"))
     if (transfer := report.transfer) is not None:
         rows.append(("read by the device", nbytes(transfer.nbytes), ""))
         if transfer.again_nbytes:

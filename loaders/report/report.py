@@ -82,7 +82,7 @@ class Report:
         held_batches, held_nbytes: in the caller's hands now. `ceiling_nbytes`: what all batches together may take.
         read_nbytes: from files, estimated from the samples that were looked at.
         written_nbytes: by workers, into the batch itself: the one host write.
-        beside_nbytes: of values that no slot could hold, copied again when the batch was made.
+        overflow_nbytes: of values that no slot could hold, copied again when the batch was made.
         transfer: to the device, where a `DevicePrefetcher` iterates the loader.
         workers: each of them. `slowest`: slowest first. `skipped`: what a policy left out.
         verdict: what limits, and what to change, in one sentence.
@@ -114,7 +114,7 @@ class Report:
     ceiling_nbytes: int = 0
     read_nbytes: int = 0
     written_nbytes: int = 0
-    beside_nbytes: int = 0
+    overflow_nbytes: int = 0
     transfer: TransferReport | None = None
     workers: tuple[WorkerReport, ...] = ()
     slowest: tuple[SlowSample, ...] = ()
@@ -203,7 +203,7 @@ def report_of(loader: DataLoader[Any]) -> Report:
         ceiling_nbytes=loader._pool.ceiling_nbytes if loader._pool is not None else 0,
         read_nbytes=measures.read_nbytes * measures.samples // measures.looked_at if measures.looked_at else 0,
         written_nbytes=measures.written_nbytes,
-        beside_nbytes=measures.beside_nbytes,
+        overflow_nbytes=measures.overflow_nbytes,
         transfer=_transfer_report(measures.transfer) if measures.transfer is not None else None,
         workers=tuple(
             WorkerReport(number, each.samples, min(1.0, each.busy_ns / 1e9 / window_s) if window_s else 0.0)

@@ -9,7 +9,7 @@ from typing import Any
 
 from loaders.timing import events
 from loaders.timing.stages import STAGES, Times
-from loaders.workers.messages import Order, Outcome
+from loaders.workers.messages import Result, Task
 
 _SLOWEST = 8
 _AT_ONCE = 64
@@ -65,7 +65,7 @@ class Measures:
         busy_ns: of all workers, in the whole epoch, for the `samples` that they have read.
         stages_ns: of the samples that were looked at.
         slowest: (ns, serial, key) of the slowest of these. All sums of workers are as of the last `settle`.
-        written_nbytes: by workers, into slots. `beside_nbytes`: of values that no slot could hold.
+        written_nbytes: by workers, into slots. `overflow_nbytes`: of values that no slot could hold.
     """
 
     epoch: int = 0
@@ -89,12 +89,12 @@ class Measures:
     workers: dict[int, WorkerSums] = field(default_factory=dict)
     slowest: list[tuple[int, int, Any]] = field(default_factory=list)
     written_nbytes: int = 0
-    beside_nbytes: int = 0
+    overflow_nbytes: int = 0
     host_ns: int = 0
     host_end_ns: int = 0
     finished: bool = False
     transfer: Transfer | None = None
-    _runs: list[tuple[int, int, float, Times, bool, Order]] = field(default_factory=list)
+    _runs: list[tuple[int, int, float, Times, bool, Task]] = field(default_factory=list)
     _waited: int = 0
     _slot_before_ns: int = 0
     _begun_ns: int = 0
@@ -160,25 +160,25 @@ class Measures:
 
     # -- the workers
 
-    def take(self, outcome: Outcome, order: Order) -> None:
-        """A run of this order is reported."""
-        if outcome.cancelled:
+    def take(self, result: Result, task: Task) -> None:
+        """A run of this task is reported."""
+        if result.cancelled:
             return
         # Summed up later, many at once: in between the code for it leaves the processor's caches.
-        runs, times = self._runs, outcome.times
-        rows = outcome.stop - outcome.start if outcome.rows is None else outcome.rows
-        runs.append((outcome.worker, rows, outcome.elapsed_s, times, outcome.spec is None, order))
+        runs, times = self._runs, result.times
+        rows = result.stop - result.start if result.rows is None else result.rows
+        runs.append((result.worker, rows, result.elapsed_s, times, result.spec is None, task))
         if len(runs) >= _AT_ONCE:
             self.settle()
         if events.traces:
-            ended_ns = times.began_ns + int(outcome.elapsed_s * 1e9)
-            about = {"ticket": order.ticket, "first row": outcome.start, "rows": rows}
-            events.add("workers", f"worker {outcome.worker}", "run", times.began_ns, ended_ns, **about)
+            ended_ns = times.began_ns + int(result.elapsed_s * 1e9)
+            about = {"ticket": task.ticket, "first row": result.start, "rows": rows}
+            events.add("workers", f"worker {result.worker}", "run", times.began_ns, ended_ns, **about)
 
     def settle(self) -> None:
         """Bring the sums of the workers up to date."""
         runs, self._runs = self._runs, []
-        for number, rows, elapsed_s, times, counts, order in runs:
+        for number, rows, elapsed_s, times, counts, task in runs:
             took_ns = int(elapsed_s * 1e9)
             worker = self.workers.get(number)
             if worker is None:
@@ -198,7 +198,7 @@ class Measures:
                 if counts:
                     self._add_stages(times.stages_ns, took_ns)
                     if times.slowest_row >= 0:
-                        self._rank(times.slowest_ns, order.keys[times.slowest_row])
+                        self._rank(times.slowest_ns, task.keys[times.slowest_row])
 
     def _add_stages(self, stages_ns: tuple[int, ...], took_ns: int) -> None:
         seen = sum(stages_ns)

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from loaders.datasets.wrapped import describe
 from loaders.errors import describe_sample, describe_samples
 from loaders.memory.slots import SlotPool
-from loaders.workers.messages import Fetch, Order, Outcome
+from loaders.workers.messages import Fetch, Result, Task
 from loaders.workers.worker import COLLATING
 
 
@@ -24,7 +24,7 @@ class Reading:
 
 
 class Engine(Protocol):
-    """Executes runs of orders and reports an outcome for each, in any order.
+    """Executes runs of tasks and reports a result for each, in any task.
 
     Attributes:
         pool: the slots in the memory this engine's workers can write to.
@@ -34,18 +34,18 @@ class Engine(Protocol):
     pool: SlotPool
     num_workers: int
 
-    def submit(self, order: Order, runs: Sequence[tuple[int, int]], lane: int = 0) -> None:
+    def submit(self, task: Task, runs: Sequence[tuple[int, int]], lane: int = 0) -> None:
         """Queue runs (start row, stop row), first come first served. Streams go to their own worker by `lane`."""
 
-    def collect(self, timeout_s: float | None) -> list[Outcome]:
-        """The outcomes that are there; waits for one, at most `timeout_s` (None: for ever, 0: not at all).
+    def collect(self, timeout_s: float | None) -> list[Result]:
+        """The results that are there; waits for one, at most `timeout_s` (None: for ever, 0: not at all).
 
         Raises:
             WorkerLostError: a worker died again and again on one sample.
         """
 
-    def cancel(self, order: Order) -> None:
-        """Spend no more time on this order. Its runs are still reported, so that its slot can be taken back."""
+    def cancel(self, task: Task) -> None:
+        """Spend no more time on this task. Its runs are still reported, so that its slot can be taken back."""
 
     def reading(self) -> list[Reading]:
         """What is being read now, longest first."""
@@ -57,13 +57,13 @@ class Engine(Protocol):
         """Stop all workers. Safe to call twice, and in a forked child, where it does nothing."""
 
 
-def describe_work(dataset: Any, fetch: Fetch, order: Order, row: int) -> tuple[Any, str | None, str]:
+def describe_work(dataset: Any, fetch: Fetch, task: Task, row: int) -> tuple[Any, str | None, str]:
     """(key, source, name for messages) of what a worker is busy with: a sample, where that can be told."""
     if fetch == "stream":
-        return None, None, f"batch {order.keys[0]} of its stream"
+        return None, None, f"batch {task.keys[0]} of its stream"
     if fetch == "all" or row == COLLATING:
         doing = "collate_fn of " if row == COLLATING else ""
-        return list(order.keys), None, doing + describe_samples(order.keys)
-    key = order.keys[row]
+        return list(task.keys), None, doing + describe_samples(task.keys)
+    key = task.keys[row]
     source = describe(dataset, key)
     return key, source, describe_sample(key, source)

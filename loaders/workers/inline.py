@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from loaders.memory.slots import SlotPool
 from loaders.workers.engine import Reading
-from loaders.workers.messages import Job, Order, Outcome
+from loaders.workers.messages import Job, Result, Task
 from loaders.workers.worker import Worker
 
 
@@ -19,24 +19,24 @@ class InlineEngine:
     def __init__(self, job: Job, pool: SlotPool) -> None:
         self.pool = pool
         self._worker = Worker(job, 0, pool.arena.buffer, apart=False)
-        self._queue: deque[tuple[Order, int, int]] = deque()
+        self._queue: deque[tuple[Task, int, int]] = deque()
 
-    def submit(self, order: Order, runs: Sequence[tuple[int, int]], lane: int = 0) -> None:
+    def submit(self, task: Task, runs: Sequence[tuple[int, int]], lane: int = 0) -> None:
         """Queue runs."""
-        self._queue.extend((order, start, stop) for start, stop in runs)
+        self._queue.extend((task, start, stop) for start, stop in runs)
 
-    def collect(self, timeout_s: float | None) -> list[Outcome]:
+    def collect(self, timeout_s: float | None) -> list[Result]:
         """Execute the next run, unless no time is given."""
         if not self._queue or timeout_s == 0:
             return []
-        order, start, stop = self._queue[0]
-        outcome = self._worker.execute(order, start, stop, lambda row: not order.cancelled)
+        task, start, stop = self._queue[0]
+        result = self._worker.execute(task, start, stop, lambda row: not task.cancelled)
         self._queue.popleft()  # only now: what Ctrl-C has interrupted is done when it is asked for again
-        return [outcome]
+        return [result]
 
-    def cancel(self, order: Order) -> None:
-        """Skip what is queued of this order."""
-        order.cancelled = True
+    def cancel(self, task: Task) -> None:
+        """Skip what is queued of this task."""
+        task.cancelled = True
 
     def reading(self) -> list[Reading]:
         """Nothing: the consumer itself is reading."""

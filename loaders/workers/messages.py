@@ -1,4 +1,4 @@
-"""What passes between the loader and its workers: jobs, orders, outcomes, failures. Plain data, all of it pickles."""
+"""What passes between the loader and its workers: jobs, tasks, results, failures. Plain data, all of it pickles."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from loaders.batch.packing import unpack
-from loaders.batch.rows import Beside
+from loaders.batch.rows import Overflow
 from loaders.batch.spec import BatchSpec, Field
 from loaders.timing.stages import NO_TIMES, Times
 
@@ -45,7 +45,7 @@ class Job:
 
 
 @dataclass
-class Order:
+class Task:
     """One batch to be made.
 
     Attributes:
@@ -156,12 +156,12 @@ class Parcel:
 
 
 @dataclass
-class Outcome:
+class Result:
     """What became of a run.
 
     Attributes:
         rows: how many rows the batch has where only the worker knows (streams), else None; 0 ends a stream.
-        spec: found from the first sample, where the order had none.
+        spec: found from the first sample, where the task had none.
         stream_state: what the dataset's `state_dict()` gave behind this batch of its stream.
         times: when it began, and what the clock saw of it.
     """
@@ -175,13 +175,13 @@ class Outcome:
     rows: int | None = None
     spec: BatchSpec | None = None
     stream_state: Any = None
-    beside: Beside = field(default_factory=Beside)
+    overflow: Overflow = field(default_factory=Overflow)
     failures: list[Failure] = field(default_factory=list)
     parcel: Parcel | None = None
-    result: Any = None
+    value: Any = None
     times: Times = NO_TIMES
 
     @property
     def is_plain(self) -> bool:
         """True where the rows are written and there is nothing else to tell."""
-        return not (self.failures or self.parcel or self.beside) and self.rows is None and self.spec is None
+        return not (self.failures or self.parcel or self.overflow) and self.rows is None and self.spec is None

@@ -23,18 +23,18 @@ import numpy as np
 from loaders.batch.spec import BatchSpec
 from loaders.datasets.wrapped import describe
 from loaders.memory.arena import Arena
-from loaders.memory.fork_holds import renounce
+from loaders.memory.fork_holds import release_inherited
 from loaders.workers.info import WorkerInfo, set_worker_info
-from loaders.workers.messages import Failure, Job, Order, Outcome
+from loaders.workers.messages import Failure, Job, Result, Task
 from loaders.workers.wire import (
     CANCELLED,
     CELL_NBYTES,
     DONE,
     INLINE_NBYTES,
-    ORDER_HEADER,
     ROW_AT,
     RUN,
     SINCE_AT,
+    TASK_HEADER,
     Inherited,
 )
 from loaders.workers.worker import Worker
@@ -48,10 +48,10 @@ class Setup:
     """What a worker process is started with.
 
     Attributes:
-        job: in a forked process; others are sent it through `gate`.
+        job: in a forked process; others are sent it through `channel`.
         pickled: the job as it is sent. It is made while the rest is pickled, when locks and descriptors can be.
         cell: offset of this worker's cell in the arena.
-        serial: unique among all processes of the engine; `gate` brings the worker's number once it is needed.
+        serial: unique among all processes of the engine; `channel` brings the worker's number once it is needed.
         consumer: the consumer's process id; `is_parent` is False where a server has forked this process.
     """
 
@@ -61,7 +61,7 @@ class Setup:
     serial: int
     runs: Inherited
     done: Inherited
-    gate: Inherited
+    channel: Inherited
     not_mine: list[int]
     consumer: int
     is_parent: bool
@@ -80,22 +80,22 @@ def main(setup: Setup) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     for fd in setup.not_mine:
         os.close(fd)
-    renounce()  # the batches its dataset may hold are held by the consumer's dataset, too
+    release_inherited()  # the batches its dataset may hold are held by the consumer's dataset, too
     _one_opencv_thread()
     _keep_freed_memory()
     watch = {"consumer": setup.consumer, "is_parent": setup.is_parent}
     threading.Thread(target=_end_with, kwargs=watch, daemon=True).start()
-    with socket.socket(fileno=setup.gate.fd) as gate:
+    with socket.socket(fileno=setup.channel.fd) as channel:
         if setup.job is None:
-            size = int.from_bytes(_receive(gate, 8), "little")
-            setup.job = pickle.loads(_receive(gate, size))
+            size = int.from_bytes(_receive(channel, 8), "little")
+            setup.job = pickle.loads(_receive(channel, size))
         _cell_of(setup)[SINCE_AT] = time.monotonic_ns()
-        first = gate.recv(8)  # warm from here on, and idle until there is a number to take over
+        first = channel.recv(8)  # warm from here on, and idle until there is a number to take over
         if len(first) == 8:
-            serve(setup, int.from_bytes(first, "little"), gate)
+            serve(setup, int.from_bytes(first, "little"), channel)
 
 
-def serve(setup: Setup, number: int, gate: socket.socket) -> None:
+def serve(setup: Setup, number: int, channel: socket.socket) -> None:
     """Read runs, do them, tell."""
     job, arena = setup.job, setup.arena
     assert job is not None
@@ -104,8 +104,8 @@ def serve(setup: Setup, number: int, gate: socket.socket) -> None:
     cell = _cell_of(setup)
     worker: Worker | None = None
     failure: Failure | None = None
-    orders = _Orders(arena)
-    order: Order | None = None
+    tasks = _Tasks(arena)
+    task: Task | None = None
     try:
         _one_torch_thread()
         set_worker_info(WorkerInfo(number, job.num_workers, job.seed + number, job.dataset), process=True)
@@ -122,26 +122,26 @@ def serve(setup: Setup, number: int, gate: socket.socket) -> None:
         if ticket < 0:  # sent home
             return
         try:
-            order, cancelled = orders.get(ticket, offset, nbytes)
+            task, cancelled = tasks.get(ticket, offset, nbytes)
             if worker is None or failure is not None:
-                outcome = Outcome(number, ticket, start, stop, failures=[failure] if failure else [])
+                result = Result(number, ticket, start, stop, failures=[failure] if failure else [])
             elif cancelled[0]:
-                outcome = Outcome(number, ticket, start, stop, cancelled=True)
+                result = Result(number, ticket, start, stop, cancelled=True)
             else:
-                outcome = worker.execute(order, start, stop, _marker(cell, cancelled))
+                result = worker.execute(task, start, stop, _marker(cell, cancelled))
         except Exception as error:  # a worker that ended in silence would be a hang
-            outcome = Outcome(number, ticket, start, stop, failures=[Failure.of(error, "working")])
+            result = Result(number, ticket, start, stop, failures=[Failure.of(error, "working")])
         try:
-            _tell(setup, job, gate, outcome, order)
+            _tell(setup, job, channel, result, task)
         except (BrokenPipeError, ConnectionResetError):
             return  # the consumer does not want to hear it any more
 
 
-def _receive(gate: socket.socket, nbytes: int) -> bytearray:
+def _receive(channel: socket.socket, nbytes: int) -> bytearray:
     """So many bytes; ends this process if the consumer does not want it any more."""
     received = bytearray()
     while len(received) < nbytes:
-        data = gate.recv(min(nbytes - len(received), 1 << 20))
+        data = channel.recv(min(nbytes - len(received), 1 << 20))
         if not data:
             sys.exit()
         received += data
@@ -161,63 +161,63 @@ def _marker(cell: memoryview, cancelled: memoryview) -> Callable[[int], bool]:
     return reading
 
 
-def _tell(setup: Setup, job: Job, gate: socket.socket, outcome: Outcome, order: Order | None) -> None:
-    payload = b"" if outcome.is_plain or outcome.cancelled else _pickled(job, outcome, order)
+def _tell(setup: Setup, job: Job, channel: socket.socket, result: Result, task: Task | None) -> None:
+    payload = b"" if result.is_plain or result.cancelled else _pickled(job, result, task)
     inline = len(payload) <= INLINE_NBYTES
     header = DONE.pack(
         setup.serial,
-        outcome.ticket,
-        outcome.start,
-        outcome.stop,
-        CANCELLED if outcome.cancelled else 0,
-        int(outcome.elapsed_s * 1e9),
+        result.ticket,
+        result.start,
+        result.stop,
+        CANCELLED if result.cancelled else 0,
+        int(result.elapsed_s * 1e9),
         len(payload) if inline else 0,
         0 if inline else len(payload),
-        *outcome.times,
+        *result.times,
     )
     os.write(setup.done.fd, header + payload if inline else header)
     if not inline:
-        gate.sendall(payload)
+        channel.sendall(payload)
 
 
-def _pickled(job: Job, outcome: Outcome, order: Order | None) -> bytes:
-    """The outcome as it travels. A sample that cannot is a failed one."""
+def _pickled(job: Job, result: Result, task: Task | None) -> bytes:
+    """The result as it travels. A sample that cannot is a failed one."""
     try:
-        return pickle.dumps(outcome, protocol=5)
+        return pickle.dumps(result, protocol=5)
     except Exception as error:  # something of the user's that cannot be pickled: whose is it?
-        unknown = Failure.of(error, "sending back", None, list(order.keys) if order and job.fetch != "stream" else None)
-    beside = outcome.beside
-    for row, value in [*beside.samples, *itertools.chain.from_iterable(beside.fields.values())]:
+        unknown = Failure.of(error, "sending back", None, list(task.keys) if task and job.fetch != "stream" else None)
+    overflow = result.overflow
+    for row, value in [*overflow.samples, *itertools.chain.from_iterable(overflow.fields.values())]:
         try:
             pickle.dumps(value, protocol=5)
         except Exception as error:
-            if order is not None and row < len(order.keys) and job.fetch != "stream":
-                key = order.keys[row]
-                outcome.failures.append(Failure.of(error, "sending back", row, key, describe(job.dataset, key)))
-                beside.drop(row)
+            if task is not None and row < len(task.keys) and job.fetch != "stream":
+                key = task.keys[row]
+                result.failures.append(Failure.of(error, "sending back", row, key, describe(job.dataset, key)))
+                overflow.drop(row)
     try:
-        return pickle.dumps(outcome, protocol=5)
+        return pickle.dumps(result, protocol=5)
     except Exception:  # it is not one of the samples
-        failed = Outcome(outcome.worker, outcome.ticket, outcome.start, outcome.stop, failures=[unknown])
+        failed = Result(result.worker, result.ticket, result.start, result.stop, failures=[unknown])
         return pickle.dumps(failed, protocol=5)
 
 
-class _Orders:
+class _Tasks:
     """Orders as this worker has read them from the arena: the last one, and every spec."""
 
     def __init__(self, arena: Arena) -> None:
         self._arena = arena
         self._specs: dict[int, BatchSpec] = {}
-        self._last: tuple[int, Order, memoryview] | None = None
+        self._last: tuple[int, Task, memoryview] | None = None
 
-    def get(self, ticket: int, offset: int, nbytes: int) -> tuple[Order, memoryview]:
-        """The order, and the one int64 that tells whether it is cancelled."""
+    def get(self, ticket: int, offset: int, nbytes: int) -> tuple[Task, memoryview]:
+        """The task, and the one int64 that tells whether it is cancelled."""
         if self._last is None or self._last[0] != ticket:
-            keys, position, epoch, seed, spec_ref, *rest = pickle.loads(self._at(offset + ORDER_HEADER, nbytes))
+            keys, position, epoch, seed, spec_ref, *rest = pickle.loads(self._at(offset + TASK_HEADER, nbytes))
             if isinstance(keys, bytes):
                 keys = np.frombuffer(keys, np.int64).tolist()
-            order = Order(ticket, keys, position, epoch, seed, self._spec(spec_ref), *rest)
-            self._last = ticket, order, self._at(offset, ORDER_HEADER).cast("q")
+            task = Task(ticket, keys, position, epoch, seed, self._spec(spec_ref), *rest)
+            self._last = ticket, task, self._at(offset, TASK_HEADER).cast("q")
         return self._last[1], self._last[2]
 
     def _spec(self, reference: tuple[int, int, int] | None) -> BatchSpec | None:

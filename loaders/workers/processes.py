@@ -24,18 +24,18 @@ from loaders.memory.blocks import Block
 from loaders.memory.slots import SlotPool
 from loaders.timing.stages import Times
 from loaders.workers.engine import Reading, describe_work
-from loaders.workers.messages import Failure, Job, Order, Outcome
-from loaders.workers.supervisor import Crew, Member, ended
+from loaders.workers.messages import Failure, Job, Result, Task
+from loaders.workers.supervisor import Supervisor, WorkerProcess, ended
 from loaders.workers.wire import (
     CANCELLED,
     CELL_NBYTES,
     DONE,
-    ORDER_HEADER,
     ROW_AT,
     RUN,
     SINCE_AT,
     STOP,
     STOPPED,
+    TASK_HEADER,
     as_keys,
     widen_pipe,
 )
@@ -49,9 +49,9 @@ _RECORDS_PER_WRITE = select.PIPE_BUF // RUN.size
 
 @dataclass
 class _Placed:
-    """An order in the arena, and the runs of it that are not reported yet (start row → stop row)."""
+    """A task in the arena, and the runs of it that are not reported yet (start row → stop row)."""
 
-    order: Order
+    task: Task
     block: Block
     nbytes: int
     lane: int
@@ -83,7 +83,7 @@ class ProcessEngine:
         self._unsent: list[deque[bytes]] = [deque() for _ in self._lanes]
         self._poll = select.poll()
         self._poll.register(self._done[0], select.POLLIN)
-        self._crew = Crew(
+        self._supervisor = Supervisor(
             job,
             pool.arena,
             context,
@@ -93,39 +93,39 @@ class ProcessEngine:
             not_theirs=[self._done[0], *(write for _, write in self._lanes)],
             poll=self._poll,
         )
-        self._by_gate: dict[int, Member] = {}
+        self._by_channel: dict[int, WorkerProcess] = {}
         self._placed: dict[int, _Placed] = {}
         self._spec_refs: dict[int, tuple[int, int, int]] = {}
         self._specs: list[BatchSpec] = []  # held, so that their ids stay theirs
         self._strikes: dict[tuple[int, int], int] = {}
-        self._ready: list[Outcome] = []
+        self._ready: list[Result] = []
         self._tail = b""
         self._closed = False
         self._workers = 0  # started and not sent home, not counting replacements
 
     # -- the engine protocol
 
-    def submit(self, order: Order, runs: Sequence[tuple[int, int]], lane: int = 0) -> None:
-        """Put the order into shared memory and its runs into the pipe."""
-        placed = self._placed.get(order.ticket)
-        if placed is None or placed.order is not order:
+    def submit(self, task: Task, runs: Sequence[tuple[int, int]], lane: int = 0) -> None:
+        """Put the task into shared memory and its runs into the pipe."""
+        placed = self._placed.get(task.ticket)
+        if placed is None or placed.task is not task:
             try:
-                placed = self._placed[order.ticket] = self._place(order, lane % len(self._lanes))
+                placed = self._placed[task.ticket] = self._place(task, lane % len(self._lanes))
             except BufferMemoryError:
                 raise
             except Exception as error:  # keys of the user's that cannot be pickled
-                failure = Failure.of(error, "ordering", None, list(order.keys))
-                self._ready += [Outcome(0, order.ticket, start, stop, failures=[failure]) for start, stop in runs]
+                failure = Failure.of(error, "ordering", None, list(task.keys))
+                self._ready += [Result(0, task.ticket, start, stop, failures=[failure]) for start, stop in runs]
                 return
         placed.runs.update(runs)
         self._send(placed, runs)
         # Only now, so that the first worker has something to do while the next ones are started.
         while self._workers < self.num_workers and (number := self._free_number()) is not None:
-            self._crew.start(number)
+            self._supervisor.start(number)
             self._workers += 1
 
-    def collect(self, timeout_s: float | None) -> list[Outcome]:
-        """The outcomes that are there, after looking after the workers."""
+    def collect(self, timeout_s: float | None) -> list[Result]:
+        """The results that are there, after looking after the workers."""
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         while True:
             self._flush()
@@ -136,20 +136,20 @@ class ProcessEngine:
             for fd, _ in self._poll.poll(None if left is None else left * 1000):
                 if fd == self._done[0]:
                     self._read_done()
-                elif fd in self._by_gate:
-                    self._read_gate(self._by_gate[fd])
-                elif fd in self._crew.by_sentinel:
-                    dead.append(self._crew.by_sentinel[fd])
-            for member in dead:
-                self._bury(member)
+                elif fd in self._by_channel:
+                    self._read_channel(self._by_channel[fd])
+                elif fd in self._supervisor.by_sentinel:
+                    dead.append(self._supervisor.by_sentinel[fd])
+            for worker in dead:
+                self._reap(worker)
             if self._ready or (deadline is not None and time.monotonic() >= deadline):
                 ready, self._ready = self._ready, []
                 return ready
 
-    def cancel(self, order: Order) -> None:
-        """Raise the order's flag in shared memory: workers look at it before every row."""
-        order.cancelled = True
-        placed = self._placed.get(order.ticket)
+    def cancel(self, task: Task) -> None:
+        """Raise the task's flag in shared memory: workers look at it before every row."""
+        task.cancelled = True
+        placed = self._placed.get(task.ticket)
         if placed is not None:
             self.pool.arena.buffer[placed.block.offset] = 1
 
@@ -157,15 +157,15 @@ class ProcessEngine:
         """What each worker's cell says."""
         now = time.monotonic_ns()
         found = []
-        for member in self._crew.members.values():
-            placed, _, row = self._held_by(member)
+        for worker in self._supervisor.processes.values():
+            placed, _, row = self._held_by(worker)
             if placed is not None and row != -1:
-                since_s = (now - int(member.cell[SINCE_AT])) / 1e9
-                found.append(Reading(member.number or 0, placed.order.ticket, row, since_s))
+                since_s = (now - int(worker.cell[SINCE_AT])) / 1e9
+                found.append(Reading(worker.number or 0, placed.task.ticket, row, since_s))
         return sorted(found, key=lambda reading: -reading.since_s)
 
     def resize(self, workers: int) -> None:
-        """Start workers with the next order, or send home whichever are idle first."""
+        """Start workers with the next task, or send home whichever are idle first."""
         self.num_workers = workers
         surplus = self._workers - workers
         if surplus > 0:
@@ -175,7 +175,7 @@ class ProcessEngine:
 
     def _free_number(self) -> int | None:
         """The lowest that no worker has; None while as many as there may be are on their way home."""
-        taken = {member.number for member in self._crew.members.values()}
+        taken = {worker.number for worker in self._supervisor.processes.values()}
         return next((number for number in range(self._job.num_workers) if number not in taken), None)
 
     def close(self) -> None:
@@ -188,36 +188,36 @@ class ProcessEngine:
         for unsent in self._unsent:
             # Said, not only hung up: a process that was forked from this one may hold the pipes open.
             unsent.clear()
-            unsent.extend([STOP] * len(self._crew.members))
-        self._crew.close(self._flush)
+            unsent.extend([STOP] * len(self._supervisor.processes))
+        self._supervisor.close(self._flush)
         for fd in itertools.chain(self._done, *self._lanes):
             os.close(fd)
         self.pool.discard([*(placed.block for placed in self._placed.values()), *self._own])
         self._placed.clear()
 
-    # -- orders and runs
+    # -- tasks and runs
 
-    def _place(self, order: Order, lane: int) -> _Placed:
+    def _place(self, task: Task, lane: int) -> _Placed:
         content = pickle.dumps(
             (
-                as_keys(order.keys),
-                order.position,
-                order.epoch,
-                order.seed,
-                self._spec_ref(order.spec),
-                order.blocks,
-                order.stride,
-                order.attempt,
-                order.raw,
-                order.resume,
+                as_keys(task.keys),
+                task.position,
+                task.epoch,
+                task.seed,
+                self._spec_ref(task.spec),
+                task.blocks,
+                task.stride,
+                task.attempt,
+                task.raw,
+                task.resume,
             ),
             protocol=5,
         )
-        [block] = self.pool.acquire([ORDER_HEADER + len(content)], bounded=False)
+        [block] = self.pool.acquire([TASK_HEADER + len(content)], bounded=False)
         buffer, at = self.pool.arena.buffer, block.offset
-        buffer[at : at + ORDER_HEADER] = bytes(ORDER_HEADER)
-        buffer[at + ORDER_HEADER : at + ORDER_HEADER + len(content)] = content
-        return _Placed(order, block, len(content), lane, {})
+        buffer[at : at + TASK_HEADER] = bytes(TASK_HEADER)
+        buffer[at + TASK_HEADER : at + TASK_HEADER + len(content)] = content
+        return _Placed(task, block, len(content), lane, {})
 
     def _spec_ref(self, spec: BatchSpec | None) -> tuple[int, int, int] | None:
         if spec is None:
@@ -232,7 +232,7 @@ class ProcessEngine:
         return self._spec_refs[id(spec)]
 
     def _send(self, placed: _Placed, runs: Sequence[tuple[int, int]], *, first: bool = False) -> None:
-        ticket, at, nbytes = placed.order.ticket, placed.block.offset, placed.nbytes
+        ticket, at, nbytes = placed.task.ticket, placed.block.offset, placed.nbytes
         records = [RUN.pack(ticket, start, stop, at, nbytes, 0, 0, 0) for start, stop in runs]
         unsent = self._unsent[placed.lane]
         if first:
@@ -252,14 +252,14 @@ class ProcessEngine:
                 for _ in chunk:
                     unsent.popleft()
 
-    def _finish(self, outcome: Outcome) -> None:
+    def _finish(self, result: Result) -> None:
         """Report a run once: a worker that died behind its own report has been heard already."""
-        placed = self._placed.get(outcome.ticket)
-        if placed is None or placed.runs.pop(outcome.start, None) is None:
+        placed = self._placed.get(result.ticket)
+        if placed is None or placed.runs.pop(result.start, None) is None:
             return
-        self._ready.append(outcome)
+        self._ready.append(result)
         if not placed.runs:
-            del self._placed[outcome.ticket]
+            del self._placed[result.ticket]
             self.pool.discard([placed.block])
 
     # -- what workers say
@@ -279,81 +279,81 @@ class ProcessEngine:
             if len(tail) - at < DONE.size + inline:
                 break
             at += DONE.size + inline
-            member = self._crew.members.get(serial)
-            self._crew.is_working()
+            worker = self._supervisor.processes.get(serial)
+            self._supervisor.is_working()
             if inline:
                 self._finish(self._opened(header, tail[at - inline : at]))
             elif apart:
-                if member is not None:
-                    member.payloads.append((header, bytearray()))
-                    self._by_gate[member.gate.fileno()] = member
-                    self._poll.register(member.gate.fileno(), select.POLLIN)
-                    self._read_gate(member)
+                if worker is not None:
+                    worker.payloads.append((header, bytearray()))
+                    self._by_channel[worker.channel.fileno()] = worker
+                    self._poll.register(worker.channel.fileno(), select.POLLIN)
+                    self._read_channel(worker)
             else:
-                number = member.number if member is not None and member.number is not None else 0
-                outcome = Outcome(number, ticket, start, stop, elapsed_ns / 1e9, bool(flags & CANCELLED))
-                outcome.times = Times._make(times)
-                self._finish(outcome)
+                number = worker.number if worker is not None and worker.number is not None else 0
+                result = Result(number, ticket, start, stop, elapsed_ns / 1e9, bool(flags & CANCELLED))
+                result.times = Times._make(times)
+                self._finish(result)
         self._tail = tail[at:]
 
-    def _read_gate(self, member: Member) -> None:
+    def _read_channel(self, worker: WorkerProcess) -> None:
         """Take what is there of the payloads this worker has announced."""
-        while member.payloads:
-            header, payload = member.payloads[0]
+        while worker.payloads:
+            header, payload = worker.payloads[0]
             try:
-                data = member.gate.recv(min(header[_APART] - len(payload), 1 << 20), socket.MSG_DONTWAIT)
+                data = worker.channel.recv(min(header[_APART] - len(payload), 1 << 20), socket.MSG_DONTWAIT)
             except BlockingIOError:
                 return
             if not data:
                 break  # dead: its sentinel says so too
             payload += data
             if len(payload) == header[_APART]:
-                member.payloads.popleft()
+                worker.payloads.popleft()
                 self._finish(self._opened(header, payload))
-        if self._by_gate.pop(member.gate.fileno(), None) is not None:
-            self._poll.unregister(member.gate.fileno())
+        if self._by_channel.pop(worker.channel.fileno(), None) is not None:
+            self._poll.unregister(worker.channel.fileno())
 
     # -- what becomes of the runs of workers that were lost
 
-    def _held_by(self, member: Member) -> tuple[_Placed | None, int, int]:
-        """(order, start row, row being read) of the run in a worker's cell; None if that run has been reported."""
-        ticket, start, row = int(member.cell[0]), int(member.cell[1]), int(member.cell[ROW_AT])
+    def _held_by(self, worker: WorkerProcess) -> tuple[_Placed | None, int, int]:
+        """(task, start row, row being read) of the run in a worker's cell; None if that run has been reported."""
+        ticket, start, row = int(worker.cell[0]), int(worker.cell[1]), int(worker.cell[ROW_AT])
         placed = self._placed.get(ticket)
         if placed is None or start not in placed.runs:
             return None, -1, -1
         return placed, start, row
 
-    def _bury(self, member: Member) -> None:
+    def _reap(self, worker: WorkerProcess) -> None:
         """A worker has died: hear its last words, do its run again, and put another in its place."""
         self._read_done()
-        self._read_gate(member)
-        if self._by_gate.pop(member.gate.fileno(), None) is not None:
-            self._poll.unregister(member.gate.fileno())
-        placed, start, row = self._held_by(member)
-        is_sent_home = (int(member.cell[0]), int(member.cell[1])) == STOPPED
-        exitcode = self._crew.bury(member)
-        if is_sent_home:
+        self._read_channel(worker)
+        if self._by_channel.pop(worker.channel.fileno(), None) is not None:
+            self._poll.unregister(worker.channel.fileno())
+        placed, start, row = self._held_by(worker)
+        was_stopped = (int(worker.cell[0]), int(worker.cell[1])) == STOPPED
+        exitcode = self._supervisor.reap(worker)
+        if was_stopped:
             return  # nobody is to take its place
         if placed is not None:
-            self._redo(placed, start, row, member, exitcode)
+            self._redo(placed, start, row, worker, exitcode)
         # Only now: a stream's runs are in order again before somebody else follows them.
-        self._crew.replace(member, exitcode, over_a_sample=row != -1)
+        self._supervisor.replace(worker, exitcode, over_a_sample=row != -1)
 
-    def _redo(self, placed: _Placed, start: int, row: int, member: Member, exitcode: int | None) -> None:
-        stop, ticket, number = placed.runs[start], placed.order.ticket, member.number or 0
+    def _redo(self, placed: _Placed, start: int, row: int, worker: WorkerProcess, exitcode: int | None) -> None:
+        stop, ticket, number = placed.runs[start], placed.task.ticket, worker.number or 0
         pieces: list[tuple[int, int]] = [(start, stop)]
         if row != -1:
             strikes = self._strikes[ticket, row] = self._strikes.get((ticket, row), 0) + 1
             if strikes >= STRIKES:
-                failure = self._lost(placed.order, row, number, exitcode)
+                failure = self._lost(placed.task, row, number, exitcode)
                 if self._job.fetch == "each" and self._job.collate is None and self._job.batched:
                     # This row is given up; its neighbours in the run are not.
                     del placed.runs[start]
                     pieces = [piece for piece in ((start, row), (row + 1, stop)) if piece[0] < piece[1]]
                     placed.runs.update({**dict(pieces), row: row + 1})
-                    self._finish(Outcome(number, ticket, row, row + 1, failures=[failure]))
+                    self._finish(Result(number, ticket, row, row + 1, failures=[failure]))
                 else:
-                    self._finish(Outcome(number, ticket, start, stop, failures=[failure]))
+                    self._finish(Result(number, ticket, start, stop, failures=[failure]))
                     return
         if self._job.fetch == "stream":
             self._unsent[placed.lane].extendleft(reversed(list(self._drain(placed.lane))))
@@ -365,8 +365,8 @@ class ProcessEngine:
         while select.select([read], [], [], 0)[0]:
             yield os.read(read, RUN.size)
 
-    def _lost(self, order: Order, row: int, number: int, exitcode: int | None) -> Failure:
-        key, source, name = describe_work(self._job.dataset, self._job.fetch, order, row)
+    def _lost(self, task: Task, row: int, number: int, exitcode: int | None) -> Failure:
+        key, source, name = describe_work(self._job.dataset, self._job.fetch, task, row)
         if exitcode == -signal.SIGKILL:
             remedy = "Likely out of memory."
         else:
@@ -378,12 +378,12 @@ class ProcessEngine:
         doing = "collating" if row == COLLATING else "reading"
         return Failure(row if is_sample else None, key, source, doing, f"WorkerLostError: {told}", "", error)
 
-    def _opened(self, header: tuple[int, ...], payload: bytes | bytearray) -> Outcome:
+    def _opened(self, header: tuple[int, ...], payload: bytes | bytearray) -> Result:
         try:
-            outcome: Outcome = pickle.loads(payload)
+            result: Result = pickle.loads(payload)
         except Exception as error:  # a class of the user's that cannot be rebuilt here
             _, ticket, start, stop, *_ = header
             placed = self._placed.get(ticket)
-            keys = list(placed.order.keys[start:stop]) if placed is not None and self._job.fetch != "stream" else None
-            outcome = Outcome(0, ticket, start, stop, failures=[Failure.of(error, "receiving", None, keys)])
-        return outcome
+            keys = list(placed.task.keys[start:stop]) if placed is not None and self._job.fetch != "stream" else None
+            result = Result(0, ticket, start, stop, failures=[Failure.of(error, "receiving", None, keys)])
+        return result

@@ -1,4 +1,4 @@
-"""The worker processes of an engine: started, kept at strength, buried, sent home."""
+"""The worker processes of an engine: started, kept at strength, reaped, sent home."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ _KILLED_FROM_OUTSIDE = (-signal.SIGKILL, -signal.SIGTERM)
 
 
 @dataclass
-class Member:
+class WorkerProcess:
     """One worker process as the consumer knows it.
 
     Attributes:
         serial: unique among all processes of the engine.
-        gate: the consumer's end of the worker's own socket.
+        channel: the consumer's end of the worker's own socket.
         sentinel: a descriptor that becomes readable when the process has ended.
         cell: the worker's own piece of shared memory, `cell_at` bytes into those of all.
         number: None for a spare, which is started and warm, but not yet a worker.
@@ -50,7 +50,7 @@ class Member:
 
     serial: int
     process: Any
-    gate: socket.socket
+    channel: socket.socket
     sentinel: int
     cell: np.ndarray[Any, Any]
     cell_at: int
@@ -62,7 +62,7 @@ class Member:
         return bool(self.cell[SINCE_AT] != -1)
 
 
-class Crew:
+class Supervisor:
     """Starts processes, keeps a spare one warm, and notices when they cannot be kept alive.
 
     Args:
@@ -70,7 +70,7 @@ class Crew:
         context: of multiprocessing.
         cells: the block in which every process has a cell.
         lanes: the descriptors that runs are read from; worker `number` reads from lane `number % len(lanes)`.
-        done: the descriptor that outcomes are written to.
+        done: the descriptor that results are written to.
         not_theirs: descriptors of the consumer that a forked worker must not keep open.
         poll: is told of every process's sentinel.
     """
@@ -86,8 +86,8 @@ class Crew:
         not_theirs: Sequence[int],
         poll: select.poll,
     ) -> None:
-        self.members: dict[int, Member] = {}
-        self.by_sentinel: dict[int, Member] = {}
+        self.processes: dict[int, WorkerProcess] = {}
+        self.by_sentinel: dict[int, WorkerProcess] = {}
         self._job = job
         self._arena = arena
         self._context = context
@@ -110,7 +110,7 @@ class Crew:
         cell_at = self._free_cells.pop()
         cell = np.ndarray(CELL_NBYTES // 8, np.int64, self._arena.buffer, self._cells_at + cell_at)
         cell[:] = -1
-        gates = [member.gate.fileno() for member in self.members.values()]
+        channels = [worker.channel.fileno() for worker in self.processes.values()]
         setup = Setup(
             job=self._job,
             arena=self._arena,
@@ -118,9 +118,9 @@ class Crew:
             serial=serial,
             runs=Inherited(self._lanes[(number or 0) % len(self._lanes)]),
             done=Inherited(self._done),
-            gate=Inherited(theirs.fileno()),
+            channel=Inherited(theirs.fileno()),
             # A fork has these too; held there, they would keep the others from seeing that this process has died.
-            not_mine=[ours.fileno(), *gates, *self._not_theirs] if self._method == "fork" else [],
+            not_mine=[ours.fileno(), *channels, *self._not_theirs] if self._method == "fork" else [],
             consumer=os.getpid(),
             is_parent=self._method != "forkserver",
         )
@@ -144,23 +144,23 @@ class Crew:
             self._count(_exitcode_of(process) if process.pid is not None else -signal.SIGKILL)
             self.start(number)
             return
-        member = Member(serial, process, ours, _sentinel_of(process), cell, cell_at, None)
-        self.members[serial] = self.by_sentinel[member.sentinel] = member
-        self._poll.register(member.sentinel, select.POLLIN)
+        worker = WorkerProcess(serial, process, ours, _sentinel_of(process), cell, cell_at, None)
+        self.processes[serial] = self.by_sentinel[worker.sentinel] = worker
+        self._poll.register(worker.sentinel, select.POLLIN)
         if number is not None:
-            self._promote(member, number)
+            self._promote(worker, number)
 
-    def bury(self, member: Member) -> int | None:
+    def reap(self, worker: WorkerProcess) -> int | None:
         """Forget a process that has ended. Returns its exit code, None where that went to somebody else."""
-        exitcode = _exitcode_of(member.process)
-        del self.members[member.serial], self.by_sentinel[member.sentinel]
-        self._poll.unregister(member.sentinel)
-        self._release(member)
-        self._free_cells.append(member.cell_at)
+        exitcode = _exitcode_of(worker.process)
+        del self.processes[worker.serial], self.by_sentinel[worker.sentinel]
+        self._poll.unregister(worker.sentinel)
+        self._release(worker)
+        self._free_cells.append(worker.cell_at)
         return exitcode
 
-    def replace(self, member: Member, exitcode: int | None, *, over_a_sample: bool) -> None:
-        """Put another in the place of one that was buried.
+    def replace(self, worker: WorkerProcess, exitcode: int | None, *, over_a_sample: bool) -> None:
+        """Put another in the place of one that was reaped.
 
         Raises:
             WorkerLostError: this leads nowhere. Deaths over a sample do not count here: the sample is at fault.
@@ -168,16 +168,16 @@ class Crew:
         if not over_a_sample:
             self._count(exitcode)
         spares = sorted(
-            (each for each in self.members.values() if each.number is None), key=Member.is_warm, reverse=True
+            (each for each in self.processes.values() if each.number is None), key=WorkerProcess.is_warm, reverse=True
         )
-        if member.number is not None:
+        if worker.number is not None:
             if not (spares and spares[0].is_warm()):
                 # They die faster than one can be started: more at once stand a better chance.
                 self._spares = min(self._spares + 1, len(self._free_cells))
             if spares:
-                self._promote(spares.pop(0), member.number)
+                self._promote(spares.pop(0), worker.number)
             else:
-                self.start(member.number)
+                self.start(worker.number)
         # With lanes a worker's stream is its own: a spare could not know in time which one to follow.
         if len(self._lanes) == 1:
             for _ in range(min(self._spares - len(spares), len(self._free_cells))):
@@ -191,12 +191,12 @@ class Crew:
     def close(self, push: Callable[[], None]) -> None:
         """Wait until all have ended, by themselves at first, then by force; `push` sends what they are to be told."""
         poll = select.poll()
-        living = {member.sentinel for member in self.members.values()}
-        for member in self.members.values():
-            poll.register(member.sentinel, select.POLLIN)
+        living = {worker.sentinel for worker in self.processes.values()}
+        for worker in self.processes.values():
+            poll.register(worker.sentinel, select.POLLIN)
             try:
                 # Not only closed: a process that was forked from the consumer may hold a copy of this end.
-                member.gate.shutdown(socket.SHUT_RDWR)
+                worker.channel.shutdown(socket.SHUT_RDWR)
             except OSError:
                 pass  # it has ended already
         deadline = time.monotonic() + _GRACE_S
@@ -205,18 +205,18 @@ class Crew:
             for sentinel, _ in poll.poll(50):
                 poll.unregister(sentinel)
                 living.discard(sentinel)
-        for member in self.members.values():
-            if member.sentinel in living:
-                member.process.kill()
-            _exitcode_of(member.process)
-            self._release(member)
-        self.members.clear()
+        for worker in self.processes.values():
+            if worker.sentinel in living:
+                worker.process.kill()
+            _exitcode_of(worker.process)
+            self._release(worker)
+        self.processes.clear()
         self.by_sentinel.clear()
 
-    def _promote(self, member: Member, number: int) -> None:
-        member.number = number
+    def _promote(self, worker: WorkerProcess, number: int) -> None:
+        worker.number = number
         try:
-            member.gate.send(number.to_bytes(8, "little"))
+            worker.channel.send(number.to_bytes(8, "little"))
         except (BrokenPipeError, ConnectionResetError):
             pass  # dead already: its sentinel will say so
 
@@ -232,11 +232,11 @@ class Crew:
                 "anew: guard the main program with `if __name__ == '__main__':`."
             )
 
-    def _release(self, member: Member) -> None:
-        member.gate.close()
-        os.close(member.sentinel)
-        if member.process.exitcode is not None:
-            member.process.close()
+    def _release(self, worker: WorkerProcess) -> None:
+        worker.channel.close()
+        os.close(worker.sentinel)
+        if worker.process.exitcode is not None:
+            worker.process.close()
 
 
 def ended(exitcode: int | None) -> str:

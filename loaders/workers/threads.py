@@ -14,7 +14,7 @@ from loaders.memory.slots import SlotPool
 from loaders.randomness.transforms import with_own_transforms
 from loaders.workers.engine import Reading
 from loaders.workers.info import WorkerInfo, set_worker_info
-from loaders.workers.messages import Failure, Job, Order, Outcome
+from loaders.workers.messages import Failure, Job, Result, Task
 from loaders.workers.worker import Worker
 
 # How long `close` waits for threads that are in the middle of a sample. They cannot be killed; they end by themselves.
@@ -29,35 +29,35 @@ class ThreadEngine:
         self.num_workers = num_workers or job.num_workers
         self._job = job
         self._pid = os.getpid()
-        self._lanes: list[queue.SimpleQueue[tuple[Order, int, int] | None]] = [
+        self._lanes: list[queue.SimpleQueue[tuple[Task, int, int] | None]] = [
             queue.SimpleQueue() for _ in range(job.num_workers if job.fetch == "stream" else 1)
         ]
-        self._done: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
+        self._done: queue.SimpleQueue[Result] = queue.SimpleQueue()
         self._reading: list[Reading | None] = [None] * job.num_workers
         self._closed = False
         self._threads: list[threading.Thread] = []  # by number
         self._started = 0  # and not told to end
         self._start()
 
-    def submit(self, order: Order, runs: Sequence[tuple[int, int]], lane: int = 0) -> None:
+    def submit(self, task: Task, runs: Sequence[tuple[int, int]], lane: int = 0) -> None:
         """Queue runs for whichever thread is free."""
         self._start()
         for start, stop in runs:
-            self._lanes[lane % len(self._lanes)].put((order, start, stop))
+            self._lanes[lane % len(self._lanes)].put((task, start, stop))
 
-    def collect(self, timeout_s: float | None) -> list[Outcome]:
-        """The outcomes that are there."""
-        outcomes: list[Outcome] = []
+    def collect(self, timeout_s: float | None) -> list[Result]:
+        """The results that are there."""
+        results: list[Result] = []
         try:
-            outcomes.append(self._done.get(block=timeout_s != 0, timeout=timeout_s))
+            results.append(self._done.get(block=timeout_s != 0, timeout=timeout_s))
             while True:
-                outcomes.append(self._done.get_nowait())
+                results.append(self._done.get_nowait())
         except queue.Empty:
-            return outcomes
+            return results
 
-    def cancel(self, order: Order) -> None:
+    def cancel(self, task: Task) -> None:
         """Threads look at this before every row."""
-        order.cancelled = True
+        task.cancelled = True
 
     def reading(self) -> list[Reading]:
         """What each thread is reading."""
@@ -66,7 +66,7 @@ class ThreadEngine:
         return sorted(busy, key=lambda reading: -reading.since_s)
 
     def resize(self, workers: int) -> None:
-        """Start threads with the next order, or let those end that are idle first."""
+        """Start threads with the next task, or let those end that are idle first."""
         self.num_workers = workers
         while self._started > workers:
             self._started -= 1
@@ -117,20 +117,20 @@ class ThreadEngine:
             failure = pickle.dumps(Failure.of(error, "starting"))
         lane = self._lanes[number % len(self._lanes)]
         while (item := lane.get()) is not None:
-            order, start, stop = item
+            task, start, stop = item
             if worker is None:
-                self._done.put(Outcome(number, order.ticket, start, stop, failures=[pickle.loads(failure)]))
+                self._done.put(Result(number, task.ticket, start, stop, failures=[pickle.loads(failure)]))
                 continue
 
-            def reading(row: int, order: Order = order) -> bool:
-                self._reading[number] = Reading(number, order.ticket, row, time.monotonic())
-                return not (order.cancelled or self._closed)
+            def reading(row: int, task: Task = task) -> bool:
+                self._reading[number] = Reading(number, task.ticket, row, time.monotonic())
+                return not (task.cancelled or self._closed)
 
             try:
-                outcome = worker.execute(order, start, stop, reading)
+                result = worker.execute(task, start, stop, reading)
             except BaseException as error:  # a thread that ended in silence would be a hang
-                outcome = Outcome(number, order.ticket, start, stop, failures=[Failure.of(error, "working")])
+                result = Result(number, task.ticket, start, stop, failures=[Failure.of(error, "working")])
             self._reading[number] = None
-            self._done.put(outcome)
+            self._done.put(result)
             # An error in it, once raised, knows the iterator: kept here it would keep this very thread from ending.
-            del outcome
+            del result

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-# ticket, start row, stop row, offset and size of the order in the arena, three spare
+# ticket, start row, stop row, offset and size of the task in the arena, three spare
 RUN = struct.Struct("<8q")
 # The record that sends the worker home that reads it.
 STOP = RUN.pack(-1, 0, 0, 0, 0, 0, 0, 0)
@@ -32,8 +32,8 @@ ROW_AT, SINCE_AT = 8, 9  # as int64 indices of a cell
 CANCELLED = 1
 # A record and its payload in one atomic write. PIPE_BUF is at least 4096 on Linux and 512 anywhere.
 INLINE_NBYTES = 2048
-# An order lies in the arena behind one int64 that turns 1 when the order is cancelled.
-ORDER_HEADER = 8
+# A task lies in the arena behind one int64 that turns 1 when the task is cancelled.
+TASK_HEADER = 8
 
 
 class Inherited:
@@ -60,7 +60,7 @@ def as_keys(keys: Sequence[Any]) -> Any:
 
 
 def widen_pipe(fd: int) -> None:
-    """Room for many outcomes, so that workers go on while the consumer is away; as much as the system allows."""
+    """Room for many results, so that workers go on while the consumer is away; as much as the system allows."""
     try:
         import fcntl
 

@@ -14,7 +14,7 @@ from loaders.memory.arena import Arena
 from loaders.memory.blocks import BlockState
 from loaders.memory.slots import SlotPool
 from loaders.randomness.streams import Domain, KeyedGenerator
-from loaders.workers.messages import Job, Order
+from loaders.workers.messages import Job, Task
 
 SEED, EPOCH = 11, 3
 
@@ -75,18 +75,18 @@ def job_of(dataset, **changes):
 _tickets = itertools.count()
 
 
-def order_of(keys, spec=None, blocks=(), position=0):
-    return Order(next(_tickets), keys, position, EPOCH, SEED, spec, tuple(blocks))
+def task_of(keys, spec=None, blocks=(), position=0):
+    return Task(next(_tickets), keys, position, EPOCH, SEED, spec, tuple(blocks))
 
 
 class Bench:
-    """One engine on its own arena: makes orders with slots, reads the rows back."""
+    """One engine on its own arena: makes tasks with slots, reads the rows back."""
 
     def __init__(self, engine_of, job, *, shared):
         self.pool = SlotPool(Arena(64 << 20, shared=shared), ceiling_nbytes=32 << 20)
         self.engine = engine_of(job, self.pool)
 
-    def order(self, keys, spec=None, position=0):
+    def task(self, keys, spec=None, position=0):
         slot = self.pool.acquire([size for size in spec.sizes(len(keys)) if size]) if spec else []
         at = iter(slot)
         blocks = (
@@ -94,19 +94,19 @@ class Bench:
             if spec
             else []
         )
-        return order_of(keys, spec, blocks, position)
+        return task_of(keys, spec, blocks, position)
 
     def collect(self, count):
-        """`count` outcomes, in the order in which they come."""
-        outcomes = []
+        """`count` results, in the order in which they come."""
+        results = []
         deadline = time.monotonic() + PATIENCE_S
-        while len(outcomes) < count and time.monotonic() < deadline:
-            outcomes += self.engine.collect(PATIENCE_S)
-        return outcomes
+        while len(results) < count and time.monotonic() < deadline:
+            results += self.engine.collect(PATIENCE_S)
+        return results
 
-    def rows(self, order, path):
-        [(number, field)] = [(n, field) for n, field in enumerate(order.spec.fields) if field.path == path]
-        return field.values(self.pool.arena.buffer, order.blocks[number][0], len(order.keys)).tolist()
+    def rows(self, task, path):
+        [(number, field)] = [(n, field) for n, field in enumerate(task.spec.fields) if field.path == path]
+        return field.values(self.pool.arena.buffer, task.blocks[number][0], len(task.keys)).tolist()
 
 
 class EngineContract:
@@ -141,72 +141,72 @@ class EngineContract:
 
     SPEC = BatchSpec.from_sample(Numbers()[0])
 
-    # -- outcomes
+    # -- results
 
     def test_every_run_is_reported_exactly_once(self, bench):
         bench = bench(Numbers(1000))
-        orders = [bench.order(range(100 * n, 100 * n + 100), self.SPEC) for n in range(10)]
+        tasks = [bench.task(range(100 * n, 100 * n + 100), self.SPEC) for n in range(10)]
         runs = [(row, row + 5) for row in range(0, 100, 5)]
-        for order in orders:
-            bench.engine.submit(order, runs)
-        outcomes = bench.collect(200)
-        told = sorted((each.ticket, each.start, each.stop) for each in outcomes)
-        assert told == [(order.ticket, *run) for order in orders for run in runs]
-        assert all(each.is_plain and each.elapsed_s > 0 for each in outcomes)
+        for task in tasks:
+            bench.engine.submit(task, runs)
+        results = bench.collect(200)
+        told = sorted((each.ticket, each.start, each.stop) for each in results)
+        assert told == [(task.ticket, *run) for task in tasks for run in runs]
+        assert all(each.is_plain and each.elapsed_s > 0 for each in results)
         assert bench.engine.collect(0) == []
 
     def test_rows_are_written_where_the_order_says(self, bench):
         bench = bench(Numbers(1000))
-        orders = [bench.order(keys, self.SPEC) for keys in ([3, 1, 2], [700, -5, 0, 9])]
-        for order in orders:
-            bench.engine.submit(order, [(0, 2), (2, len(order.keys))])
+        tasks = [bench.task(keys, self.SPEC) for keys in ([3, 1, 2], [700, -5, 0, 9])]
+        for task in tasks:
+            bench.engine.submit(task, [(0, 2), (2, len(task.keys))])
         bench.collect(4)
-        for order in orders:
-            assert bench.rows(order, "label") == list(order.keys)
-            assert [row[1][2] for row in bench.rows(order, "x")] == [key % 256 for key in order.keys]
+        for task in tasks:
+            assert bench.rows(task, "label") == list(task.keys)
+            assert [row[1][2] for row in bench.rows(task, "x")] == [key % 256 for key in task.keys]
 
     def test_a_run_leaves_the_other_rows_alone(self, bench):
         bench = bench(Numbers())
-        order = bench.order([1, 2, 3, 4], self.SPEC)
+        task = bench.task([1, 2, 3, 4], self.SPEC)
         number = [field.path for field in self.SPEC.fields].index("label")
-        self.SPEC.fields[number].values(bench.pool.arena.buffer, order.blocks[number][0], 4)[:] = -1
-        bench.engine.submit(order, [(1, 3)])
+        self.SPEC.fields[number].values(bench.pool.arena.buffer, task.blocks[number][0], 4)[:] = -1
+        bench.engine.submit(task, [(1, 3)])
         bench.collect(1)
-        assert bench.rows(order, "label") == [-1, 2, 3, -1]
+        assert bench.rows(task, "label") == [-1, 2, 3, -1]
 
     def test_one_worker_does_runs_in_the_order_they_came(self, bench):
         bench = bench(Numbers(), num_workers=1)
-        orders = [bench.order(range(4), self.SPEC) for _ in range(5)]
-        for order in orders:
-            bench.engine.submit(order, [(2, 4), (0, 2)])
+        tasks = [bench.task(range(4), self.SPEC) for _ in range(5)]
+        for task in tasks:
+            bench.engine.submit(task, [(2, 4), (0, 2)])
         told = [(each.ticket, each.start) for each in bench.collect(10)]
-        assert told == [(order.ticket, start) for order in orders for start in (2, 0)]
+        assert told == [(task.ticket, start) for task in tasks for start in (2, 0)]
 
-    def test_runs_can_be_added_to_an_order_once_others_are_done(self, bench):
+    def test_runs_can_be_added_to_a_task_once_others_are_done(self, bench):
         bench = bench(Numbers())
-        order = bench.order(range(4), self.SPEC)
+        task = bench.task(range(4), self.SPEC)
         for run in ((0, 1), (1, 4)):
-            bench.engine.submit(order, [run])
-            [outcome] = bench.collect(1)
-            assert (outcome.start, outcome.stop) == run
-        assert bench.rows(order, "label") == [0, 1, 2, 3]
+            bench.engine.submit(task, [run])
+            [result] = bench.collect(1)
+            assert (result.start, result.stop) == run
+        assert bench.rows(task, "label") == [0, 1, 2, 3]
 
     def test_a_stream_goes_on_from_batch_to_batch_in_its_own_lane(self, bench):
         bench = bench(Stream(7), fetch="stream", batch_rows=3)
         spec = BatchSpec.from_sample({"label": 0})
         lanes = bench.engine.num_workers
-        orders = {}
+        tasks = {}
         for serial in range(4):
             for lane in range(lanes):
-                order = order_of([serial])
-                orders[order.ticket] = (lane, serial)
-                bench.engine.submit(order, [(0, 1)], lane=lane)
+                task = task_of([serial])
+                tasks[task.ticket] = (lane, serial)
+                bench.engine.submit(task, [(0, 1)], lane=lane)
         found = {}
-        for outcome in bench.collect(4 * lanes):
-            labels = [sample["label"] for _, sample in outcome.beside.samples]
-            assert len(labels) == outcome.rows
-            assert outcome.spec == (spec if labels else None)
-            found[orders[outcome.ticket]] = labels
+        for result in bench.collect(4 * lanes):
+            labels = [sample["label"] for _, sample in result.overflow.samples]
+            assert len(labels) == result.rows
+            assert result.spec == (spec if labels else None)
+            found[tasks[result.ticket]] = labels
         for lane in range(lanes):
             first = 100 * lane
             assert [found[lane, serial] for serial in range(4)] == [
@@ -217,37 +217,37 @@ class EngineContract:
 
     def test_the_first_sample_tells_the_spec_and_comes_itself(self, bench):
         bench = bench(Numbers())
-        bench.engine.submit(bench.order([5, 6, 7]), [(0, 1)])
-        [outcome] = bench.collect(1)
-        assert outcome.spec == self.SPEC
-        [(row, sample)] = outcome.beside.samples
+        bench.engine.submit(bench.task([5, 6, 7]), [(0, 1)])
+        [result] = bench.collect(1)
+        assert result.spec == self.SPEC
+        [(row, sample)] = result.overflow.samples
         assert (row, sample["label"], sample["x"].tolist()) == (0, 5, [[5] * 3] * 2)
 
     @pytest.mark.parametrize("fetch", ["each", "all"])
     def test_a_collate_fn_makes_the_batch_in_the_worker(self, bench, fetch):
         bench = bench(Batches(), fetch=fetch, collate=lambda samples: np.stack([each["x"] for each in samples]))
-        bench.engine.submit(bench.order([4, 2]), [(0, 2)])
-        [outcome] = bench.collect(1)
-        made = outcome.parcel.open([]) if outcome.parcel is not None else outcome.result
+        bench.engine.submit(bench.task([4, 2]), [(0, 2)])
+        [result] = bench.collect(1)
+        made = result.parcel.open([]) if result.parcel is not None else result.value
         assert made[:, 0, 0].tolist() == [4, 2]
 
     def test_a_raw_order_brings_the_samples_of_a_collate_fn(self, bench):
         bench = bench(Numbers(fail={2}), collate=len, keep_going=True)
-        order = bench.order([4, 2, 3])
-        order.raw = True
-        bench.engine.submit(order, [(0, 3)])
-        [outcome] = bench.collect(1)
-        assert [(row, sample["label"]) for row, sample in outcome.beside.samples] == [(0, 4), (2, 3)]
-        assert [failure.row for failure in outcome.failures] == [1]
+        task = bench.task([4, 2, 3])
+        task.raw = True
+        bench.engine.submit(task, [(0, 3)])
+        [result] = bench.collect(1)
+        assert [(row, sample["label"]) for row, sample in result.overflow.samples] == [(0, 4), (2, 3)]
+        assert [failure.row for failure in result.failures] == [1]
 
     # -- exceptions
 
     def test_an_exception_names_its_sample_and_ends_the_run(self, bench):
         bench = bench(Numbers(fail={6}))
-        order = bench.order([5, 6, 7, 8], self.SPEC)
-        bench.engine.submit(order, [(0, 4)])
-        [outcome] = bench.collect(1)
-        [failure] = outcome.failures
+        task = bench.task([5, 6, 7, 8], self.SPEC)
+        bench.engine.submit(task, [(0, 4)])
+        [result] = bench.collect(1)
+        [failure] = result.failures
         assert (failure.row, failure.key, failure.source, failure.doing) == (1, 6, "number/6", "reading")
         assert (type(failure.error), str(failure.error)) == (LookupError, "no number 6")
         assert failure.summary == "LookupError: no number 6"
@@ -256,45 +256,45 @@ class EngineContract:
 
     def test_the_engine_goes_on_after_an_exception(self, bench):
         bench = bench(Numbers(fail={0}), num_workers=1)
-        bench.engine.submit(bench.order([0], self.SPEC), [(0, 1)])
-        good = bench.order([1, 2], self.SPEC)
+        bench.engine.submit(bench.task([0], self.SPEC), [(0, 1)])
+        good = bench.task([1, 2], self.SPEC)
         bench.engine.submit(good, [(0, 2)])
         assert [bool(each.failures) for each in bench.collect(2)] == [True, False]
         assert bench.rows(good, "label") == [1, 2]
 
     def test_under_a_policy_a_run_goes_on_behind_a_failed_sample(self, bench):
         bench = bench(Numbers(fail={6, 8}), keep_going=True)
-        order = bench.order([5, 6, 7, 8, 9], self.SPEC)
-        bench.engine.submit(order, [(0, 5)])
-        [outcome] = bench.collect(1)
-        assert [(failure.row, failure.key) for failure in outcome.failures] == [(1, 6), (3, 8)]
-        assert bench.rows(order, "label")[0::2] == [5, 7, 9]
+        task = bench.task([5, 6, 7, 8, 9], self.SPEC)
+        bench.engine.submit(task, [(0, 5)])
+        [result] = bench.collect(1)
+        assert [(failure.row, failure.key) for failure in result.failures] == [(1, 6), (3, 8)]
+        assert bench.rows(task, "label")[0::2] == [5, 7, 9]
 
     @pytest.mark.parametrize(
         "raised", [(StubbornError, 1, 2), (ValueError, lambda: 0)], ids=["cannot rebuild", "cannot pickle"]
     )
     def test_an_exception_that_cannot_travel_still_tells_its_type_and_text(self, bench, raised):
         bench = bench(Raises(*raised))
-        bench.engine.submit(bench.order([0]), [(0, 1)])
-        [outcome] = bench.collect(1)
-        [failure] = outcome.failures
+        bench.engine.submit(bench.task([0]), [(0, 1)])
+        [result] = bench.collect(1)
+        [failure] = result.failures
         assert raised[0].__name__ in failure.summary
         assert failure.summary in failure.text
 
     def test_an_exception_in_the_collate_fn_is_reported_for_the_batch(self, bench):
         bench = bench(Numbers(), collate=lambda samples: samples["no"])
-        bench.engine.submit(bench.order([4, 2]), [(0, 2)])
-        [outcome] = bench.collect(1)
-        [failure] = outcome.failures
+        bench.engine.submit(bench.task([4, 2]), [(0, 2)])
+        [result] = bench.collect(1)
+        [failure] = result.failures
         assert (failure.row, failure.doing, type(failure.error)) == (None, "collating", TypeError)
 
     def test_a_sample_that_cannot_be_a_row_is_reported_not_raised(self, bench):
         from loaders import Field
 
         bench = bench(Numbers(), fields={"boxes": Field(ragged=True)})
-        bench.engine.submit(bench.order([4, 2]), [(0, 1)])
-        [outcome] = bench.collect(1)
-        [failure] = outcome.failures
+        bench.engine.submit(bench.task([4, 2]), [(0, 1)])
+        [result] = bench.collect(1)
+        [failure] = result.failures
         assert "'boxes'" in str(failure.error)
 
     # -- cancelling, closing, looking
@@ -302,15 +302,15 @@ class EngineContract:
     def test_a_cancelled_order_is_reported_and_not_read(self, bench, gate):
         gate.hold(0)
         bench = bench(Numbers(gate=gate), num_workers=1)
-        first, unwanted, last = (bench.order([key, key + 1], self.SPEC) for key in (0, 10, 20))
-        for order in (first, unwanted, last):
-            bench.engine.submit(order, [(0, 2)])
+        first, unwanted, last = (bench.task([key, key + 1], self.SPEC) for key in (0, 10, 20))
+        for task in (first, unwanted, last):
+            bench.engine.submit(task, [(0, 2)])
         if self.works_beside_the_consumer:
             assert gate.entered(1) == [0]
         bench.engine.cancel(unwanted)
         gate.open()
-        outcomes = bench.collect(3)
-        assert [(each.ticket, each.cancelled) for each in outcomes] == [
+        results = bench.collect(3)
+        assert [(each.ticket, each.cancelled) for each in results] == [
             (first.ticket, False), (unwanted.ticket, True), (last.ticket, False)
         ]  # fmt: skip
         assert set(gate.entered(3 if self.works_beside_the_consumer else 4)) <= {0, 1, 20, 21}
@@ -319,13 +319,13 @@ class EngineContract:
     def test_a_cancelled_batch_of_a_stream_is_not_read(self, bench, gate):
         gate.hold(0)
         bench = bench(Stream(9, gate), fetch="stream", batch_rows=3, num_workers=1)
-        orders = [order_of([serial]) for serial in range(3)]
-        for order in orders:
-            bench.engine.submit(order, [(0, 1)])
+        tasks = [task_of([serial]) for serial in range(3)]
+        for task in tasks:
+            bench.engine.submit(task, [(0, 1)])
         if self.works_beside_the_consumer:
             assert gate.entered(1) == [0]
-        for order in orders[1:]:
-            bench.engine.cancel(order)
+        for task in tasks[1:]:
+            bench.engine.cancel(task)
         gate.open()
         assert [each.cancelled for each in bench.collect(3)] == [False, True, True]
         assert gate.entered(2 if self.works_beside_the_consumer else 3)[-2:] == [1, 2]
@@ -335,8 +335,8 @@ class EngineContract:
         gate.hold(0)
         bench = bench(Numbers(gate=gate))
         assert bench.engine.collect(0) == []
-        order = bench.order([0, 1], self.SPEC)
-        bench.engine.submit(order, [(0, 2)])
+        task = bench.task([0, 1], self.SPEC)
+        bench.engine.submit(task, [(0, 2)])
         if self.works_beside_the_consumer:
             assert gate.entered(1) == [0]
         assert bench.engine.collect(0) == []
@@ -352,12 +352,12 @@ class EngineContract:
         gate.hold(8)
         bench = bench(Numbers(gate=gate))
         assert bench.engine.reading() == []
-        order = bench.order([7, 8, 9], self.SPEC)
-        bench.engine.submit(order, [(0, 3)])
+        task = bench.task([7, 8, 9], self.SPEC)
+        bench.engine.submit(task, [(0, 3)])
         if self.works_beside_the_consumer:
             assert gate.entered(2) == [7, 8]
             [reading] = bench.engine.reading()
-            assert (reading.ticket, reading.row) == (order.ticket, 1)
+            assert (reading.ticket, reading.row) == (task.ticket, 1)
             assert reading.worker in (0, 1)
             assert 0 <= reading.since_s < PATIENCE_S
         gate.open()
@@ -366,7 +366,7 @@ class EngineContract:
 
     def test_closing_twice_is_closing_once(self, bench):
         bench = bench(Numbers())
-        bench.engine.submit(bench.order(range(4), self.SPEC), [(0, 4)])
+        bench.engine.submit(bench.task(range(4), self.SPEC), [(0, 4)])
         bench.collect(1)
         bench.engine.close()
         bench.engine.close()
@@ -375,7 +375,7 @@ class EngineContract:
         gate.hold(*range(64))
         bench = bench(Numbers(gate=gate))
         for _ in range(20):
-            bench.engine.submit(bench.order(range(64), self.SPEC), [(row, row + 4) for row in range(0, 64, 4)])
+            bench.engine.submit(bench.task(range(64), self.SPEC), [(row, row + 4) for row in range(0, 64, 4)])
         begun = gate.entered(2) if self.works_beside_the_consumer else []
         bench.engine.close()
         gate.open(len(begun))
@@ -385,36 +385,36 @@ class EngineContract:
 
     def test_closing_gives_back_all_memory_but_the_slots(self, bench):
         bench = bench(Numbers())
-        order = bench.order(range(4), self.SPEC)
-        bench.engine.submit(order, [(0, 4)])
-        bench.engine.submit(bench.order(range(4), self.SPEC), [(0, 4)])
+        task = bench.task(range(4), self.SPEC)
+        bench.engine.submit(task, [(0, 4)])
+        bench.engine.submit(bench.task(range(4), self.SPEC), [(0, 4)])
         bench.engine.close()
         bench.pool.trim()
-        assert bench.pool.arena.reserved_nbytes == 2 * sum(nbytes for _, nbytes in order.blocks)
+        assert bench.pool.arena.reserved_nbytes == 2 * sum(nbytes for _, nbytes in task.blocks)
 
     # -- randomness and identity
 
     def test_what_samples_draw_depends_on_their_position_alone(self, bench):
         bench = bench(Draws())
-        order = bench.order(list(range(20)), BatchSpec.from_sample({"index": 0, "draws": np.zeros(4)}), position=100)
-        bench.engine.submit(order, [(row, row + 3) for row in range(0, 18, 3)] + [(18, 20)])
+        task = bench.task(list(range(20)), BatchSpec.from_sample({"index": 0, "draws": np.zeros(4)}), position=100)
+        bench.engine.submit(task, [(row, row + 3) for row in range(0, 18, 3)] + [(18, 20)])
         bench.collect(7)
-        assert bench.rows(order, "draws") == [expected_draws(100 + row) for row in range(20)]
+        assert bench.rows(task, "draws") == [expected_draws(100 + row) for row in range(20)]
 
     def test_workers_start_with_their_number_and_may_change_their_dataset(self, bench):
         bench = bench(Labelled(), init=relabel)
-        order = bench.order(range(4), BatchSpec.from_sample(0))
-        bench.engine.submit(order, [(row, row + 1) for row in range(4)])
+        task = bench.task(range(4), BatchSpec.from_sample(0))
+        bench.engine.submit(task, [(row, row + 1) for row in range(4)])
         bench.collect(4)
-        [(offset, _)] = order.blocks
-        labels = order.spec.fields[0].values(bench.pool.arena.buffer, offset, 4)
+        [(offset, _)] = task.blocks
+        labels = task.spec.fields[0].values(bench.pool.arena.buffer, offset, 4)
         assert set(labels.tolist()) <= ({1000, 1001} if self.works_beside_the_consumer else {-1})
 
     def test_slots_stay_what_they_were(self, bench):
         bench = bench(Numbers())
         slot = bench.pool.acquire(self.SPEC.sizes(4))
-        order = order_of(range(4), self.SPEC, [(block.offset, block.nbytes) for block in slot])
-        bench.engine.submit(order, [(0, 4)])
+        task = task_of(range(4), self.SPEC, [(block.offset, block.nbytes) for block in slot])
+        bench.engine.submit(task, [(0, 4)])
         bench.collect(1)
         bench.engine.close()
         assert {block.state for block in slot} == {BlockState.FILLING}
@@ -428,29 +428,29 @@ class WorkersContract(EngineContract):
     def test_a_run_under_way_ends_at_its_next_row_when_it_is_cancelled(self, bench, gate):
         gate.hold(0)
         bench = bench(Numbers(gate=gate), num_workers=1)
-        order = bench.order([0, 1, 2], self.SPEC)
-        bench.engine.submit(order, [(0, 3)])
+        task = bench.task([0, 1, 2], self.SPEC)
+        bench.engine.submit(task, [(0, 3)])
         assert gate.entered(1) == [0]
-        bench.engine.cancel(order)
+        bench.engine.cancel(task)
         gate.open()
-        [outcome] = bench.collect(1)
-        assert outcome.cancelled
+        [result] = bench.collect(1)
+        assert result.cancelled
         assert gate.is_quiet()
 
     def test_a_transform_installed_by_the_init_function_is_keyed_too(self, bench):
         bench = bench(Labelled(), init=install_noise)
-        order = bench.order(range(3), BatchSpec.from_sample(0.0), position=5)
-        bench.engine.submit(order, [(0, 3)])
+        task = bench.task(range(3), BatchSpec.from_sample(0.0), position=5)
+        bench.engine.submit(task, [(0, 3)])
         bench.collect(1)
-        labels = order.spec.fields[0].values(bench.pool.arena.buffer, order.blocks[0][0], 3)
+        labels = task.spec.fields[0].values(bench.pool.arena.buffer, task.blocks[0][0], 3)
         assert labels.tolist() == [expected_draws(position)[2] for position in (5, 6, 7)]
 
     def test_an_init_function_that_fails_is_told_with_every_run(self, bench):
         bench = bench(Numbers(), init=refuse)
-        order = bench.order(range(4), self.SPEC)
-        bench.engine.submit(order, [(0, 2), (2, 4)])
-        for outcome in bench.collect(2):
-            [failure] = outcome.failures
+        task = bench.task(range(4), self.SPEC)
+        bench.engine.submit(task, [(0, 2), (2, 4)])
+        for result in bench.collect(2):
+            [failure] = result.failures
             assert (failure.row, failure.doing, str(failure.error)) == (None, "starting", "not today")
 
 

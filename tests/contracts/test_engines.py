@@ -38,11 +38,11 @@ class TestForkedProcesses(WorkersContract):
 
     def test_closing_ends_the_processes(self, bench):
         bench = bench(Pids())
-        order = bench.order(range(40), BatchSpec.from_sample(0))
-        bench.engine.submit(order, [(row, row + 1) for row in range(40)])
+        task = bench.task(range(40), BatchSpec.from_sample(0))
+        bench.engine.submit(task, [(row, row + 1) for row in range(40)])
         bench.collect(40)
-        [(offset, _)] = order.blocks
-        pids = set(order.spec.fields[0].values(bench.pool.arena.buffer, offset, 40).tolist())
+        [(offset, _)] = task.blocks
+        pids = set(task.spec.fields[0].values(bench.pool.arena.buffer, offset, 40).tolist())
         assert 1 <= len(pids - {os.getpid()}) <= 2
         bench.engine.close()
         for pid in pids:
@@ -59,11 +59,11 @@ class Pids:
 def test_samples_draw_the_same_in_processes_that_start_anew(method):
     bench = Bench(process_engine(method), job_of(Draws(), num_workers=1), shared=True)
     try:
-        order = bench.order([3, 4, 5], BatchSpec.from_sample({"index": 0, "draws": np.zeros(4)}), position=40)
-        bench.engine.submit(order, [(0, 2), (2, 3)])
+        task = bench.task([3, 4, 5], BatchSpec.from_sample({"index": 0, "draws": np.zeros(4)}), position=40)
+        bench.engine.submit(task, [(0, 2), (2, 3)])
         bench.collect(2)
-        assert bench.rows(order, "index") == [3, 4, 5]
-        assert bench.rows(order, "draws") == [expected_draws(position) for position in (40, 41, 42)]
+        assert bench.rows(task, "index") == [3, 4, 5]
+        assert bench.rows(task, "draws") == [expected_draws(position) for position in (40, 41, 42)]
     finally:
         bench.engine.close()
 
@@ -92,10 +92,10 @@ class Met:
 def draws_of_two_threads_that_meet():
     bench = Bench(ThreadEngine, job_of(Met()), shared=False)
     try:
-        order = bench.order([0, 1], BatchSpec.from_sample(0.0))
-        bench.engine.submit(order, [(0, 1), (1, 2)])
+        task = bench.task([0, 1], BatchSpec.from_sample(0.0))
+        bench.engine.submit(task, [(0, 1), (1, 2)])
         assert not any(each.failures for each in bench.collect(2))
-        return order.spec.fields[0].values(bench.pool.arena.buffer, order.blocks[0][0], 2).tolist()
+        return task.spec.fields[0].values(bench.pool.arena.buffer, task.blocks[0][0], 2).tolist()
     finally:
         bench.engine.close()
 

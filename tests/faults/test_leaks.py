@@ -213,7 +213,7 @@ def test_the_descriptors_of_a_loader_are_few_and_known():
     opened = descriptors() - before
     assert opened["/memfd"] == 2  # the memory and, by Python, its mapping's own
     assert opened["socket"] == 2  # one per worker
-    assert opened["pipe"] == 2 + 2 + 2 * 2  # runs, outcomes, and what multiprocessing watches each worker by
+    assert opened["pipe"] == 2 + 2 + 2 * 2  # runs, results, and what multiprocessing watches each worker by
     assert sum(opened.values()) <= 14
 
 

@@ -74,7 +74,7 @@ def assert_no_workers() -> None:
     wait_until(lambda: not worker_threads(), "no worker thread is left", timeout_s=10.0)
 
 
-def outcomes(loader: Any) -> list[Any]:
+def results(loader: Any) -> list[Any]:
     """The batches of an epoch, and the exceptions that came in place of some: what a patient consumer sees."""
     found: list[Any] = []
     iterator = iter(loader)
@@ -114,7 +114,7 @@ class Killer(threading.Thread):
     def __init__(self, iterator: Any, rng: random.Random, mean_s: float, at_most: int | None = None) -> None:
         super().__init__(name="killer", daemon=True)
         self.killed = 0
-        self._members = iterator._dispatch.engine._crew.members
+        self._members = iterator._dispatch.engine._supervisor.processes
         self._rng = rng
         self._mean_s = mean_s
         self._at_most = at_most

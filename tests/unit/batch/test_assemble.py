@@ -8,7 +8,7 @@ from torch.utils.data import default_collate
 
 from loaders import Field, Padded, Ragged, numpy_collate, to_numpy
 from loaders.batch.assemble import assemble, collate_privately, samples_of
-from loaders.batch.rows import Beside, RowWriter
+from loaders.batch.rows import Overflow, RowWriter
 from loaders.batch.spec import BatchSpec
 from loaders.errors import FieldDtypeError, FieldNameError, FieldShapeError
 from loaders.nested import leaves, map_tree
@@ -34,7 +34,7 @@ class Filled:
         self.blocks = [
             memoryview(self.memory)[at : at + size] if size else None for at, size in zip(offsets, sizes, strict=True)
         ]
-        self.beside = Beside()
+        self.beside = Overflow()
         writer = RowWriter(self.spec, self.memory, offsets, self.rows)
         for row, sample in enumerate(samples):
             writer.write(row, sample, self.beside)

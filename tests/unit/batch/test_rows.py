@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from loaders import Field
-from loaders.batch.rows import Beside, RowWriter
+from loaders.batch.rows import Overflow, RowWriter
 from loaders.batch.spec import BatchSpec
 
 ROWS = 4
@@ -24,7 +24,7 @@ class Slot:
             end += -(-size // 64) * 64
         self.memory = bytearray(b"\xdb" * max(end, 1))
         self.writer = RowWriter(self.spec, self.memory, self.offsets, ROWS)
-        self.beside = Beside()
+        self.beside = Overflow()
 
     def write(self, row, sample):
         self.writer.write(row, sample, self.beside)
@@ -200,8 +200,8 @@ def test_ragged_samples_may_differ_in_every_dimension_but_not_in_their_number():
 
 
 def test_what_runs_of_one_batch_left_beside_is_merged():
-    one = Beside({0: [(1, "a")]}, [(2, "b")], {0: (3,)})
-    one.merge(Beside({0: [(4, "c")], 1: [(5, "d")]}, [(6, "e")], {0: (2,), 1: (7, 7)}))
+    one = Overflow({0: [(1, "a")]}, [(2, "b")], {0: (3,)})
+    one.merge(Overflow({0: [(4, "c")], 1: [(5, "d")]}, [(6, "e")], {0: (2,), 1: (7, 7)}))
     assert one.fields == {0: [(1, "a"), (4, "c")], 1: [(5, "d")]}
     assert one.samples == [(2, "b"), (6, "e")]
     assert one.needs == {0: (3,), 1: (7, 7)}

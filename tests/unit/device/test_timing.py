@@ -7,7 +7,8 @@ import itertools
 import pytest
 import torch
 
-from loaders.device import transfer_time
+from loaders.device import event_timing
+from loaders.device.event_timing import transfer_time
 from loaders.errors import DeviceError
 
 
@@ -18,7 +19,7 @@ def test_on_the_cpu_each_run_is_timed_by_the_performance_counter_after_warming_u
     def fn():
         now[0] += next(lasts)
 
-    monkeypatch.setattr(transfer_time.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(event_timing.time, "perf_counter", lambda: now[0])
     measured = transfer_time(fn, device="cpu", warm_up=2, runs=4, nbytes=5_000_000_000)
     assert measured == (2.5, 1.0, 10.0, (3.0, 1.0, 2.0, 10.0), 5_000_000_000)
     assert measured.gb_per_s == 2.0

@@ -13,6 +13,7 @@ import pytest
 from loaders.errors import BufferMemoryError
 from loaders.memory import arena as arena_module
 from loaders.memory.arena import PAGE, Arena, round_up
+from loaders.system import limits
 from loaders.system.limits import available_nbytes
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="memfd, /proc and /dev/shm are Linux's")
@@ -122,7 +123,7 @@ def test_a_full_machine_is_an_error_at_the_reservation_and_not_a_bus_error_later
 def test_a_limit_on_address_space_gives_a_smaller_range_not_an_error():
     code = """
         import resource
-        from loaders.batching.arena import Arena
+        from loaders.memory.arena import Arena
         resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))
         for shared in (True, False):
             arena = Arena(1 << 36, shared=shared)
@@ -154,7 +155,7 @@ def test_cgroup_v2_counts_the_headroom_of_every_level_above(tmp_path):
         "sys/fs/cgroup/job/step/memory.current": 700,
         "sys/fs/cgroup/job/step/memory.stat": "inactive_file 0",
     }
-    assert arena_module._cgroup_headrooms(write_files(tmp_path, files)) == [350]
+    assert limits._cgroup_headrooms(write_files(tmp_path, files)) == [350]
 
 
 def test_cgroup_v1_counts_droppable_cache_of_the_whole_tree_as_its_usage_does(tmp_path):
@@ -167,7 +168,7 @@ def test_cgroup_v1_counts_droppable_cache_of_the_whole_tree_as_its_usage_does(tm
         "sys/fs/cgroup/memory/docker/abc/memory.usage_in_bytes": 900,
         "sys/fs/cgroup/memory/docker/abc/memory.stat": "inactive_file 1\ntotal_inactive_file 200",
     }
-    assert min(arena_module._cgroup_headrooms(write_files(tmp_path, files))) == 300
+    assert min(limits._cgroup_headrooms(write_files(tmp_path, files))) == 300
 
 
 def test_inside_a_container_the_limit_at_the_top_is_found_though_the_path_is_the_hosts(tmp_path):
@@ -177,11 +178,11 @@ def test_inside_a_container_the_limit_at_the_top_is_found_though_the_path_is_the
         "sys/fs/cgroup/memory.current": 400,
         "sys/fs/cgroup/memory.stat": "inactive_file 0",
     }
-    assert arena_module._cgroup_headrooms(write_files(tmp_path, files)) == [600]
+    assert limits._cgroup_headrooms(write_files(tmp_path, files)) == [600]
 
 
 def test_a_group_above_its_limit_leaves_nothing_rather_than_less(monkeypatch):
-    monkeypatch.setattr(arena_module, "_cgroup_headrooms", lambda: [-5])
+    monkeypatch.setattr(limits, "_cgroup_headrooms", lambda: [-5])
     assert available_nbytes() == 0
 
 
@@ -189,7 +190,7 @@ def test_a_group_above_its_limit_leaves_nothing_rather_than_less(monkeypatch):
 def test_without_a_readable_cgroup_the_machine_alone_counts(tmp_path, content):
     if content is not None:
         write_files(tmp_path, {"proc/self/cgroup": content})
-    assert arena_module._cgroup_headrooms(tmp_path) == []
+    assert limits._cgroup_headrooms(tmp_path) == []
 
 
 @linux

@@ -214,7 +214,7 @@ def test_a_report_counts_what_travelled_beside_the_slot_and_what_was_skipped():
     loader = DataLoader(Odd(16), 4, on_error="skip", fields={"x": loaders.Field(pad=0)})
     list(loader)
     report = loader.report()
-    assert report.beside_nbytes == 20
+    assert report.overflow_nbytes == 20
     assert [(each.index, each.source) for each in report.skipped] == [(5, "number 5")]
 
 
