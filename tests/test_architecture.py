@@ -30,7 +30,6 @@ ROOMS = (
     "loaders.outputs",
     "loaders.benchmark",
     "loaders.doctor",
-    "loaders.demo",
     "loaders.cli",
     "loaders.__main__",
 )
@@ -46,11 +45,9 @@ TORCH = (
     "loaders.outputs",
     "loaders.benchmark",
     "loaders.doctor",
-    "loaders.demo",
 )
 # What a worker process imports, by itself or through others: no torch in any of it.
 WORKER = "loaders.workers.process_main"
-ALBUMENTATIONS = ("loaders.demo",)
 LONGEST = 400
 
 MODULES = {
@@ -138,8 +135,7 @@ def test_torch_is_imported_only_where_tensors_are_made(module):
 @pytest.mark.parametrize("module", MODULES)
 def test_albumentations_is_the_users(module):
     for imported, _ in imports_of(module):
-        if imported.split(".")[0].startswith("albu"):
-            assert any(is_under(module, prefix) for prefix in ALBUMENTATIONS), f"{module} imports {imported}"
+        assert not imported.split(".")[0].startswith("albu"), f"{module} imports {imported}"
 
 
 def test_what_a_worker_process_imports_leads_to_no_torch():

@@ -12,9 +12,9 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from examples.demo.photos import read_photo
 from loaders import DataLoader, DevicePrefetcher, as_array, as_tensor, numpy_collate, shares_memory, to_image, to_numpy
 from loaders.cli import app
-from loaders.demo.photos import read_photo
 from loaders.errors import ShareError
 
 if sys.version_info >= (3, 11):

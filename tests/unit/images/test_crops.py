@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.photo_zoo import encode, exif, jpeg, photo, with_exif, zoo
 
+from examples.demo.photos import read_photo
 from loaders import CenterCrop, DecodeError, RandomResizedCrop, Resize, image_size, read_image
-from loaders.demo.photos import read_photo
 from loaders.images.crops import Crop
 from loaders.images.decode import nvimagecodec, opencv
 from loaders.images.decode.image import EncodedImage
