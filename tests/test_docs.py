@@ -6,11 +6,15 @@ import re
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 import yaml
 from support.pages import PAGES, ROOT, blocks_of, run_page
 
 import loaders
+from loaders import DevicePrefetcher, as_array, as_tensor, numpy_collate, shares_memory, to_image, to_numpy
+from loaders.errors import ShareError
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -61,7 +65,7 @@ def _anchor(heading: str) -> str:
 def test_every_page_is_in_the_navigation_once():
     settings = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
     in_navigation = re.findall(r"^ +- [^\n]*: (\S+\.md)$", settings, re.MULTILINE)
-    assert sorted(f"docs/{page}" for page in in_navigation) == DOCUMENTS
+    assert sorted(f"docs/{page}" for page in in_navigation) == sorted(DOCUMENTS)
     assert yaml.safe_load(settings)["nav"][0] == {"Start": "index.md"}
 
 
@@ -92,3 +96,34 @@ def test_every_dependency_is_explained():
     assert {f"{name}>={version}" for name, version in explained} == {
         line.partition(";")[0] for group in groups for line in group if not line.startswith("loaders[")
     }
+
+
+def test_the_table_of_memory_is_right_about_conversions():
+    array = np.arange(6, dtype=np.float32).reshape(2, 3)
+    tensor = torch.arange(6.0)
+    assert shares_memory(array, as_tensor(array))
+    assert shares_memory(tensor, as_array(tensor))
+    assert not shares_memory(array[::-1], as_tensor(array[::-1]))
+    with pytest.raises(ShareError, match="negative strides"):
+        as_tensor(array[::-1], copy=False)
+    assert not shares_memory(array, as_tensor(array, copy=True))
+    assert not shares_memory(tensor, as_array(tensor, copy=True))
+    weights = torch.zeros(3, requires_grad=True)
+    assert shares_memory(weights, as_array(weights))
+    assert not as_array(weights).flags.writeable
+
+
+def test_the_table_of_memory_is_right_about_copies_you_own():
+    tensor = torch.zeros(3)
+    assert not shares_memory(tensor, to_numpy({"boxes": [tensor]})["boxes"][0])
+    pixels = torch.zeros((3, 4, 4), dtype=torch.uint8)
+    assert not shares_memory(pixels, to_image(pixels))
+    assert to_image(torch.zeros(3, 4, 5)).shape == (4, 5, 3)
+
+
+def test_the_table_of_memory_is_right_about_batches():
+    rows = [np.full(3, row, np.float32) for row in range(2)]
+    batch = numpy_collate([{"row": row} for row in rows])
+    assert not any(shares_memory(row, batch["row"]) for row in rows)
+    (same,) = DevicePrefetcher([batch], "cpu")
+    assert same is batch
