@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import re
+import sys
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 ROOT = Path(__file__).parents[2]
 PAGES = {
@@ -51,10 +53,35 @@ def blocks_of(page: str) -> list[Block]:
 def run_page(page: str) -> dict[str, object]:
     """Run the Python blocks of a page in order, as one program in the current folder; what they leave.
 
-    Lines of a traceback are those of the page.
+    A `print(...)` whose line ends with a comment has to print that. Lines of a traceback are those of the page.
     """
     names: dict[str, object] = {"__name__": "__main__"}
+    file = str(PAGES[page])
     for block in blocks_of(page):
         if block.language == "python" and block.reason is None:
-            exec(compile("\n" * (block.line - 1) + block.code, str(PAGES[page]), "exec"), names)
+            names["print"] = _Checked(file, block)
+            exec(compile("\n" * (block.line - 1) + block.code, file, "exec"), names)
     return names
+
+
+class _Checked:
+    """`print`, for a block whose comments say what is printed; "…" stands for anything."""
+
+    def __init__(self, file: str, block: Block) -> None:
+        self._file = file
+        self._block = block
+
+    def __call__(self, *values: object, **options: Any) -> None:
+        print(*values, **options)
+        caller = sys._getframe(1)
+        if caller.f_code.co_filename != self._file:
+            return
+        line = self._block.code.splitlines()[caller.f_lineno - self._block.line]
+        claim = re.fullmatch(r" *print\(.*\)  # (.*)", line)
+        if claim is not None and "file" not in options:
+            told = io.StringIO()
+            print(*values, **{**options, "file": told})
+            pattern = re.escape(claim[1]).replace("…", ".*")
+            assert re.fullmatch(pattern, told.getvalue().strip(), re.DOTALL), (
+                f"{self._file}:{caller.f_lineno}: printed {told.getvalue().strip()!r}, and is said to print {claim[1]!r}"
+            )
