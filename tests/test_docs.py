@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import yaml
 from support.pages import PAGES, ROOT, blocks_of, run_page
 
 import loaders
@@ -66,7 +65,7 @@ def test_every_page_is_in_the_navigation_once():
     settings = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
     in_navigation = re.findall(r"^ +- [^\n]*: (\S+\.md)$", settings, re.MULTILINE)
     assert sorted(f"docs/{page}" for page in in_navigation) == sorted(DOCUMENTS)
-    assert yaml.safe_load(settings)["nav"][0] == {"Start": "index.md"}
+    assert in_navigation[0] == "index.md"
 
 
 def test_every_public_name_is_in_the_reference_once():
