@@ -163,3 +163,15 @@ def test_a_module_is_one_noun_of_readable_length_and_says_what_it_is(module):
 
 def test_the_table_names_no_room_that_is_gone():
     assert not [room for room in ROOMS if not any(is_under(module, room) for module in MODULES)]
+
+
+def test_the_map_in_the_documentation_has_every_room_in_this_order():
+    rows = re.findall(
+        r"^\| (`[a-z/]+`(?:, `[a-z/]+`)*)( ●)? \|", (ROOT.parent / "docs/design.md").read_text("utf-8"), re.M
+    )
+    drawn = [(f"loaders.{name}", bool(torch)) for names, torch in rows for name in re.findall(r"([a-z]+)/?`", names)]
+    packages = [room for room in ROOMS if room.count(".") == 1 and not room.endswith("__")]
+    assert [name for name, _ in drawn] == packages
+    assert {name for name, torch in drawn if torch} - {"loaders.cli"} == {
+        ".".join(name.split(".")[:2]) for name in TORCH
+    }

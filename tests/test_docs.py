@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import sys
 from pathlib import Path
@@ -85,6 +86,19 @@ def test_every_error_is_in_the_reference():
     entries = re.findall(r"^::: loaders\.(?:errors\.)?(\w+Error)$", PAGES["docs/reference.md"].read_text("utf-8"), re.M)
     tree = re.findall(r"^[ │├└─]+(\w+Error)\b", loaders.errors.__doc__ or "", re.MULTILINE)
     assert sorted(entries) == sorted(set(tree) - {"SlotStateError"})  # which no program should catch
+
+
+def test_every_argument_and_method_of_the_loader_is_compared_with_torchs():
+    page = PAGES["docs/from_torch.md"].read_text(encoding="utf-8")
+    named = set(re.findall(r"`(\w+)`", page))
+    assert set(inspect.signature(loaders.DataLoader.__init__).parameters) - {"self"} <= named
+    assert {name for name in vars(loaders.DataLoader) if not name.startswith("_")} <= named
+
+
+def test_every_environment_variable_of_ours_is_named_on_a_page():
+    pages = "".join(PAGES[page].read_text(encoding="utf-8") for page in DOCUMENTS)
+    source = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "loaders").rglob("*.py"))
+    assert set(re.findall(r"\bLOADERS_[A-Z]+\b", source)) == set(re.findall(r"\bLOADERS_[A-Z]+\b", pages))
 
 
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="tomllib came with Python 3.11")
