@@ -57,6 +57,15 @@ def test_every_link_leads_to_a_file_and_a_heading(page):
             assert anchor in map(_anchor, headings), f"{page}: {target}"
 
 
+@pytest.mark.parametrize("page", ["CONTRIBUTING.md", "docs/design.md", "docs/benchmarks.md", "docs/dependencies.md"])
+def test_every_path_that_is_named_exists(page):
+    named = re.findall(r"`(\w+/[\w./]*)`", PAGES[page].read_text(encoding="utf-8"))
+    assert named
+    # The map of the code names modules below loaders/, without their endings.
+    for path in set(named) - {"site/", "photos/train", "photos/val"}:
+        assert any((ROOT / folder / f"{path}{end}").exists() for folder in ("", "loaders") for end in ("", ".py")), path
+
+
 def _anchor(heading: str) -> str:
     """As Python-Markdown and GitHub make it, for headings that both treat alike."""
     return re.sub(r"[\s]+", "-", re.sub(r"[^\w\s-]", "", heading).strip().lower())
