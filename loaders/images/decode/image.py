@@ -34,6 +34,10 @@ _MUCH = 2 / 3
 _HEAD_NBYTES = 16 * 1024  # of a file, to look for its size in; most have it far earlier
 
 
+class SourceTypeError(DecodeError, TypeError):
+    """What is to be decoded is no path, no URL and no bytes."""
+
+
 class EncodedImage:
     """An image file that is open; `open_image` makes it. For one thread.
 
@@ -220,6 +224,8 @@ def open_image(source: Source, index: int | None = None, backend: Backend | None
     """
     if backend == "nvimagecodec":
         nvimagecodec.require()
+    if not isinstance(source, (str, os.PathLike)):
+        _require_bytes(source, index)
     quiet_opencv()
     try:
         if not is_looked_at():  # the usual case: of the smallest pictures even marks would take a hundredth
@@ -240,20 +246,24 @@ def open_image(source: Source, index: int | None = None, backend: Backend | None
         ) from error
 
 
+def _require_bytes(source: object, index: int | None) -> None:
+    try:
+        memoryview(source)  # type: ignore[arg-type]  # which is the question
+    except TypeError:
+        subject = "image" if index is None else describe_sample(index, None)
+        hint = "its bytes, source.read()" if hasattr(source, "read") else "one of them"
+        raise SourceTypeError(
+            f"{subject}: a {type(source).__name__} is no path, no URL and no encoded bytes.\n  Pass {hint}.",
+            index=index,
+        ) from None
+
+
 def _opened(source: Source) -> Parts:
     """The bytes of the file.
 
     Raises:
         OSError, UndecodableError: there is none.
     """
-    if not isinstance(source, (str, os.PathLike)):
-        try:
-            memoryview(source)
-        except TypeError:
-            hint = "; pass its bytes, source.read()" if hasattr(source, "read") else ""
-            raise UndecodableError(
-                f"it is a {type(source).__name__}, and neither a path nor a URL nor encoded bytes{hint}"
-            ) from None
     try:
         return open_parts(source)
     except ValueError as error:  # fsspec does not know the protocol

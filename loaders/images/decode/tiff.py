@@ -18,7 +18,7 @@ SHORT, LONG, LONG8 = 3, 4, 16
 
 _WIDTH, _HEIGHT, _BITS, _PHOTOMETRIC, _SAMPLES, _PLANAR = 0x100, 0x101, 0x102, 0x106, 0x115, 0x11C
 _EXTRA_SAMPLES, _SAMPLE_FORMAT = 0x152, 0x153
-_PIECES = (0x111, 0x117, 0x144, 0x145)  # where strips and tiles lie, and their lengths
+_PIECES = ((0x111, 0x117), (0x144, 0x145))  # where strips lie, and their lengths; and the same of tiles
 _PRIVATE = 0xFFFF  # a tag that no reader knows
 _MINISWHITE, _MINISBLACK, _RGB = 0, 1, 2
 _SEPARATE = 2
@@ -94,6 +94,11 @@ class Directory:
     def value(self, tag: int, default: int) -> int:
         """The first of them."""
         return self.values(tag, default)[0]
+
+    def pieces_end(self) -> int:
+        """Where the last strip or tile ends."""
+        pieces = [(self.values(at, 0), self.values(nbytes, 0)) for at, nbytes in _PIECES]
+        return max(map(sum, [pair for starts, sizes in pieces for pair in zip(starts, sizes, strict=False)]))
 
     def with_all(self, file: bytearray, tag: int, value: int, count: int | None = None) -> None:
         """Set all values of a tag, if it is there, in a copy of the file; `count` makes them fewer."""
@@ -222,7 +227,7 @@ class TiffHeader(NamedTuple):
 
     def __str__(self) -> str:
         plural = "s" if self.samples > 1 else ""
-        return f"a TIFF with {self.samples} sample{plural} of {self.bits} bits per pixel"
+        return f"a TIFF of {self.samples} sample{plural} per pixel and {self.bits} bits per sample"
 
 
 def read_tiff_header(data: bytes) -> TiffHeader:
@@ -265,7 +270,8 @@ def decode_tiff(data: bytes, header: TiffHeader, mode: str) -> np.ndarray[Any, A
             return pixels if mode == "RGB" else opencv.grey_of(pixels)
         stored = _high_bits(file)
     except UndecodableError as failure:
-        raise UndecodableError(f"{failure}; it is {header}") from failure
+        why = "it is cut short" if directory.pieces_end() > len(data) else "it is damaged, or OpenCV knows none like it"
+        raise UndecodableError(f"OpenCV cannot decode its {len(data):,} bytes, {header}: {why}") from failure
     if stored.ndim == 2:
         grey = 255 - stored if header.photometric == _MINISWHITE else stored
         return cv2.cvtColor(grey, cv2.COLOR_GRAY2RGB) if mode == "RGB" else grey
@@ -280,7 +286,7 @@ def _plane(data: bytes, directory: Directory, header: TiffHeader, sample: int) -
         directory.with_all(file, tag, value)
     for tag, value in ((_BITS, header.bits), (_SAMPLE_FORMAT, _UNSIGNED)):
         directory.with_all(file, tag, value, count=1)
-    for tag in _PIECES:
+    for tag in sum(_PIECES, ()):
         directory.with_part(file, tag, sample, header.samples)
     directory.without(file, _EXTRA_SAMPLES)
     return file
