@@ -63,6 +63,8 @@ def read_avif_header(data: bytes) -> AvifHeader:
     found = list(_boxes(data, *_child(data, *properties, b"ipco")))
     width, height, turns, axis = 0, 0, 0, None
     for number in _associated(data, *_child(data, *properties, b"ipma"), primary):
+        if not number:
+            continue  # it says that there is none
         kind, at, _ = found[number - 1]
         if kind == b"ispe":
             width, height = _SIZE.unpack_from(data, at + 4)
