@@ -127,9 +127,9 @@ def animated(kind: str, first: Any, **options: Any) -> bytes:
 
 
 def gif() -> Known:
-    """One whose first colour is transparent, and is used."""
+    """One of whose colours one is transparent, and is used."""
     image = Image.fromarray(RGB).quantize(16)
-    return Known(pillow("GIF", image, transparency=0), np.asarray(image.convert("RGB")))
+    return Known(pillow("GIF", image, transparency=5), np.asarray(image.convert("RGB")))
 
 
 @cache
@@ -150,6 +150,10 @@ def known() -> dict[str, Known]:
                 for extra in (0, 1, 2):
                     files[f"tiff rgba 8 {extra} {layout}"] = Known(tiff(RGBA, extra=extra, **more), RGB)
                     files[f"tiff rgba 16 {extra} {layout}"] = Known(tiff(DEEP, extra=extra, **more), RGB)
+        stray = tiff(RGBA, order=order, extra=2)
+        at = stray.index(struct.pack(order + "HHI", 0x153, 3, 4))
+        stray = stray[:at] + struct.pack(order + "HHII", 0xC000, 3, 99, 1 << 30) + stray[at + 12 :]
+        files[f"tiff rgba with a stray tag {order}"] = Known(stray, RGB)
         for bits in (10, 12, 14):
             few = DEEP[..., :3] >> 16 - bits
             files[f"tiff rgb {bits} {order}"] = Known(tiff(few, order=order, bits=bits), RGB)
@@ -187,6 +191,7 @@ def known() -> dict[str, Known]:
         "apng": Known(animated("PNG", RGB), RGB),
         "apng with a hidden picture": Known(animated("PNG", RGB, default_image=True), RGB),
         "apng with a hidden picture and alpha": Known(animated("PNG", RGBA, default_image=True), RGB),
+        "png rgba 16": Known(encode(".png", DEEP[..., [2, 1, 0, 3]]), RGB),
         "webp animated": Known(animated("WEBP", RGB, lossless=True), RGB),
         "gif": gif(),
         "bmp alpha": Known(encode(".bmp", cv2.cvtColor(RGBA, cv2.COLOR_RGBA2BGRA)), RGB),

@@ -10,6 +10,7 @@ from struct import Struct, error
 from typing import NamedTuple
 
 from loaders.images.decode import boxes, jpeg, netpbm, png, tiff
+from loaders.images.decode.opencv import least_nbytes
 
 _BMP = Struct("<Iii")
 _OLD_BMP = Struct("<IHH")
@@ -22,11 +23,7 @@ _SUN_SIGNATURE = b"\x59\xa6\x6a\x95"
 _RADIANCE = re.compile(rb"#\?.*?\n[-+]Y (\d{1,9}) [-+]X (\d{1,9})\n", re.DOTALL)
 _FLOATS = (b"PF\n", b"Pf\n", b"PF ", b"Pf ", b"PF\r", b"Pf\r")
 
-# So many pixels may be promised by any file: 256 MiB while they are decoded …
-_FEW = 1 << 26
-_FEW_OF_JPEG_2000 = _FEW // 4  # … of which OpenJPEG takes four times as many bytes
-# … and by a larger one so many per byte: twice what deflate can make of a byte (1032 bytes, of eight pixels each).
-_MOST_PER_BYTE = 1 << 14
+_WEIGHT_OF_JPEG_2000 = 4  # OpenJPEG takes four bytes per sample
 
 
 class Header(NamedTuple):
@@ -98,7 +95,7 @@ def _read(data: bytes, is_whole: bool) -> Header | None:
         return _avif(data)
     if data.startswith((boxes.JP2_SIGNATURE, boxes.J2K_SIGNATURE)):
         found = boxes.read_j2k_header(data)
-        header = _as_stored(found.width, found.height, _FEW_OF_JPEG_2000)
+        header = _as_stored(found.width, found.height, _WEIGHT_OF_JPEG_2000)
         return header._replace(least_nbytes=max(header.least_nbytes, found.least_nbytes))
     if data.startswith((b"GIF87a", b"GIF89a")):
         return _as_stored(*_GIF.unpack_from(data, 6))
@@ -111,9 +108,8 @@ def _read(data: bytes, is_whole: bool) -> Header | None:
     return None
 
 
-def _as_stored(width: int, height: int, few: int = _FEW) -> Header:
-    pixels = width * height
-    return Header(width, height, 0 if pixels <= few else pixels // _MOST_PER_BYTE)
+def _as_stored(width: int, height: int, weight: int = 1) -> Header:
+    return Header(width, height, least_nbytes(width, height, weight=weight))
 
 
 def _turned(width: int, height: int, orientation: int) -> Header:

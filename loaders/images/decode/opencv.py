@@ -10,6 +10,10 @@ import numpy as np
 from loaders.images.decode.region import Region
 from loaders.system.opencv_messages import no_messages
 
+# So many pixels may be promised by any file: 256 MiB while they are decoded …
+_FEW = 1 << 26
+# … and by a larger one so many per byte: twice what deflate can make of a byte (1032 bytes, of eight pixels each).
+_MOST_PER_BYTE = 1 << 14
 _BAND_NBYTES = 512 * 1024
 _GREY_WEIGHTS = np.array([4899, 9617, 1868], np.int32)  # of BT.601, in 1/16384
 _FLAGS = {
@@ -26,6 +30,12 @@ _FLAGS = {
 
 class UndecodableError(Exception):
     """Why a file cannot be decoded, in the words that its DecodeError will say."""
+
+
+def least_nbytes(width: int, height: int, *, weight: int = 1) -> int:
+    """The fewest bytes for which OpenCV may make room for so many pixels; one takes `weight` times the usual room."""
+    pixels = width * height
+    return pixels // _MOST_PER_BYTE if pixels * weight > _FEW else 0
 
 
 def decode_picture(data: bytes | bytearray, mode: str, *, as_stored: bool = False) -> np.ndarray[Any, Any]:

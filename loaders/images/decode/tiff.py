@@ -68,6 +68,8 @@ class Directory:
         self._is_big = data[2:4] in (b"+\0", b"\0+")
         pointer, entry, room = (_BIG, _BIG_ENTRY, 8) if self._is_big else (_START, _ENTRY, 4)
         (start,) = pointer[order].unpack_from(data, 8 if self._is_big else 4)
+        if start > len(data):
+            raise ValueError("the directory lies outside")
         (number,) = (_BIG if self._is_big else _COUNT)[order].unpack_from(data, start)
         first, step = start + (8 if self._is_big else 2), entry[order].size + room
         if first + number * step > len(data):
@@ -79,8 +81,8 @@ class Directory:
             size = _VALUE[kind][order].size if kind in _VALUE else 0
             if size * count > room:
                 (values_at,) = pointer[order].unpack_from(data, values_at)
-                if values_at + size * count > len(data):
-                    raise ValueError(f"tag {tag} lies outside")
+            if values_at + size * count > len(data):
+                continue  # it lies outside; readers pass it
             self.entries.setdefault(tag, Entry(kind, count, at, values_at))
 
     def values(self, tag: int, default: int) -> tuple[int, ...]:

@@ -8,7 +8,8 @@ import numpy as np
 
 from loaders.images.decode import gif, opencv, png
 from loaders.images.decode.header import Header
-from loaders.images.decode.netpbm import decode_netpbm
+from loaders.images.decode.netpbm import SIGNATURES, decode_netpbm
+from loaders.images.decode.opencv import UndecodableError
 from loaders.images.decode.region import turn_upright
 from loaders.images.decode.tiff import decode_tiff
 
@@ -23,6 +24,8 @@ def decode_whole(data: bytes, header: Header | None, mode: str) -> np.ndarray[An
         data = png.picture_alone(data)
     elif data.startswith(gif.SIGNATURES):
         data = gif.opaque(data)
+    elif header is None and data.startswith(SIGNATURES):
+        raise UndecodableError("the Netpbm header is damaged: a number is missing, or out of range")
     if header is None:
         return opencv.decode_picture(data, mode)
     if header.netpbm is not None:

@@ -80,6 +80,7 @@ NO_PICTURE = {
     "two alphas": (tiff(np.dstack([RGBA, ALPHA]), extra=2), "5 samples per pixel"),
     "4 bit": (tiff(GREY[..., None] >> 4, photometric=1, bits=4), "a TIFF of 1 sample per pixel and 4 bits per sample"),
     "cut": (tiff(RGB)[:8] + tiff(RGB)[8 + RGB.nbytes :], "begin with|cut short"),
+    "maxval": (b"P5 2 2 70000 " + bytes(16), "Netpbm header"),
     "pfm": (b"PF\n2 1\n-1.0\n" + np.zeros(6, "<f4").tobytes(), "floating-point samples"),
     "heif": (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(64), "HEIF"),
 }
@@ -122,10 +123,10 @@ HUGE = 1 << 15
 
 def promising(name):
     """A small file, whose header promises 2**30 pixels."""
-    if name in ("jpeg 2000", "jpeg 2000 stream"):
-        file = known()[name].file[:247]
+    if name in ("jpeg 2000", "jpeg 2000 stream", "jpeg 2000 of fewer"):  # OpenJPEG takes more for each
+        file = known()[name.removesuffix(" of fewer")].file[:247]
         at = file.index(b"\xff\x51") + 6
-        size = struct.pack(">II", HUGE, HUGE)
+        size = struct.pack(">II", *([8000, 8000] if name == "jpeg 2000 of fewer" else [HUGE, HUGE]))
         return file[:at] + size + file[at + 8 : at + 16] + size + file[at + 24 :]
     if name == "jpeg 2000 of tiles":
         file = known()["jpeg 2000 stream"].file
@@ -140,6 +141,10 @@ def promising(name):
             old = struct.pack("<HHII", tag, 4, 1, side)
             file = file.replace(old, old[:8] + struct.pack("<I", HUGE))
         return file
+    if name == "jpeg of arithmetic codes":
+        file = jpeg(photo())
+        at = file.index(b"\xff\xc0")
+        return file[: at + 1] + b"\xc9" + file[at + 2 : at + 5] + b"\x7f\xff" * 2 + file[at + 9 :]
     if name == "jpeg with a damaged header":  # which OpenCV reads past
         file = jpeg(photo())
         at = file.index(b"\xff\xc0") + 5
@@ -162,7 +167,8 @@ def promising(name):
 
 
 PROMISING = (
-    *("jpeg 2000", "jpeg 2000 stream", "jpeg 2000 of tiles", "png", "tiff", "jpeg with a damaged header"),
+    *("jpeg 2000", "jpeg 2000 stream", "jpeg 2000 of fewer", "jpeg 2000 of tiles", "png", "tiff"),
+    *("jpeg with a damaged header", "jpeg of arithmetic codes"),
     *("P6", "P2", "gif", "bmp", "webp", "sun raster", "radiance"),
 )
 PEAK = """
