@@ -43,19 +43,22 @@ def read_image(
     """Decode an image file, or a region of it, given by its path or as the bytes it holds.
 
     The picture is upright: the orientation of EXIF is applied, of AVIF that of its own properties. Grey and palette
-    images become RGB, CMYK is converted. Alpha is dropped, not blended: the colours are those that the file stores below
-    it. Of an animation comes the picture that the file itself is (of PNG the default image), else the first frame.
+    images become RGB, CMYK is converted. Alpha is dropped, not blended: the colours are those that the file stores
+    below it. Of an animation comes the picture that the file itself is (of PNG the default image), else the first
+    frame.
 
-    Of samples with more than 8 bits the 8 highest are kept, `value >> 8` of 16 bits (AVIF alone is rounded, by its
-    decoder). Netpbm samples are scaled by the largest that the header allows: to 255, or above 255 to 65535. What has no
-    8-bit picture is refused: floating-point, signed and 32-bit samples, and bands that are neither grey nor colours.
+    Of samples with more than 8 bits the 8 highest are kept, `value >> 8` of 16 bits; AVIF alone is rounded, by its
+    decoder. Netpbm samples are scaled by the largest that the header allows: to 255, or above 255 to 65535. What has
+    no 8-bit picture is refused: floating-point, signed and 32-bit samples of TIFF, and bands that are neither grey nor
+    colours.
 
-    A file is refused, too, if it promises more than 2**26 pixels (2**24 if it is JPEG 2000) and more than 2**14 for each
-    of its bytes, or if it is a JPEG with more than 512 for each. OpenCV would make room for all of them.
+    A file is refused, too, if it promises more than 2**26 pixels (2**24 if it is JPEG 2000) and more than 2**14 for
+    each of its bytes, or if it is a JPEG with more than 512 for each. OpenCV would make room for all of them.
 
-    OpenCV's messages on stderr are off while it decodes (for the whole process: it has one level for all threads), unless
-    its level is set above warnings. libjpeg, inside OpenCV, still writes one line for a damaged JPEG that it decodes or
-    refuses, such as `Corrupt JPEG data: …`; so does libpng where the codes are damaged and the checksums are right.
+    OpenCV's messages on stderr are off while it decodes (in the whole process: it has one level for all threads),
+    unless that level is above warnings. libjpeg, inside OpenCV, still writes a line for some damaged JPEGs, such as
+    `Corrupt JPEG data: …`, whether they can be decoded or not; so does libpng where the compressed bytes are damaged
+    and the checksums are right.
 
     At scale 1 a region has the pixels of the whole picture, bit for bit, on every backend. At a larger scale the
     picture is divided into blocks of scale by scale pixels, and what comes is one pixel for each block that touches the
@@ -98,8 +101,8 @@ def read_image(
 def image_size(source: Source, *, index: int | None = None) -> tuple[int, int]:
     """The size of the picture that `read_image` gives, from the header of the file: a few microseconds.
 
-    Files whose header does not settle it are decoded to find out: damaged or unusual ones. What `read_image` refuses for
-    its header is refused here. That a size comes does not mean that the rest of the file is sound.
+    Files whose header does not settle it are decoded to find out: damaged or unusual ones. What `read_image` refuses
+    for its header is refused here. That a size comes does not mean that the rest of the file is sound.
 
     Args:
         source: a path, of which only the beginning is read where that suffices, or encoded bytes.

@@ -1,7 +1,5 @@
 import io
-import os
 import pickle
-import re
 import struct
 import subprocess
 import sys
@@ -17,7 +15,6 @@ from test_decode_damaged import damage
 
 from loaders import DecodeError, image_size, read_image
 from loaders.images.decode.region import turn_upright
-from loaders.system.opencv_messages import no_messages
 
 
 @pytest.mark.parametrize("name", known())
@@ -255,45 +252,3 @@ def test_damaged_files_of_every_format_give_an_image_or_our_error_and_no_message
         assert found.ndim == 3
     assert 200 < images < 1100
     assert capfd.readouterr().err == ""
-
-
-def test_opencvs_messages_come_back_after_decoding(capfd):
-    before = cv2.utils.logging.getLogLevel()
-    with no_messages, no_messages:
-        assert cv2.utils.logging.getLogLevel() == cv2.utils.logging.LOG_LEVEL_SILENT
-    assert cv2.utils.logging.getLogLevel() == before
-    with pytest.raises(DecodeError):
-        read_image(tiff(GREY[..., None] >> 4, photometric=1, bits=4))
-    assert cv2.utils.logging.getLogLevel() == before
-    assert capfd.readouterr().err == ""
-
-
-def test_a_user_who_asks_opencv_for_details_gets_them():
-    before = cv2.utils.logging.getLogLevel()
-    try:
-        cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_INFO)
-        with no_messages:
-            assert cv2.utils.logging.getLogLevel() == cv2.utils.logging.LOG_LEVEL_INFO
-    finally:
-        cv2.utils.logging.setLogLevel(before)
-
-
-FORK = """
-import os, cv2
-from loaders.system.opencv_messages import no_messages
-with no_messages:
-    child = os.fork()
-    if not child:
-        silent = cv2.utils.logging.getLogLevel()
-        with no_messages:
-            pass
-        os._exit(10 * silent + cv2.utils.logging.getLogLevel())
-print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), cv2.utils.logging.getLogLevel())
-"""
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
-def test_a_process_forked_while_a_thread_decodes_is_not_silent_for_good():
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", FORK], capture_output=True, text=True, check=True)
-    in_child, level = map(int, re.findall(r"\d+", done.stdout))
-    assert in_child == 11 * level
