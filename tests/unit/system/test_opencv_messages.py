@@ -2,46 +2,78 @@ import os
 import re
 import subprocess
 import sys
+import threading
 
 import cv2
 import pytest
 
 from loaders import DecodeError, read_image
-from loaders.system.opencv_messages import no_messages
+from loaders.system.opencv_messages import log_level, no_messages
+
+set_log_level = (cv2 if hasattr(cv2, "setLogLevel") else cv2.utils.logging).setLogLevel
 
 
 def test_opencvs_messages_come_back_after_decoding(capfd):
-    before = cv2.utils.logging.getLogLevel()
-    with no_messages, no_messages:
-        assert cv2.utils.logging.getLogLevel() == cv2.utils.logging.LOG_LEVEL_SILENT
-    assert cv2.utils.logging.getLogLevel() == before
+    before = log_level()
+    with no_messages:
+        assert log_level() == 0
+    assert log_level() == before
     with pytest.raises(DecodeError):
         read_image(b"II*\0" + bytes(99))
-    assert cv2.utils.logging.getLogLevel() == before
+    assert log_level() == before
     assert capfd.readouterr().err == ""
 
 
-def test_a_user_who_asks_opencv_for_details_gets_them():
-    before = cv2.utils.logging.getLogLevel()
-    try:
-        cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_INFO)
+def test_threads_that_decode_together_go_back_when_the_last_is_done():
+    before = log_level()
+    inside, done = threading.Event(), threading.Event()
+
+    def decode():
         with no_messages:
-            assert cv2.utils.logging.getLogLevel() == cv2.utils.logging.LOG_LEVEL_INFO
+            inside.set()
+            done.wait(10)
+
+    thread = threading.Thread(target=decode)
+    thread.start()
+    assert inside.wait(10)
+    with no_messages:
+        pass
+    assert log_level() == 0
+    done.set()
+    thread.join()
+    assert log_level() == before
+
+
+def test_an_interrupt_on_the_way_out_is_made_good_by_the_next_picture():
+    before = log_level()
+    no_messages.__enter__()  # and never out
+    assert log_level() == 0
+    with no_messages:
+        assert log_level() == 0
+    assert log_level() == before
+
+
+def test_a_user_who_asks_opencv_for_details_gets_them():
+    before = log_level()
+    try:
+        set_log_level(4)
+        with no_messages:
+            assert log_level() == 4
     finally:
-        cv2.utils.logging.setLogLevel(before)
+        set_log_level(before)
 
 
 FORK = """
-import os, cv2
-from loaders.system.opencv_messages import no_messages
+import os
+from loaders.system.opencv_messages import log_level, no_messages
 with no_messages:
     child = os.fork()
     if not child:
-        silent = cv2.utils.logging.getLogLevel()
+        silent = log_level()
         with no_messages:
             pass
-        os._exit(10 * silent + cv2.utils.logging.getLogLevel())
-print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), cv2.utils.logging.getLogLevel())
+        os._exit(10 * silent + log_level())
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), log_level())
 """
 
 

@@ -20,6 +20,8 @@ from loaders.images.decode.region import turn_upright
 @pytest.mark.parametrize("name", known())
 def test_a_picture_has_the_pixels_that_its_file_holds_whole_and_in_parts(name):
     file, picture = known()[name]
+    if name in ("gif", "webp animated") and cv2.imdecode(np.frombuffer(file, np.uint8), cv2.IMREAD_COLOR) is None:
+        pytest.skip("this OpenCV does not know the format")
     whole = picture if picture.ndim == 3 else np.dstack([picture] * 3)
     found = read_image(file)
     assert np.array_equal(found, whole)
