@@ -22,15 +22,12 @@ def read_png_header(data: bytes) -> tuple[int, int, int]:
     """(width, height, orientation), the size as stored; of a whole file, as the orientation may come last.
 
     Raises:
-        ValueError, struct.error: a chunk reaches over the end of the file, or there is no IHDR or no IEND.
+        ValueError, struct.error: a chunk reaches over the end of the file, or IHDR is not first, or there is no IEND.
     """
-    orientation, is_first = None, True
+    orientation = None
     for kind, at, end in _chunks(data):
-        if is_first and kind != b"IHDR":
-            raise ValueError("IHDR is not first")
         if kind == b"eXIf" and orientation is None:
             orientation = any_orientation(data[at + 8 : end - 4])
-        is_first = False
     width, height = _SIZE.unpack_from(data, 16)
     return width, height, orientation or 1
 
@@ -66,12 +63,14 @@ def _chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
     """(kind, where it begins, where it ends) of the chunks, to IEND.
 
     Raises:
-        ValueError, struct.error: a chunk reaches over the end of the file, or there is no IEND.
+        ValueError, struct.error: a chunk reaches over the end of the file, or IHDR is not first, or there is no IEND.
     """
     kind, end = b"", len(SIGNATURE)
     while kind != b"IEND":
         at = end
         nbytes, kind = _CHUNK.unpack_from(data, at)
+        if (kind == b"IHDR") != (at == len(SIGNATURE)):
+            raise ValueError("IHDR is not first, or not alone")
         end = at + nbytes + 12
         if end > len(data):  # OpenCV 5 makes room for what a chunk claims, up to 4 GB, then reads
             raise ValueError("a chunk is cut short")

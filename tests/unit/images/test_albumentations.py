@@ -358,3 +358,8 @@ def test_a_target_that_the_pipeline_does_not_know_is_refused_and_not_left_as_it_
     for pipeline in (flip(), A.Compose([flip()])):
         with pytest.raises(FieldNameError, match=r'"right": .* no target "image2".*\n.*additional_targets'):
             Albumentations(pipeline, image2="right")({"image": IMAGE, "right": IMAGE})
+
+
+def test_a_declared_target_that_a_pipeline_of_colours_alone_leaves_as_it_is_passes():
+    pipeline = A.Compose([A.InvertImg(p=1)], additional_targets={"mask2": "mask"})
+    assert np.array_equal(Albumentations(pipeline, mask2="depth")({"image": IMAGE, "depth": MASK})["depth"], MASK)

@@ -112,6 +112,10 @@ def test_a_png_with_a_chunk_that_readers_must_know_is_refused_and_others_do_no_h
     strange = with_iccp(file).replace(b"iCCP", b"CgBI")
     with pytest.raises(DecodeError, match=r"a chunk b'CgBI'"):
         read_image(strange)
+    late = file[:8] + with_iccp(file)[33:-12] + file[8:]
+    for read in (read_image, image_size):
+        with pytest.raises(DecodeError, match="a damaged chunk"):
+            read(late)
     assert capfd.readouterr().err == ""
 
 
