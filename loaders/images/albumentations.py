@@ -12,6 +12,12 @@ from loaders.randomness.streams import Domain, KeyedGenerator, sample_rng
 from loaders.system.opencv_threads import quiet_opencv
 from loaders.timing.stages import AUGMENT
 
+# What tells a pipeline the format of a target, and how.
+_PARAMS = {
+    "bboxes": ("bbox_params", 'A.BboxParams("pascal_voc")'),
+    "keypoints": ("keypoint_params", 'A.KeypointParams("xy")'),
+}
+
 
 class Albumentations:
     """Adapts an Albumentations pipeline: a sample in, a sample out.
@@ -26,7 +32,8 @@ class Albumentations:
     Each call seeds the pipeline from `sample_rng()`, so neither workers nor epochs repeat each other, and a seed given
     to the pipeline itself has no effect.
 
-    The pipeline is used through its public contract alone: `set_random_state`, or else `set_random_seed`, and the call.
+    The pipeline is used through its public contract alone: `set_random_state`, or else `set_random_seed`, the call, and
+    where it has them `available_keys` and `processors`, which tell what it knows.
 
     Args:
         transform: an `albumentations.Compose`, or one transform. It holds the random state, so threads must not share
@@ -43,7 +50,8 @@ class Albumentations:
         row is left; their labels keep type and dtype, and lose the rows that the boxes lost.
 
     Raises:
-        FieldNameError: (when called) the sample has none of the fields.
+        FieldNameError: (when called) the sample has none of the fields, or has boxes, keypoints, labels or targets that
+            the pipeline was not told of: `bbox_params`, `keypoint_params`, `label_fields`, `additional_targets`.
         FieldDtypeError: the pipeline returned something else than ndarrays.
         FieldShapeError: labels got out of step with their boxes or keypoints.
     """
@@ -101,6 +109,7 @@ class Albumentations:
             for label in labels:
                 if label in fields:
                     passed[label] = _row_numbers(label, fields[label], names[target], len(passed[target]))
+        self._refuse_unknown(names)
         self._seed()
         results = self._run(passed)
         for target, name in names.items():
@@ -110,7 +119,8 @@ class Albumentations:
             fields[name] = np.asarray(results[target], np.float32).reshape(-1, passed[target].shape[1])
             for label in labels:
                 if label in fields:
-                    fields[label] = _kept_rows(label, fields[label], results[label], name, len(fields[name]))
+                    kept = _kept_rows(label, fields[label], results[label], name, len(fields[name]))
+                    fields[label] = self._known(label, target, kept)
         return rebuild(sample, list(fields.values()))
 
     def __repr__(self) -> str:
@@ -136,6 +146,41 @@ class Albumentations:
                 f'  Name the field with the image: Albumentations(transform, image="...").'
             )
         return present
+
+    def _refuse_unknown(self, names: dict[str, str]) -> None:
+        """See that the pipeline was told of what it is given: it takes boxes for fractions of the picture otherwise."""
+        known = getattr(self.transform, "available_keys", None)
+        if known is None or not getattr(self.transform, "transforms", True):
+            return  # it does not say what it knows, or is empty and moves nothing
+        processors, additional = _processors(self.transform), getattr(self.transform, "additional_targets", {})
+        for target, name in names.items():
+            kind = additional.get(target, target)
+            argument = _PARAMS.get(kind)
+            if argument is not None and kind in known and kind not in processors:
+                raise FieldNameError(
+                    f'field "{name}": the pipeline does not know the format of its {kind}, and would make nonsense of '
+                    f"them: {argument[0]} is missing.\n"
+                    f"  Pass it where the pipeline is made: A.Compose([...], {argument[0]}={argument[1]}).",
+                    field=name,
+                )
+            if target in self.targets and target not in known:
+                raise FieldNameError(
+                    f'field "{name}": the pipeline knows no target "{target}", and would leave it as it is.\n'
+                    f'  Declare it where the pipeline is made, as additional_targets={{"{target}": "image"}}.',
+                    field=name,
+                )
+
+    def _known(self, label: str, target: str, kept: Any) -> Any:
+        processor = _processors(self.transform).get(target)
+        if processor is not None and label not in (processor.params.label_fields or ()):
+            argument, declaration = _PARAMS[target]
+            raise FieldNameError(
+                f'field "{label}": the pipeline does not know these labels of its {target}, and keeps them where it '
+                f"drops a row.\n  Declare them where the pipeline is made: {argument}="
+                f'{declaration.removesuffix(")")}, label_fields=["{label}"]).',
+                field=label,
+            )
+        return kept
 
     def _seed(self) -> None:
         word = int(sample_rng().bit_generator.random_raw())
@@ -163,6 +208,12 @@ class Albumentations:
             size = results["image"].shape[:2] if "image" in results else masks.shape[1:3]
             results["masks"] = np.zeros((0, *size, *masks.shape[3:]), masks.dtype)
         return results
+
+
+def _processors(transform: Any) -> dict[str, Any]:
+    """What prepares boxes and keypoints, by target; a single transform may have them from a Compose, but uses none."""
+    processors: dict[str, Any] = getattr(transform, "processors", {}) if hasattr(transform, "preprocess") else {}
+    return processors
 
 
 def _as_tuple(names: str | tuple[str, ...]) -> tuple[str, ...]:

@@ -3,10 +3,11 @@
 | module | what |
 | --- | --- |
 | `files` | bytes at hand, of this machine's files and of remote ones |
-| `header`, `jpeg`, `tiff` | what the first bytes of a file say |
+| `header`, `jpeg`, `png`, `tiff`, `boxes`, `netpbm`, `gif` | what a file says before it is decoded, by its format |
 | `region` | rectangles: upright, as stored, reduced |
 | `image` | an open file: its size, and parts of it by what decodes them best |
-| `opencv` | decodes everything |
+| `whole` | the whole picture, where OpenCV alone would make another of the file |
+| `opencv` | decodes everything but Netpbm |
 | `nvimagecodec` | decodes regions of common JPEGs faster, where it is installed |
 | `restart`, `restart_index` | windows of JPEGs with restart markers at the cost of the window |
 """
@@ -41,9 +42,23 @@ def read_image(
 ) -> np.ndarray[Any, np.dtype[np.uint8]]:
     """Decode an image file, or a region of it, given by its path or as the bytes it holds.
 
-    The picture is upright: the EXIF orientation is applied, as OpenCV does it. Grey and palette images become RGB, CMYK
-    is converted. Of 16-bit samples the high byte is kept (`value >> 8`), which is OpenCV's rule for `IMREAD_COLOR`.
-    Alpha is dropped, not blended: the colours are those that the file stores below it.
+    The picture is upright: the orientation of EXIF is applied, of AVIF that of its own properties. Grey and palette
+    images become RGB, CMYK is converted. Alpha is dropped, not blended: the colours are those that the file stores
+    below it. Of an animation comes the picture that the file itself is (of PNG the default image), else the first
+    frame.
+
+    Of samples with more than 8 bits the 8 highest are kept, `value >> 8` of 16 bits; AVIF alone is rounded, by its
+    decoder. Netpbm samples are scaled by the largest that the header allows: to 255, or above 255 to 65535. What has
+    no 8-bit picture is refused: floating-point, signed and 32-bit samples of TIFF, and bands that are neither grey nor
+    colours.
+
+    A file is refused, too, if it promises more than 2**26 pixels (2**24 if it is JPEG 2000) and more than 2**14 for
+    each of its bytes, or if it is a JPEG with more than 512 for each. OpenCV would make room for all of them.
+
+    OpenCV's messages on stderr are off while it decodes (in the whole process: it has one level for all threads),
+    unless that level is above warnings. libjpeg, inside OpenCV, still writes a line for some damaged JPEGs, such as
+    `Corrupt JPEG data: …`, whether they can be decoded or not; so does libpng where the compressed bytes are damaged
+    and the checksums are right.
 
     At scale 1 a region has the pixels of the whole picture, bit for bit, on every backend. At a larger scale the
     picture is divided into blocks of scale by scale pixels, and what comes is one pixel for each block that touches the
@@ -70,7 +85,8 @@ def read_image(
         uint8 (H, W, 3), or (H, W) in mode "GRAY"; C-contiguous, writable, yours.
 
     Raises:
-        DecodeError: the file is missing, unreadable, empty, cut short, or no image that OpenCV knows.
+        DecodeError: the file is missing, unreadable, empty, cut short, refused as above, or no image that OpenCV knows;
+            also a TypeError if the source is of none of these types.
         ValueError: the region is not inside the picture.
         MissingExtraError: nvImageCodec was asked for and is not installed.
     """
@@ -85,8 +101,8 @@ def read_image(
 def image_size(source: Source, *, index: int | None = None) -> tuple[int, int]:
     """The size of the picture that `read_image` gives, from the header of the file: a few microseconds.
 
-    Files whose header does not settle it are decoded to find out: damaged or unusual ones, and rare formats. That a
-    size comes does not mean that the rest of the file is sound.
+    Files whose header does not settle it are decoded to find out: damaged or unusual ones. What `read_image` refuses
+    for its header is refused here. That a size comes does not mean that the rest of the file is sound.
 
     Args:
         source: a path, of which only the beginning is read where that suffices, or encoded bytes.
@@ -96,7 +112,8 @@ def image_size(source: Source, *, index: int | None = None) -> tuple[int, int]:
         (width, height) in pixels, upright.
 
     Raises:
-        DecodeError: the file is missing, unreadable, empty, or no image that OpenCV knows.
+        DecodeError: the file is missing, unreadable, empty, refused, or no image that OpenCV knows; also a TypeError if
+            the source is of none of these types.
     """
     with open_image(source, index) as image:
         return image.size()

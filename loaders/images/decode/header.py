@@ -1,125 +1,163 @@
-"""The size of a picture from the first bytes of its file; nothing is decoded.
+"""The size of a picture from the first bytes of its file, and what OpenCV would not make of it; nothing is decoded.
 
-It errs on the safe side: of what is damaged, unusual or unknown it says nothing, and OpenCV is asked instead.
+Of what is damaged, unusual or unknown it says nothing, and OpenCV is asked instead.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
 from struct import Struct, error
 from typing import NamedTuple
 
-from loaders.images.decode import jpeg
-from loaders.images.decode.tiff import ORIENTATION, first_directory
+from loaders.images.decode import boxes, jpeg, netpbm, png, tiff
+from loaders.images.decode.opencv import least_nbytes
 
-PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-
-_PNG = Struct(">II")
-_PNG_CHUNK = Struct(">I4s")
 _BMP = Struct("<Iii")
+_OLD_BMP = Struct("<IHH")
+_GIF = Struct("<HH")
+_SUN = Struct(">II")
 _WEBP_LOSSY = Struct("<HH")
 _WEBP_LOSSLESS = Struct("<I")
+_CHUNK = Struct("<4sI")
+_SUN_SIGNATURE = b"\x59\xa6\x6a\x95"
+_RADIANCE = re.compile(rb"#\?.*?\n[-+]Y (\d{1,9}) [-+]X (\d{1,9})\n", re.DOTALL)
+_FLOATS = (b"PF\n", b"Pf\n", b"PF ", b"Pf ", b"PF\r", b"Pf\r")
+
+_WEIGHT_OF_JPEG_2000 = 4  # OpenJPEG takes four bytes per sample
 
 
 class Header(NamedTuple):
     """What is known of a picture before it is decoded.
 
     Attributes:
-        width, height: upright, as OpenCV gives it.
-        jpeg: how it is stored, if it is a JPEG.
+        width, height: upright, as `read_image` gives it.
+        least_nbytes: a file with so many pixels has more bytes than this, or is none that we decode.
+        orientation: what turns the picture upright, where we do it; None where OpenCV does.
+        refusal: why it is not to be decoded, if so.
+        jpeg, tiff, netpbm: how it is stored, if it is one.
     """
 
     width: int
     height: int
+    least_nbytes: int
+    orientation: int | None = None
+    refusal: str | None = None
     jpeg: jpeg.JpegHeader | None = None
+    tiff: tiff.TiffHeader | None = None
+    netpbm: netpbm.NetpbmHeader | None = None
+
+    def problem(self, nbytes: int) -> str | None:
+        """Why a file of so many bytes is not to be decoded, if so: OpenCV would make room for what it promises."""
+        if self.refusal is not None or self.least_nbytes <= nbytes:
+            return self.refusal
+        size = f"the {self.width} x {self.height} pixels that its header promises"
+        if self.jpeg is not None:  # OpenCV would fill most with grey
+            return f"the JPEG is damaged: its {nbytes:,} bytes cannot hold {size}"
+        return f"its {nbytes:,} bytes are too few for {size}"
 
 
 def read_header(data: bytes, *, is_whole: bool = True) -> Header | None:
-    """Read the header of JPEG, PNG, WebP, BMP and TIFF; a few microseconds.
+    """Read the header of an image file; a few microseconds.
 
     Args:
         data: the file, or its beginning.
         is_whole: whether `data` is all of the file: in PNG, TIFF and some WebP files the orientation may come last.
 
     Returns:
-        None where the header alone does not settle what OpenCV will make of the file.
+        None where the header alone does not settle what `read_image` will make of the file.
     """
     try:
-        if data.startswith(jpeg.SIGNATURE):
-            stored = jpeg.read_jpeg_header(data)
-            width, height = stored.width, stored.height
-            return Header(height, width, stored) if stored.orientation > 4 else Header(width, height, stored)
-        if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
-            size = _webp_size(data, is_whole)
-        elif data.startswith(b"BM"):
-            size = _bmp_size(data)
-        elif data.startswith(PNG_SIGNATURE):
-            size = _png_size(data) if is_whole else None
-        elif data.startswith((b"II*\0", b"MM\0*")):
-            size = _tiff_size(data) if is_whole else None
-        else:
-            return None
+        found = _read(data, is_whole)
     except (ValueError, IndexError, error):
         return None
-    return Header(*size) if size is not None and min(size) > 0 else None
+    return found if found is not None and min(found.width, found.height) > 0 else None
 
 
-def png_has_end(data: bytes) -> bool:
-    """Whether all chunks lie inside the file. OpenCV 5 makes room for what a chunk claims, up to 4 GB, then reads."""
-    try:
-        return any(kind == b"IEND" for kind in _png_chunks(data))
-    except (ValueError, error):
-        return False
-
-
-def _png_size(data: bytes) -> tuple[int, int] | None:
-    # Later versions of OpenCV turn the picture as the chunk eXIf says, wherever it is; earlier ones do not.
-    kinds = list(_png_chunks(data))
-    if kinds[0] != b"IHDR" or b"eXIf" in kinds:
-        return None
-    width, height = _PNG.unpack_from(data, 16)
-    return width, height
-
-
-def _png_chunks(data: bytes) -> Iterator[bytes]:
-    """The kinds of the chunks, to IEND.
-
-    Raises:
-        ValueError, struct.error: a chunk reaches over the end of the file, or there is no IEND.
-    """
-    kind, at = b"", len(PNG_SIGNATURE)
-    while kind != b"IEND":
-        nbytes, kind = _PNG_CHUNK.unpack_from(data, at)
-        at += nbytes + 12
-        if at > len(data):
-            raise ValueError("a chunk is cut short")
-        yield kind
-
-
-def _bmp_size(data: bytes) -> tuple[int, int] | None:
-    header_nbytes, width, height = _BMP.unpack_from(data, 14)
-    return (width, abs(height)) if header_nbytes >= 40 else None
-
-
-def _webp_size(data: bytes, is_whole: bool) -> tuple[int, int] | None:
-    kind = data[12:16]
-    if kind == b"VP8 " and data[23:26] == b"\x9d\x01\x2a":
-        width, height = _WEBP_LOSSY.unpack_from(data, 26)
-        return width & 0x3FFF, height & 0x3FFF
-    if kind == b"VP8L" and data[20] == 0x2F:
-        (bits,) = _WEBP_LOSSLESS.unpack_from(data, 21)
-        return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
-    is_animated = kind == b"VP8X" and data[20] & 2
-    if kind == b"VP8X" and len(data) >= 30 and is_whole and not is_animated and b"EXIF" not in data:
-        return int.from_bytes(data[24:27], "little") + 1, int.from_bytes(data[27:30], "little") + 1
+def _read(data: bytes, is_whole: bool) -> Header | None:
+    if data.startswith(jpeg.SIGNATURE):
+        stored = jpeg.read_jpeg_header(data)
+        width, height = stored.width, stored.height
+        if stored.orientation > 4:
+            width, height = height, width
+        return Header(width, height, stored.least_nbytes, jpeg=stored)
+    if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
+        return _webp(data, is_whole)
+    if data.startswith(b"BM"):
+        return _as_stored(*_bmp_size(data))
+    if data.startswith(png.SIGNATURE):
+        return _turned(*png.read_png_header(data)) if is_whole else None
+    if data.startswith(tiff.SIGNATURES):
+        return _tiff(data) if is_whole else None
+    if data.startswith(netpbm.SIGNATURES):
+        pixels = netpbm.read_netpbm_header(data)
+        return _as_stored(pixels.width, pixels.height)._replace(netpbm=pixels)
+    if data[4:8] == b"ftyp":
+        return _avif(data)
+    if data.startswith((boxes.JP2_SIGNATURE, boxes.J2K_SIGNATURE)):
+        found = boxes.read_j2k_header(data)
+        header = _as_stored(found.width, found.height, _WEIGHT_OF_JPEG_2000)
+        return header._replace(least_nbytes=max(header.least_nbytes, found.least_nbytes))
+    if data.startswith((b"GIF87a", b"GIF89a")):
+        return _as_stored(*_GIF.unpack_from(data, 6))
+    if data.startswith(_SUN_SIGNATURE):
+        return _as_stored(*_SUN.unpack_from(data, 4))
+    if data.startswith(b"#?") and (radiance := _RADIANCE.match(data)):
+        return _as_stored(int(radiance[2]), int(radiance[1]))
+    if data.startswith(_FLOATS):
+        return Header(1, 1, 0, refusal="it holds floating-point samples, and nothing says which of them are white")
     return None
 
 
-def _tiff_size(data: bytes) -> tuple[int, int] | None:
-    values: dict[int, int | None] = {}
-    for tag, _, value in first_directory(data):
-        values.setdefault(tag, value)
-    width, height = values.get(0x0100), values.get(0x0101)
-    if width is None or height is None or values.get(ORIENTATION, 1) != 1:
+def _as_stored(width: int, height: int, weight: int = 1) -> Header:
+    return Header(width, height, least_nbytes(width, height, weight=weight))
+
+
+def _turned(width: int, height: int, orientation: int) -> Header:
+    header = _as_stored(*((height, width) if orientation > 4 else (width, height)))
+    return header._replace(orientation=orientation)
+
+
+def _bmp_size(data: bytes) -> tuple[int, int]:
+    header_nbytes, width, height = _BMP.unpack_from(data, 14)
+    if header_nbytes < 40:  # that of OS/2
+        _, width, height = _OLD_BMP.unpack_from(data, 14)
+    return width, abs(height)
+
+
+def _webp(data: bytes, is_whole: bool) -> Header | None:
+    kind = data[12:16]
+    if kind == b"VP8 " and data[23:26] == b"\x9d\x01\x2a":
+        width, height = _WEBP_LOSSY.unpack_from(data, 26)
+        return _as_stored(width & 0x3FFF, height & 0x3FFF)
+    if kind == b"VP8L" and data[20] == 0x2F:
+        (bits,) = _WEBP_LOSSLESS.unpack_from(data, 21)
+        return _as_stored((bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1)
+    if kind != b"VP8X" or len(data) < 30 or not is_whole:
         return None
-    return width, height
+    width, height = (int.from_bytes(data[at : at + 3], "little") + 1 for at in (24, 27))
+    return _turned(width, height, tiff.any_orientation(_webp_exif(data)))
+
+
+def _webp_exif(data: bytes) -> bytes:
+    """The first chunk EXIF; libwebp finds it even where the flags of VP8X do not promise one."""
+    at = 12
+    while at + 8 <= len(data):
+        kind, nbytes = _CHUNK.unpack_from(data, at)
+        if kind == b"EXIF":
+            return data[at + 8 : at + 8 + nbytes]
+        at += 8 + nbytes + (nbytes & 1)
+    return b""
+
+
+def _tiff(data: bytes) -> Header:
+    stored = tiff.read_tiff_header(data)
+    header = _turned(stored.width, stored.height, stored.orientation)
+    return header._replace(tiff=stored, refusal=stored.refusal)
+
+
+def _avif(data: bytes) -> Header | None:
+    if boxes.is_avif(data):
+        return _turned(*boxes.read_avif_header(data))
+    if boxes.is_other_heif(data):
+        return Header(1, 1, 0, refusal="it is HEIF, which OpenCV cannot decode; of that family it knows AVIF alone")
+    return None

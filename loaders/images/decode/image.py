@@ -14,12 +14,13 @@ import numpy as np
 from loaders.errors import DecodeError, describe_sample
 from loaders.images.decode import nvimagecodec, opencv
 from loaders.images.decode.files import MarkedParts, Parts, Source, open_parts
-from loaders.images.decode.header import PNG_SIGNATURE, Header, png_has_end, read_header
-from loaders.images.decode.jpeg import SIGNATURE, jpeg_has_end
+from loaders.images.decode.header import Header, read_header
+from loaders.images.decode.jpeg import SIGNATURE, jpeg_has_end, least_nbytes_of
 from loaders.images.decode.opencv import UndecodableError
 from loaders.images.decode.region import Region, shrink, turn_upright
 from loaders.images.decode.restart import Restarts, Window, find_restarts
 from loaders.images.decode.restart_index import known_restarts, remember_restarts, start_index
+from loaders.images.decode.whole import decode_whole
 from loaders.system.opencv_threads import quiet_opencv
 from loaders.timing.stages import DECODE, READ, is_looked_at
 
@@ -31,6 +32,10 @@ _MOST = 0.9
 # Of a photo's pixels: with more of them in a region, nvImageCodec takes longer for it than OpenCV for the whole.
 _MUCH = 2 / 3
 _HEAD_NBYTES = 16 * 1024  # of a file, to look for its size in; most have it far earlier
+
+
+class SourceTypeError(DecodeError, TypeError):
+    """What is to be decoded is no path, no URL and no bytes."""
 
 
 class EncodedImage:
@@ -99,6 +104,7 @@ class EncodedImage:
         if self._bytes is None:
             head = bytes(self._parts.read_parts([0], [_HEAD_NBYTES]))
             header = read_header(head, is_whole=len(head) < _HEAD_NBYTES)
+            _refuse_unfit(header, self.nbytes)
         header = header or self._checked_header()
         if header is not None:
             return header.width, header.height
@@ -113,8 +119,7 @@ class EncodedImage:
             ValueError: the region is not inside the picture.
         """
         if region is None and scale == 1:
-            self._checked_header()
-            return opencv.decode_picture(self._data, mode)
+            return decode_whole(self._data, self._checked_header(), mode)
         restarts = self.restarts
         if restarts is not None:
             stored = _inside(region, *restarts.size).stored(*restarts.size, restarts.orientation)
@@ -201,16 +206,9 @@ class EncodedImage:
         header = read_header(data)
         if data.startswith(SIGNATURE) and not jpeg_has_end(data):
             raise UndecodableError(f"the JPEG is cut short: its {len(data):,} bytes end before the picture does")
-        if data.startswith(PNG_SIGNATURE) and not png_has_end(data):
-            raise UndecodableError(
-                f"OpenCV cannot decode its {len(data):,} bytes: the PNG has no end, or a damaged chunk"
-            )
-        # OpenCV would make room for all of them, and fill most with grey.
-        if header is not None and header.jpeg is not None and header.jpeg.least_nbytes > len(data):
-            raise UndecodableError(
-                f"the JPEG is damaged: its {len(data):,} bytes cannot hold the {header.width} x {header.height} pixels "
-                "that its header promises"
-            )
+        if header is None and data.startswith(SIGNATURE) and least_nbytes_of(data) > len(data):
+            raise UndecodableError(f"the JPEG is damaged: its {len(data):,} bytes cannot hold its pixels")
+        _refuse_unfit(header, len(data))
         self._header, self._is_checked = header, True
         return header
 
@@ -223,17 +221,22 @@ def open_image(source: Source, index: int | None = None, backend: Backend | None
         source: a path, or encoded bytes.
         index: the number of the sample, for the message of the error.
         backend: what decodes regions of JPEGs: see `read_image`.
+
+    Raises:
+        DecodeError: as above; a SourceTypeError if the source is of neither type.
     """
     if backend == "nvimagecodec":
         nvimagecodec.require()
+    if not isinstance(source, (str, os.PathLike)):
+        _require_bytes(source, index)
     quiet_opencv()
     try:
         if not is_looked_at():  # the usual case: of the smallest pictures even marks would take a hundredth
-            with closing(open_parts(source)) as parts:
+            with closing(_opened(source)) as parts:
                 yield EncodedImage(parts, index, backend)
             return
         with READ:
-            parts = open_parts(source)
+            parts = _opened(source)
         with closing(parts), DECODE:
             yield EncodedImage(MarkedParts(parts), index, backend)
     except (OSError, UndecodableError, cv2.error) as error:
@@ -244,6 +247,30 @@ def open_image(source: Source, index: int | None = None, backend: Backend | None
         raise DecodeError(
             f"{subject}: {why}.\n  Replace the file, or leave it out of the dataset.", index=index, source=name
         ) from error
+
+
+def _require_bytes(source: object, index: int | None) -> None:
+    try:
+        memoryview(source)  # type: ignore[arg-type]  # which is the question
+    except TypeError:
+        subject = "image" if index is None else describe_sample(index, None)
+        hint = "its bytes, source.read()" if hasattr(source, "read") else "one of them"
+        raise SourceTypeError(
+            f"{subject}: a {type(source).__name__} is no path, no URL and no encoded bytes.\n  Pass {hint}.",
+            index=index,
+        ) from None
+
+
+def _opened(source: Source) -> Parts:
+    """The bytes of the file.
+
+    Raises:
+        OSError, UndecodableError: there is none.
+    """
+    try:
+        return open_parts(source)
+    except ValueError as error:  # fsspec does not know the protocol
+        raise UndecodableError(str(error)) from error
 
 
 def expect_restarts(folder: str | os.PathLike[str], path: str) -> None:
@@ -266,6 +293,12 @@ def _subject(index: int | None, name: str | None, nbytes: int) -> str:
     if index is not None:
         return describe_sample(index, name)
     return f"image of {nbytes:,} bytes" if name is None else f'image "{name}"'
+
+
+def _refuse_unfit(header: Header | None, nbytes: int) -> None:
+    problem = None if header is None else header.problem(nbytes)
+    if problem is not None:
+        raise UndecodableError(problem)
 
 
 def _inside(region: Box | None, width: int, height: int) -> Region:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from struct import Struct
 from typing import NamedTuple
 
+from loaders.images.decode.opencv import least_nbytes
 from loaders.images.decode.tiff import exif_orientation
 
 SIGNATURE = b"\xff\xd8\xff"
@@ -109,19 +110,36 @@ def read_jpeg_header(data: bytes) -> JpegHeader:
         and sampling is not None
         and data[at + 4] == components  # of the first scan
     )
-    # Each block of 8 by 8 pixels takes a bit at least, of the first component's first coefficient.
-    blocks = ((width + 7) // 8) * ((height + 7) // 8)
     return JpegHeader(
         width,
         height,
         orientation or 1,
         is_usual,
-        least_nbytes=blocks // 8 if frame_kind in _HUFFMAN_FRAMES else 0,
+        least_nbytes=_least_nbytes(frame_kind, width, height),
         components=components,
         sampling=sampling,
         restart_interval=interval,
         scan_at=at + 2 + nbytes,
     )
+
+
+def least_nbytes_of(data: bytes) -> int:
+    """The fewest bytes that the pixels of any frame of a JPEG take, even if its header is damaged or unusual."""
+    at, least = 2, 0
+    while (marker := _MARKER.search(data, at)) and len(data) >= marker.end() + 9:
+        kind, at = data[marker.end() - 1], marker.end()
+        if _ROLES[kind] == _FRAME_COMES:
+            _, height, width, _ = _FRAME.unpack_from(data, at + 2)
+            least = max(least, _least_nbytes(kind, width, height))
+        at += int.from_bytes(data[at : at + 2], "big") if _ROLES[kind] != _OUT_OF_PLACE else 0
+    return least
+
+
+def _least_nbytes(frame_kind: int, width: int, height: int) -> int:
+    if frame_kind not in _HUFFMAN_FRAMES:
+        return least_nbytes(width, height)
+    # Each block of 8 by 8 pixels takes a bit at least, of the first component's first coefficient.
+    return ((width + 7) // 8) * ((height + 7) // 8) // 8
 
 
 def parts_that_decode(data: bytes, header: JpegHeader) -> tuple[bytes, int]:

@@ -8,8 +8,14 @@ import cv2
 import numpy as np
 
 from loaders.images.decode.region import Region
+from loaders.system.opencv_messages import no_messages
 
+# So many pixels may be promised by any file: 256 MiB while they are decoded …
+_FEW = 1 << 26
+# … and by a larger one so many per byte: twice what deflate can make of a byte (1032 bytes, of eight pixels each).
+_MOST_PER_BYTE = 1 << 14
 _BAND_NBYTES = 512 * 1024
+_GREY_WEIGHTS = np.array([4899, 9617, 1868], np.int32)  # of BT.601, in 1/16384
 _FLAGS = {
     ("RGB", 1): cv2.IMREAD_COLOR,
     ("RGB", 2): cv2.IMREAD_REDUCED_COLOR_2,
@@ -26,13 +32,19 @@ class UndecodableError(Exception):
     """Why a file cannot be decoded, in the words that its DecodeError will say."""
 
 
-def decode_picture(data: bytes, mode: str) -> np.ndarray[Any, Any]:
-    """The whole picture, upright.
+def least_nbytes(width: int, height: int, *, weight: int = 1) -> int:
+    """The fewest bytes for which OpenCV may make room for so many pixels; one takes `weight` times the usual room."""
+    pixels = width * height
+    return pixels // _MOST_PER_BYTE if pixels * weight > _FEW else 0
+
+
+def decode_picture(data: bytes | bytearray, mode: str, *, as_stored: bool = False) -> np.ndarray[Any, Any]:
+    """The whole picture, upright, or `as_stored` in the file.
 
     Raises:
         UndecodableError, cv2.error: it is damaged, or of no kind that OpenCV knows.
     """
-    picture: np.ndarray[Any, Any] = _decode(data, _FLAGS[mode, 1])
+    picture: np.ndarray[Any, Any] = _decode(data, _FLAGS[mode, 1] | (cv2.IMREAD_IGNORE_ORIENTATION if as_stored else 0))
     if mode == "RGB":
         # In place OpenCV works on a copy: by bands that stay in the cache, a fifth of the time for a large photo.
         rows_at_once = max(1, _BAND_NBYTES // picture[0].nbytes)
@@ -40,6 +52,22 @@ def decode_picture(data: bytes, mode: str) -> np.ndarray[Any, Any]:
             band = picture[top : top + rows_at_once]
             cv2.cvtColor(band, cv2.COLOR_BGR2RGB, dst=band)
     return picture
+
+
+def decode_unchanged(data: bytes | bytearray) -> np.ndarray[Any, Any]:
+    """The whole picture with the samples, channels and orientation that OpenCV finds in the file; colours are BGR.
+
+    Raises:
+        UndecodableError, cv2.error: it is damaged, or of no kind that OpenCV knows.
+    """
+    picture: np.ndarray[Any, Any] = _decode(data, cv2.IMREAD_UNCHANGED)
+    return picture
+
+
+def grey_of(rgb: np.ndarray[Any, Any]) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """What OpenCV's decoders make of RGB in grey, which differs by 1 here and there from what `cv2.cvtColor` does."""
+    weighed = rgb.astype(np.int32) @ _GREY_WEIGHTS
+    return ((weighed + (1 << 13)) >> 14).astype(np.uint8)
 
 
 def decode_jpeg_region(data: bytes, region: Region, mode: str, scale: int) -> np.ndarray[Any, Any]:
@@ -57,10 +85,11 @@ def decode_jpeg_region(data: bytes, region: Region, mode: str, scale: int) -> np
     return cv2.cvtColor(part, cv2.COLOR_BGR2RGB) if mode == "RGB" else part.copy()
 
 
-def _decode(data: bytes, flags: int) -> Any:
-    picture = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+def _decode(data: bytes | bytearray, flags: int) -> Any:
+    with no_messages:
+        picture = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     if picture is None:
         raise UndecodableError(
-            f"OpenCV cannot decode its {len(data):,} bytes, which begin with {data[:8]!r}; cut short or no image"
+            f"OpenCV cannot decode its {len(data):,} bytes, which begin with {bytes(data[:8])!r}; cut short or no image"
         )
     return picture

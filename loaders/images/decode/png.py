@@ -1,0 +1,77 @@
+"""PNG files by their chunks (W3C PNG, third edition, section 5)."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+from struct import Struct, error
+
+from loaders.images.decode.opencv import UndecodableError
+from loaders.images.decode.tiff import any_orientation
+
+SIGNATURE = b"\x89PNG\r\n\x1a\n"
+
+_SIZE = Struct(">II")
+_CHUNK = Struct(">I4s")
+_CRC = Struct(">I")
+_PICTURE = (b"IHDR", b"PLTE", b"IDAT", b"IEND")  # what its pixels are made of
+_ANCILLARY = 0x20  # in the first letter of a chunk's name
+
+
+def read_png_header(data: bytes) -> tuple[int, int, int]:
+    """(width, height, orientation), the size as stored; of a whole file, as the orientation may come last.
+
+    Raises:
+        ValueError, struct.error: a chunk reaches over the end of the file, or IHDR is not first, or there is no IEND.
+    """
+    orientation = None
+    for kind, at, end in _chunks(data):
+        if kind == b"eXIf" and orientation is None:
+            orientation = any_orientation(data[at + 8 : end - 4])
+    width, height = _SIZE.unpack_from(data, 16)
+    return width, height, orientation or 1
+
+
+def picture_alone(data: bytes) -> bytes:
+    """The same file without what its pixels do not depend on: animation, transparency, metadata.
+
+    With the animation gone every version of OpenCV decodes the picture that the file itself is, and not a first frame.
+    libpng has no metadata to complain of on stderr, and no damage that its checksums show.
+
+    Raises:
+        UndecodableError: it has no end, a damaged chunk, or one that readers must know.
+    """
+    view, parts, kept_to = memoryview(data), [], 0
+    try:
+        for kind, at, end in _chunks(data):
+            if kind in _PICTURE:
+                if zlib.crc32(view[at + 4 : end - 4]) != _CRC.unpack_from(data, end - 4)[0]:
+                    raise ValueError("damaged")
+            elif kind[0] & _ANCILLARY:
+                parts.append(view[kept_to:at])
+                kept_to = end
+            else:
+                raise UndecodableError(f"the PNG has a chunk {kind!r}, without which it cannot be decoded")
+    except (ValueError, error) as failure:
+        raise UndecodableError(
+            f"OpenCV cannot decode its {len(data):,} bytes: the PNG has no end, or a damaged chunk"
+        ) from failure
+    return b"".join([*parts, view[kept_to:end]]) if kept_to or end < len(data) else data
+
+
+def _chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """(kind, where it begins, where it ends) of the chunks, to IEND.
+
+    Raises:
+        ValueError, struct.error: a chunk reaches over the end of the file, or IHDR is not first, or there is no IEND.
+    """
+    kind, end = b"", len(SIGNATURE)
+    while kind != b"IEND":
+        at = end
+        nbytes, kind = _CHUNK.unpack_from(data, at)
+        if (kind == b"IHDR") != (at == len(SIGNATURE)):
+            raise ValueError("IHDR is not first, or not alone")
+        end = at + nbytes + 12
+        if end > len(data):  # OpenCV 5 makes room for what a chunk claims, up to 4 GB, then reads
+            raise ValueError("a chunk is cut short")
+        yield kind, at, end

@@ -1,0 +1,37 @@
+"""The whole picture of any image file, upright: by OpenCV, of what it would decode otherwise than `read_image` says."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from loaders.images.decode import gif, opencv, png
+from loaders.images.decode.header import Header
+from loaders.images.decode.netpbm import SIGNATURES, decode_netpbm
+from loaders.images.decode.opencv import UndecodableError
+from loaders.images.decode.region import turn_upright
+from loaders.images.decode.tiff import decode_tiff
+
+
+def decode_whole(data: bytes, header: Header | None, mode: str) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """The picture; `header` is what `read_header` found of the file, and had no problem with.
+
+    Raises:
+        UndecodableError, cv2.error: it is damaged, or of no kind that OpenCV knows.
+    """
+    if data.startswith(png.SIGNATURE):
+        data = png.picture_alone(data)
+    elif data.startswith(gif.SIGNATURES):
+        data = gif.opaque(data)
+    elif header is None and data.startswith(SIGNATURES):
+        raise UndecodableError("the Netpbm header is damaged: a number is missing, or out of range")
+    if header is None:
+        return opencv.decode_picture(data, mode)
+    if header.netpbm is not None:
+        return decode_netpbm(data, header.netpbm, mode)
+    if header.tiff is not None:
+        picture = decode_tiff(data, header.tiff, mode)
+    else:
+        picture = opencv.decode_picture(data, mode, as_stored=header.orientation is not None)
+    return turn_upright(picture, header.orientation or 1)
