@@ -14,7 +14,6 @@ from loaders.datasets.read_into import copy_into, without_image
 from loaders.errors import DatasetError, FieldDtypeError, FieldNameError, FieldShapeError, SampleError, describe_sample
 from loaders.images.crops import Crop
 from loaders.images.decode import EXTENSIONS, printable, read_image
-from loaders.images.decode.image import expect_restarts
 from loaders.images.normalize import NormalizedPlanes
 from loaders.timing.stages import AUGMENT
 
@@ -212,7 +211,7 @@ class ImageFolder(ImageFiles):
 
     Attributes:
         classes: names of the class folders, sorted. A class without images keeps its place, and a warning names it.
-        class_to_index: name → label.
+        class_to_idx: name → label.
         paths: the image files, in the order of the samples.
         labels: int64 (N,).
 
@@ -238,7 +237,7 @@ class ImageFolder(ImageFiles):
         self.extensions = (extensions,) if isinstance(extensions, str) else tuple(extensions)
         folders = _class_folders(root)
         self.classes = [os.fsdecode(os.path.basename(folder)) for folder in folders]
-        self.class_to_index = {name: label for label, name in enumerate(self.classes)}
+        self.class_to_idx = {name: label for label, name in enumerate(self.classes)}
         endings = tuple(os.fsencode(ending.lower()) for ending in self.extensions)
         images = [_images_below(folder, endings) for folder in folders]
         empty = [printable(name) for name, found in zip(self.classes, images, strict=True) if not found]
@@ -258,8 +257,6 @@ class ImageFolder(ImageFiles):
         labels = np.repeat(np.arange(len(images)), [len(found) for found in images])
         paths = [path for found in images for path in found]
         super().__init__(paths, labels, transform, crop=crop, normalize=normalize)
-        if crop is not None:
-            expect_restarts(root, self.paths[0])
 
     def __repr__(self) -> str:
         names = _first([printable(name) for name in self.classes])

@@ -7,12 +7,12 @@ one, another size, the segments in order with their markers numbered anew, an en
 
 from __future__ import annotations
 
-from struct import Struct
+from struct import Struct, error
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from loaders.images.decode.jpeg import JpegHeader, parts_that_decode
+from loaders.images.decode.jpeg import JpegHeader, parts_that_decode, read_jpeg_header
 from loaders.images.decode.region import Region
 
 # The least distance of anchors. On average half of it is read without need, on either side of a window's row.
@@ -21,6 +21,7 @@ _MARKER_NBYTES = 2
 _HEADER_NBYTES = (1 << 16) - 1  # at most; most have fewer than 1000
 _RESTART, _END = 0xD0, 0xD9
 _SIZE = Struct(">HH")
+_SAMPLINGS = ((1, 1), (2, 1), (2, 2), (1, 2), (4, 1))
 
 Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 Places = np.ndarray[Any, np.dtype[np.intp]]
@@ -77,6 +78,38 @@ class Restarts(NamedTuple):
         """(height, width) of a segment, in pixels."""
         return 8 * self.sampling[1], 8 * self.sampling[0] * self.interval
 
+    def is_possible(self, nbytes: int) -> bool:
+        """Whether a file of so many bytes can be like this: what comes from an index may be anything."""
+        if self.sampling not in _SAMPLINGS or not 1 <= self.orientation <= 8 or not self.interval:
+            return False
+        (rows, columns), anchors = self.grid, self.anchors
+        return (
+            columns * self.interval == _ceil(self.width, 8 * self.sampling[0])
+            and 1 <= self.stride <= columns
+            and len(anchors) == rows * _ceil(columns, self.stride) + 1
+            and int(anchors[0]) >= _MARKER_NBYTES
+            and int(anchors[-1]) <= nbytes
+            and bool((anchors[1:] > anchors[:-1]).all())
+        )
+
+    @property
+    def scan_at(self) -> int:
+        """Where in the file the segments begin: the length of what `has_header` takes."""
+        return int(self.anchors[0])
+
+    def has_header(self, head: bytes) -> bool:
+        """Whether a file begins as this says: the same picture size, orientation and tables.
+
+        Args:
+            head: the bytes of the file up to `scan_at`.
+        """
+        try:
+            header = read_jpeg_header(head)
+        except (ValueError, IndexError, error):
+            return False
+        found = None if header.scan_at != self.scan_at else _without_anchors(head, header)
+        return found is not None and found == self._replace(stride=found.stride, anchors=found.anchors)
+
     def window(self, region: Region, scale: int) -> Window:
         """The segments that the pixels of a region at 1/scale depend on, the region in the file's orientation.
 
@@ -126,18 +159,23 @@ class Restarts(NamedTuple):
         if len(at) != down * (across + 1):
             return None
         at = at.reshape(down, across + 1)
+        starts, ends = self.ranges(window)
+        nbytes = np.subtract(ends, starts)
+        piece_ends = nbytes.cumsum()
+        if (at[:, 0] != piece_ends - nbytes).any() or (at[:, -1] + _MARKER_NBYTES != piece_ends).any():
+            return None
         expected = np.arange(top, top + down)[:, None] * columns + np.arange(first - 1, first + across)
         expected = (expected & 7) + _RESTART
         if bottom == rows and first + count == columns:
             expected[-1, -1] = _END
         if (kinds != expected.ravel()).any():
             return None
-        begins, ends = at[:, :-1].reshape(-1, count), at[:, 1:].reshape(-1, count)
-        kept = ends[:, left - first : right - first].ravel() + 1
+        begins, markers = at[:, :-1].reshape(-1, count), at[:, 1:].reshape(-1, count)
+        kept = markers[:, left - first : right - first].ravel() + 1
         content[kept] = (np.arange(kept.size) & 7) + _RESTART
         content[kept[-1]] = _END
         begin_each = (begins[:, left - first] + _MARKER_NBYTES).tolist()
-        end_each = (ends[:, right - first - 1] + _MARKER_NBYTES).tolist()
+        end_each = (markers[:, right - first - 1] + _MARKER_NBYTES).tolist()
         view = memoryview(pieces)
         high, wide = self.pixels
         height, width = min(self.height, bottom * high) - top * high, min(self.width, right * wide) - left * wide
@@ -167,27 +205,9 @@ def find_restarts(data: bytes, header: JpegHeader) -> Restarts | None:
         markers out of order, padding between them, more than one scan. Damage within a segment is not looked for. It
         stays there, as it does when everything is decoded.
     """
-    if (
-        not header.is_usual
-        or header.sampling is None
-        or not header.restart_interval
-        or not header.least_nbytes <= len(data) < 1 << 32
-    ):
+    found = _without_anchors(data, header) if header.least_nbytes <= len(data) < 1 << 32 else None
+    if found is None:
         return None
-    kept, size_at = parts_that_decode(data, header)
-    if len(kept) > _HEADER_NBYTES:
-        return None
-    found = Restarts(
-        header.width,
-        header.height,
-        header.orientation,
-        header.sampling,
-        header.restart_interval,
-        1,
-        size_at,
-        kept,
-        np.empty(0, np.uint32),
-    )
     rows, columns = found.grid
     if columns * header.restart_interval != _ceil(header.width, 8 * header.sampling[0]):
         return None
@@ -204,6 +224,19 @@ def find_restarts(data: bytes, header: JpegHeader) -> Restarts | None:
     stride = min(columns, max(1, round(_ANCHORS_NBYTES * len(begins) / (end - header.scan_at))))
     anchors = begins.reshape(rows, columns)[:, ::stride].ravel()
     return found._replace(stride=stride, anchors=np.append(anchors, np.uint32(end)))
+
+
+def _without_anchors(data: bytes, header: JpegHeader) -> Restarts | None:
+    """What the header of a JPEG says of its segments; None where they cannot be decoded one by one."""
+    if not header.is_usual or header.sampling is None or not header.restart_interval:
+        return None
+    kept, size_at = parts_that_decode(data, header)
+    if len(kept) > _HEADER_NBYTES:
+        return None
+    size = (header.width, header.height)
+    return Restarts(
+        *size, header.orientation, header.sampling, header.restart_interval, 1, size_at, kept, np.empty(0, np.uint32)
+    )
 
 
 def _markers(content: Bytes) -> tuple[Places, Bytes]:

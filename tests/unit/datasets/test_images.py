@@ -27,7 +27,7 @@ def test_a_class_is_a_folder_and_a_sample_is_an_rgb_image_with_its_label(tmp_pat
     photo(tmp_path / "cat" / "2.png", 8)
     dataset = ImageFolder(tmp_path)
     assert dataset.classes == ["cat", "dog"]
-    assert dataset.class_to_index == {"cat": 0, "dog": 1}
+    assert dataset.class_to_idx == {"cat": 0, "dog": 1}
     sample = dataset[1]
     assert list(sample) == ["image", "label"]
     assert sample["image"].shape == (4, 5, 3)
