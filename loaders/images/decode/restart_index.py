@@ -99,13 +99,17 @@ class RestartIndex:
 
 
 _indexes: dict[str, RestartIndex] = {}
-_homes: dict[str, tuple[RestartIndex, int] | None] = {}
+_homes: dict[str, tuple[RestartIndex, str] | None] = {}
 
 
 def known_restarts(path: str, nbytes: int, mtime_ns: int | None) -> Restarts | None:
-    """What an index in the file's folder, or in one above it, says of a file; else what this process has seen of it."""
+    """What an index in the file's folder, or in one above it, says of a file; else what this process has seen of it.
+
+    It is something that a file of this size can be like. Whether this one is like that, its header says.
+    """
     home, name = _home(path)
-    return home.get(name, nbytes, mtime_ns)
+    found = home.get(name, nbytes, mtime_ns)
+    return found if found is not None and found.is_possible(nbytes) else None
 
 
 def remember_restarts(path: str, nbytes: int, mtime_ns: int | None, restarts: Restarts) -> None:
@@ -117,7 +121,7 @@ def remember_restarts(path: str, nbytes: int, mtime_ns: int | None, restarts: Re
 
 def index_of(folder: str | os.PathLike[str]) -> RestartIndex:
     """The index that is, or will be, in a folder."""
-    where = os.path.abspath(folder)
+    where = os.path.realpath(folder)
     if where not in _indexes:
         _homes.clear()
         _indexes[where] = RestartIndex(where)
@@ -132,21 +136,25 @@ def _home(path: str) -> tuple[RestartIndex, bytes]:
     except KeyError:
         if len(_homes) >= _FOLDERS:
             _homes.clear()
-        found = _homes[folder] = _search(folder)
-    return (_loose, os.fsencode(path)) if found is None else (found[0], os.fsencode(path[found[1] :]))
+        found = _homes[folder] = _search(folder if is_remote(folder) else os.path.realpath(folder))
+    if found is None:
+        return _loose, os.fsencode(path)
+    return found[0], os.fsencode(found[1] + path[len(folder) :].lstrip("/" + os.sep))
 
 
 def _absolute(path: str) -> str:
     return path if os.path.isabs(path) or is_remote(path) else os.path.abspath(path)
 
 
-def _search(folder: str) -> tuple[RestartIndex, int] | None:
-    """The nearest index, and how many characters of the path are its own folder's."""
+def _search(start: str) -> tuple[RestartIndex, str] | None:
+    """The nearest index in a folder or above it, and the folder's name as seen from there, with its separator."""
+    folder = start
     while True:
         if folder not in _indexes and _exists(folder):
             _indexes[folder] = RestartIndex(folder)
         if folder in _indexes:
-            return _indexes[folder], len(folder) + (not folder.endswith("/"))
+            below = start[len(folder) :].lstrip("/" + os.sep)
+            return _indexes[folder], below and below + ("/" if is_remote(start) else os.sep)
         above = os.path.dirname(folder)
         if above in (folder, "") or above.endswith(":"):  # `s3:` is all that is left
             return None

@@ -65,8 +65,8 @@ class Table:
         return entry if len(entry) == _ENTRY.size else None
 
     def restarts(self, entry: bytes) -> Restarts | None:
-        """What an entry says; None if it is damaged, or says what no file can be like."""
-        nbytes, _, anchors_at, header_at, anchors, header_nbytes, checksum, *numbers = _ENTRY.unpack(entry)
+        """What an entry says; None if it is damaged."""
+        _, _, anchors_at, header_at, anchors, header_nbytes, checksum, *numbers = _ENTRY.unpack(entry)
         width, height, interval, stride, size_at, orientation, across, down = numbers
         if anchors_at + anchors > self._counts[1] or header_at + header_nbytes > self._counts[2]:
             return None
@@ -76,7 +76,7 @@ class Table:
             return None
         offsets = np.frombuffer(places, _ANCHOR)
         found = Restarts(width, height, orientation, (across, down), interval, stride, size_at, header, offsets)
-        return found if _checksum(entry, found) == checksum and found.is_possible(nbytes) else None
+        return found if _checksum(entry, found) == checksum else None
 
     def with_added(self, added: Added) -> np.ndarray[Any, np.dtype[np.uint8]]:
         """The content of the file that also holds these. What they replace stays in it, and nothing points there."""
