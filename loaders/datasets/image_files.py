@@ -316,6 +316,6 @@ def _images_below(top: bytes, endings: tuple[bytes, ...]) -> list[bytes]:
 
 def _unlisted(folder: bytes, error: OSError) -> DatasetError:
     return DatasetError(
-        f'"{printable(os.fsdecode(folder))}" cannot be listed: {error.strerror}.\n  Make it readable, or move it out of '
-        "the dataset."
+        f'"{printable(os.fsdecode(folder))}" cannot be listed: {error.strerror}.\n  Make it readable, or move it out '
+        "of the dataset."
     )

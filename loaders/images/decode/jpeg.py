@@ -148,10 +148,10 @@ def metadata(data: bytes, header: JpegHeader) -> list[bytes]:
     """The segments that change no pixel: EXIF, colour profiles, comments and the like, each with its marker.
 
     Args:
-        data: a JPEG, at least to the first scan.
+        data: a JPEG. Such segments may also come between its scans.
         header: what `read_jpeg_header` made of it.
     """
-    found = _segments(data, header)
+    found = (*_segments(data, header), *_segments_behind(data, header.scan_at))
     return [segment for kind, segment in found if kind != 0xE0 and _is_metadata(kind, segment)]
 
 
@@ -165,6 +165,16 @@ def _segments(data: bytes, header: JpegHeader) -> Iterator[tuple[int, bytes]]:
             continue
         yield kind, data[at : at + 2 + nbytes]
         at += 2 + nbytes
+
+
+def _segments_behind(data: bytes, at: int) -> Iterator[tuple[int, bytes]]:
+    """(kind, bytes) of each segment from a place in a scan to the end of the picture, or to what is no segment."""
+    while (marker := _MARKER.search(data, at)) and data[marker.end() - 1] != 0xD9:
+        nbytes = int.from_bytes(data[marker.end() : marker.end() + 2], "big")
+        at = marker.end() + nbytes
+        if nbytes < 2 or at > len(data):
+            return
+        yield data[marker.end() - 1], data[marker.start() : at]
 
 
 def _is_metadata(kind: int, segment: bytes) -> bool:

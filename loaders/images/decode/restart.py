@@ -209,7 +209,7 @@ def find_restarts(data: bytes, header: JpegHeader) -> Restarts | None:
     if found is None:
         return None
     rows, columns = found.grid
-    if columns * header.restart_interval != _ceil(header.width, 8 * header.sampling[0]):
+    if columns * found.interval != _ceil(found.width, 8 * found.sampling[0]):
         return None
     content = np.frombuffer(data, np.uint8)[header.scan_at :]
     at, kinds = _markers(content)

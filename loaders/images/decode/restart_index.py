@@ -171,7 +171,7 @@ def _exists(folder: str) -> bool:
         return False
 
 
-class _LocalFile:
+class _IndexFile:
     """Bytes of an open file. It is not mapped: reading a mapping of a file that was cut short ends the process."""
 
     def __init__(self, path: str) -> None:
@@ -199,7 +199,7 @@ class _LocalFile:
             os.close(self._fd)
 
 
-class _FetchedFile:
+class _FetchedIndex:
     """Bytes of a file that is at hand."""
 
     def __init__(self, content: bytes = b"") -> None:
@@ -211,19 +211,21 @@ class _FetchedFile:
 
 
 def _load(folder: str | None) -> Table:
-    file: _LocalFile | _FetchedFile = _FetchedFile()
+    file: _IndexFile | _FetchedIndex = _FetchedIndex()
     try:
         if folder is not None and is_remote(folder):
             files, name = file_system(f"{folder}/{NAME}")
-            file = _FetchedFile(bytes(files.cat_file(name)))
+            file = _FetchedIndex(bytes(files.cat_file(name)))
         elif folder is not None:
-            file = _LocalFile(os.path.join(folder, NAME))
+            file = _IndexFile(os.path.join(folder, NAME))
     except OSError:  # missing
         pass
     # What NumPy's own reader makes of a damaged header is anybody's guess; all that matters of it is where it ends.
     head = file.read(0, 10)
     begin = 10 + int.from_bytes(head[8:10], "little")
-    return Table(lambda at, nbytes: file.read(begin + at, nbytes), file.nbytes - begin if head[:8] == _ARRAY_FILE else 0)
+    return Table(
+        lambda at, nbytes: file.read(begin + at, nbytes), file.nbytes - begin if head[:8] == _ARRAY_FILE else 0
+    )
 
 
 def _replace(folder: str, content: np.ndarray[Any, Any]) -> None:
