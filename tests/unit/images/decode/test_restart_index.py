@@ -175,6 +175,18 @@ def test_an_orientation_changed_in_place_turns_regions_sizes_and_crops(folder, o
     np.testing.assert_array_equal(crop.read(source), crop.apply(whole))
 
 
+def test_a_file_that_changed_is_read_whole_once_and_then_by_its_windows(folder, reads):
+    path = folder / "train" / "0.jpg"
+    content, status = path.read_bytes(), path.stat()
+    path.write_bytes(content.replace(exif(6), exif(8)))
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    whole = read_image(path)
+    reads.clear()
+    for _ in range(3):
+        np.testing.assert_array_equal(read_image(path, region=REGION), cut(whole))
+    assert reads.count("all") == 1
+
+
 def test_a_size_told_before_a_change_is_not_believed_after_it(folder):
     path = folder / "train" / "0.jpg"
     status, upright = path.stat(), jpeg(photo(), restart=3)
