@@ -32,6 +32,8 @@ _ROLES[0xDA], _ROLES[0xDD], _ROLES[0xE1], _ROLES[0xFF], _ROLES[0xC4], _ROLES[0xC
 )
 for _kind in _HUFFMAN_FRAMES + _OTHER_FRAMES:
     _ROLES[_kind] = _FRAME_COMES
+# From JFIF's and Adobe's segments libjpeg learns whether the colours are YCbCr.
+_TELLS_COLOURS = {0xE0: b"JFIF\0", 0xEE: b"Adobe"}
 # Luma samples per chroma sample, across and down, as (h << 4 | v): 4:4:4, 4:2:2, 4:2:0, 4:4:0, 4:1:1.
 _USUAL_SAMPLING = (0x11, 0x21, 0x22, 0x12, 0x41)
 
@@ -178,9 +180,7 @@ def _segments_behind(data: bytes, at: int) -> Iterator[tuple[int, bytes]]:
 
 
 def _is_metadata(kind: int, segment: bytes) -> bool:
-    # libjpeg learns from JFIF's and Adobe's segments whether the colours are YCbCr.
-    tells_colours = segment[4:9] == {0xE0: b"JFIF\0", 0xEE: b"Adobe"}.get(kind)
-    return (0xE0 <= kind <= 0xEF or kind == 0xFE) and not tells_colours
+    return (0xE0 <= kind <= 0xEF or kind == 0xFE) and segment[4:9] != _TELLS_COLOURS.get(kind)
 
 
 def jpeg_has_end(data: bytes) -> bool:

@@ -7,6 +7,7 @@ one, another size, the segments in order with their markers numbered anew, an en
 
 from __future__ import annotations
 
+from functools import lru_cache
 from struct import Struct, error
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ from loaders.images.decode.region import Region
 _ANCHORS_NBYTES = 2048
 _MARKER_NBYTES = 2
 _HEADER_NBYTES = (1 << 16) - 1  # at most; most have fewer than 1000
+_REMEMBERED_NBYTES = 4096  # of a file's bytes before its scan, at most
 _RESTART, _END = 0xD0, 0xD9
 _SIZE = Struct(">HH")
 _SAMPLINGS = ((1, 1), (2, 1), (2, 2), (1, 2), (4, 1))
@@ -103,12 +105,8 @@ class Restarts(NamedTuple):
         Args:
             head: the bytes of the file up to `scan_at`.
         """
-        try:
-            header = read_jpeg_header(head)
-        except (ValueError, IndexError, error):
-            return False
-        found = None if header.scan_at != self.scan_at else _without_anchors(head, header)
-        return found is not None and found == self._replace(stride=found.stride, anchors=found.anchors)
+        found = _known_head(head) if len(head) <= _REMEMBERED_NBYTES else _read_head(head)
+        return found is not None and found._replace(stride=self.stride, anchors=self.anchors) == self
 
     def window(self, region: Region, scale: int) -> Window:
         """The segments that the pixels of a region at 1/scale depend on, the region in the file's orientation.
@@ -159,10 +157,9 @@ class Restarts(NamedTuple):
         if len(at) != down * (across + 1):
             return None
         at = at.reshape(down, across + 1)
-        starts, ends = self.ranges(window)
-        nbytes = np.subtract(ends, starts)
-        piece_ends = nbytes.cumsum()
-        if (at[:, 0] != piece_ends - nbytes).any() or (at[:, -1] + _MARKER_NBYTES != piece_ends).any():
+        # Two markers touch only where one piece ends and the next begins.
+        lasts = at[:, -1] + _MARKER_NBYTES
+        if at[0, 0] or lasts[-1] != len(content) or (at[1:, 0] != lasts[:-1]).any():
             return None
         expected = np.arange(top, top + down)[:, None] * columns + np.arange(first - 1, first + across)
         expected = (expected & 7) + _RESTART
@@ -237,6 +234,18 @@ def _without_anchors(data: bytes, header: JpegHeader) -> Restarts | None:
     return Restarts(
         *size, header.orientation, header.sampling, header.restart_interval, 1, size_at, kept, np.empty(0, np.uint32)
     )
+
+
+def _read_head(head: bytes) -> Restarts | None:
+    """The same of a file's bytes up to its scan; None also if they are anything else."""
+    try:
+        header = read_jpeg_header(head)
+    except (ValueError, IndexError, error):
+        return None
+    return _without_anchors(head, header) if header.scan_at == len(head) else None
+
+
+_known_head = lru_cache(maxsize=256)(_read_head)  # several windows of one file, or files of one camera
 
 
 def _markers(content: Bytes) -> tuple[Places, Bytes]:

@@ -182,7 +182,7 @@ class _IndexFile:
     def read(self, at: int, nbytes: int) -> bytes:
         found = b""
         try:
-            while piece := self._read_once(at + len(found), nbytes - len(found)):
+            while len(found) < nbytes and (piece := self._read_once(at + len(found), nbytes - len(found))):
                 found += piece  # a second one only beyond two gigabytes
         except OSError:
             pass
