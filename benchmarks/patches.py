@@ -114,16 +114,16 @@ def bytes_of_patches(folder: str, patches: int) -> dict[str, float]:
     files._LocalFile.read_parts = read_parts  # type: ignore[method-assign]
     photos = sorted(Path(folder, "patches", "prepared").glob("*.jpg"))
     nbytes = [photo.stat().st_size for photo in photos]
+    shares = []
     for number in range(patches):
+        noted.clear()
         crop.read(photos[number % len(photos)])
-    assert len(noted) == patches
-    share = sum(taken / nbytes[number % len(photos)] for number, taken in enumerate(noted)) / patches
-    largest = max(taken / nbytes[number % len(photos)] for number, taken in enumerate(noted))
+        shares.append(sum(noted) / nbytes[number % len(photos)])
     index = Path(folder, "patches", "prepared", restart_index.NAME).stat().st_size
     before = sum(photo.stat().st_size for photo in Path(folder, "patches", "original").glob("*.jpg"))
     return {
-        "share": share,
-        "largest_share": largest,
+        "share": sum(shares) / patches,
+        "largest_share": max(shares),
         "index_share": index / sum(nbytes),
         "grown": sum(nbytes) / before - 1,
         "mean_nbytes": sum(nbytes) / len(nbytes),

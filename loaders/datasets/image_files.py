@@ -14,8 +14,8 @@ from loaders.datasets.read_into import copy_into, without_image
 from loaders.errors import DatasetError, FieldDtypeError, FieldNameError, FieldShapeError, SampleError, describe_sample
 from loaders.images.crops import Crop
 from loaders.images.decode import EXTENSIONS, printable, read_image
-from loaders.images.decode.image import expect_restarts
 from loaders.images.normalize import NormalizedPlanes
+from loaders.images.walk import is_folder, walk
 from loaders.timing.stages import AUGMENT
 
 _NAMES_SHOWN = 4
@@ -201,7 +201,9 @@ class ImageFolder(ImageFiles):
     """A folder of photos with one folder per class: `train/cat/1.jpg`, `train/cat/more/2.png`, `train/dog/3.jpg`.
 
     Folders inside a class belong to it, links are followed, hidden files and folders are ignored, as are files that lie
-    in the root beside the classes. The order of classes and of images is that of their names, and torchvision's.
+    in the root beside the classes. The order of classes and of images is that of their names, and torchvision's. A
+    folder that several links of one class lead to counts once there. A pipe, a device or a broken link with the name of
+    an image counts, and is an error when it is read.
 
     Args:
         root: the folder that holds the class folders.
@@ -212,7 +214,7 @@ class ImageFolder(ImageFiles):
 
     Attributes:
         classes: names of the class folders, sorted. A class without images keeps its place, and a warning names it.
-        class_to_index: name → label.
+        class_to_idx: name → label.
         paths: the image files, in the order of the samples.
         labels: int64 (N,).
 
@@ -220,7 +222,7 @@ class ImageFolder(ImageFiles):
         {"image": uint8 (H, W, 3) RGB as `read_image` gives it, "label": int}
 
     Raises:
-        DatasetError: `root` is no folder, or no class folder holds an image.
+        DatasetError: `root` is no folder, a folder cannot be listed, or no class folder holds an image.
         DecodeError: on reading; names the sample's index and path.
         Others: as in `ImageFiles`.
     """
@@ -238,7 +240,7 @@ class ImageFolder(ImageFiles):
         self.extensions = (extensions,) if isinstance(extensions, str) else tuple(extensions)
         folders = _class_folders(root)
         self.classes = [os.fsdecode(os.path.basename(folder)) for folder in folders]
-        self.class_to_index = {name: label for label, name in enumerate(self.classes)}
+        self.class_to_idx = {name: label for label, name in enumerate(self.classes)}
         endings = tuple(os.fsencode(ending.lower()) for ending in self.extensions)
         images = [_images_below(folder, endings) for folder in folders]
         empty = [printable(name) for name, found in zip(self.classes, images, strict=True) if not found]
@@ -258,8 +260,6 @@ class ImageFolder(ImageFiles):
         labels = np.repeat(np.arange(len(images)), [len(found) for found in images])
         paths = [path for found in images for path in found]
         super().__init__(paths, labels, transform, crop=crop, normalize=normalize)
-        if crop is not None:
-            expect_restarts(root, self.paths[0])
 
     def __repr__(self) -> str:
         names = _first([printable(name) for name in self.classes])
@@ -297,26 +297,25 @@ def _class_folders(root: str | os.PathLike[str]) -> list[bytes]:
             f'"{printable(os.fspath(root))}" is not a folder; ImageFolder wants the one with the classes.'
         )
     # Names as bytes: they sort as text does, and those that are no text need no care.
-    with os.scandir(os.fsencode(root)) as entries:
-        return sorted(entry.path for entry in entries if entry.is_dir() and not entry.name.startswith(b"."))
+    try:
+        with os.scandir(os.fsencode(root)) as entries:
+            return sorted(entry.path for entry in entries if is_folder(entry) and not entry.name.startswith(b"."))
+    except OSError as error:
+        raise _unlisted(os.fsencode(root), error) from error
 
 
 def _images_below(top: bytes, endings: tuple[bytes, ...]) -> list[bytes]:
     images: dict[bytes, list[bytes]] = {}
-    pending: list[tuple[bytes, tuple[tuple[int, int], ...]]] = [(top, ())]
-    while pending:
-        folder, above = pending.pop()
-        status = os.stat(folder)
-        chain = (*above, (status.st_dev, status.st_ino))
-        if chain[-1] in above:  # a link to a folder that it lies in
-            continue
-        here = images[folder] = []
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                if entry.name.startswith(b"."):
-                    continue
-                if entry.is_dir():
-                    pending.append((entry.path, chain))
-                elif entry.name.lower().endswith(endings):
-                    here.append(entry.path)
-    return [path for folder in sorted(images) for path in sorted(images[folder])]
+    for folder in walk(top, hidden=False):
+        if folder.error is not None:
+            raise _unlisted(folder.path, folder.error) from folder.error
+        before = os.path.join(folder.path, b"")
+        images[folder.path] = [before + name for name in folder.files if name.lower().endswith(endings)]
+    return [path for folder in sorted(images) for path in images[folder]]
+
+
+def _unlisted(folder: bytes, error: OSError) -> DatasetError:
+    return DatasetError(
+        f'"{printable(os.fsdecode(folder))}" cannot be listed: {error.strerror}.\n  Make it readable, or move it out '
+        "of the dataset."
+    )

@@ -49,8 +49,13 @@ def is_remote(source: object) -> bool:
     return isinstance(source, str) and _REMOTE in source
 
 
-def open_parts(source: Source) -> Parts:
+def open_parts(source: Source, *, is_sample: bool = False) -> Parts:
     """Open an image file, given by its path, a URL that fsspec knows, or as the bytes it holds.
+
+    Args:
+        source: where it is.
+        is_sample: whether it is a sample of a dataset, which is read again and again: a pipe or a device cannot be, and
+            opening or reading one may take for ever.
 
     Raises:
         OSError, UndecodableError: there is none.
@@ -58,7 +63,9 @@ def open_parts(source: Source) -> Parts:
     """
     if not isinstance(source, (str, os.PathLike)):
         return _Bytes(bytes(source))
-    return _RemoteFile(source) if isinstance(source, str) and is_remote(source) else _LocalFile(source)
+    if isinstance(source, str) and is_remote(source):
+        return _RemoteFile(source)
+    return _LocalFile(source, is_sample)
 
 
 def file_system(url: str) -> tuple[Any, str]:
@@ -125,13 +132,16 @@ class _Bytes:
 
 
 class _LocalFile:
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], is_sample: bool) -> None:
         self.path: str | None = os.fspath(path)
         try:
-            self._file = io.FileIO(path, "rb")
+            self._file = io.FileIO(path, "rb", opener=_open_without_waiting if is_sample else None)
         except ValueError as error:  # a NUL in the name
             raise UndecodableError(str(error)) from error
         status = os.fstat(self._file.fileno())
+        if is_sample and not stat.S_ISREG(status.st_mode):
+            self._file.close()
+            raise UndecodableError("it is a pipe or a device, not a file")
         self.nbytes = status.st_size
         self.mtime_ns: int | None = status.st_mtime_ns
         self._pipe: _Bytes | None = None
@@ -160,6 +170,11 @@ class _LocalFile:
 
     def close(self) -> None:
         self._file.close()
+
+
+def _open_without_waiting(path: str, flags: int) -> int:
+    # A pipe is opened at once, not when a writer comes; to a file the flag means nothing.
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 class _RemoteFile:

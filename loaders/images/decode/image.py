@@ -15,11 +15,11 @@ from loaders.errors import DecodeError, describe_sample
 from loaders.images.decode import nvimagecodec, opencv
 from loaders.images.decode.files import MarkedParts, Parts, Source, open_parts
 from loaders.images.decode.header import Header, read_header
-from loaders.images.decode.jpeg import SIGNATURE, jpeg_has_end, least_nbytes_of
+from loaders.images.decode.jpeg import SIGNATURE, jpeg_has_end, least_nbytes
 from loaders.images.decode.opencv import UndecodableError
 from loaders.images.decode.region import Region, shrink, turn_upright
 from loaders.images.decode.restart import Restarts, Window, find_restarts
-from loaders.images.decode.restart_index import known_restarts, remember_restarts, start_index
+from loaders.images.decode.restart_index import known_restarts, remember_restarts
 from loaders.images.decode.whole import decode_whole
 from loaders.system.opencv_threads import quiet_opencv
 from loaders.timing.stages import DECODE, READ, is_looked_at
@@ -59,6 +59,7 @@ class EncodedImage:
         self._has_looked = backend not in (None, "restarts")
         if not self._has_looked and parts.path is not None:
             self._restarts = known_restarts(parts.path, parts.nbytes, parts.mtime_ns)
+        self._is_confirmed = False  # what an index told, by the file's own header
 
     @property
     def name(self) -> str | None:
@@ -87,7 +88,7 @@ class EncodedImage:
             self._has_looked = True
             data, header = self._data, self._checked_header()
             if header is not None and header.jpeg is not None and header.jpeg.restart_interval:
-                self._restarts = find_restarts(data, header.jpeg)
+                self._restarts, self._is_confirmed = find_restarts(data, header.jpeg), True
                 if self._restarts is not None and self._parts.path is not None:
                     remember_restarts(self._parts.path, self.nbytes, self._parts.mtime_ns, self._restarts)
         return self._restarts
@@ -98,7 +99,7 @@ class EncodedImage:
         Raises:
             UndecodableError, cv2.error: the header does not settle it, and the rest cannot be decoded.
         """
-        if self._restarts is not None:
+        if self._restarts is not None and self._confirm():
             return self._restarts.size
         header = None
         if self._bytes is None:
@@ -121,6 +122,9 @@ class EncodedImage:
         if region is None and scale == 1:
             return decode_whole(self._data, self._checked_header(), mode)
         restarts = self.restarts
+        if restarts is not None and region is not None and not Region(*region).is_inside(*restarts.size):
+            self._confirm()  # it may be inside the picture as that is now
+            restarts = self.restarts
         if restarts is not None:
             stored = _inside(region, *restarts.size).stored(*restarts.size, restarts.orientation)
             window = restarts.window(stored, scale)
@@ -128,11 +132,9 @@ class EncodedImage:
                 part = self._read_window(restarts, window, stored, mode, scale)
                 if part is not None:
                     return turn_upright(part, restarts.orientation)
+                if not self._is_confirmed:
+                    return self.read(mode, region, scale)
                 self._restarts, self._has_looked = None, True  # the file has changed, or is damaged
-                if region is not None and self.size() != restarts.size:
-                    raise UndecodableError(
-                        f"the file has changed: it has {self.size()} pixels now, {restarts.size} when it was indexed"
-                    )
         header = self._checked_header()
         if header is None or header.jpeg is None:
             return _cut(self.picture(mode), header, region, scale)
@@ -171,11 +173,18 @@ class EncodedImage:
         None if the segments are not those that the index tells of, or are damaged.
         """
         starts, ends = restarts.ranges(window)
+        head_nbytes = 0 if self._is_confirmed else restarts.scan_at
+        if head_nbytes:  # in one request, where the file is elsewhere
+            starts, ends = [0, *starts], [head_nbytes, *ends]
         if self._bytes is None:
             pieces = self._parts.read_parts(starts, ends)
         else:
             view = memoryview(self._bytes)
             pieces = bytearray().join([view[start:end] for start, end in zip(starts, ends, strict=True)])
+        if head_nbytes:
+            if not self._confirm(bytes(pieces[:head_nbytes])):
+                return None
+            del pieces[:head_nbytes]
         small = restarts.splice(window, pieces)
         if small is None:
             return None
@@ -185,6 +194,22 @@ class EncodedImage:
             return opencv.decode_jpeg_region(small, inner, mode, scale)
         except (UndecodableError, cv2.error):
             return None
+
+    def _confirm(self, head: bytes | None = None) -> bool:
+        """Whether what the index tells is true of the file's header; if not, it is forgotten.
+
+        Args:
+            head: the bytes of the file up to the scan; None reads them.
+        """
+        if not self._is_confirmed:
+            assert self._restarts is not None
+            if head is None:
+                nbytes = self._restarts.scan_at
+                head = self._bytes[:nbytes] if self._bytes else bytes(self._parts.read_parts([0], [nbytes]))
+            self._is_confirmed = self._restarts.has_header(head)
+            if not self._is_confirmed:
+                self._restarts, self._has_looked = None, False
+        return self._is_confirmed
 
     @property
     def _data(self) -> bytes:
@@ -206,7 +231,7 @@ class EncodedImage:
         header = read_header(data)
         if data.startswith(SIGNATURE) and not jpeg_has_end(data):
             raise UndecodableError(f"the JPEG is cut short: its {len(data):,} bytes end before the picture does")
-        if header is None and data.startswith(SIGNATURE) and least_nbytes_of(data) > len(data):
+        if header is None and data.startswith(SIGNATURE) and least_nbytes(data) > len(data):
             raise UndecodableError(f"the JPEG is damaged: its {len(data):,} bytes cannot hold its pixels")
         _refuse_unfit(header, len(data))
         self._header, self._is_checked = header, True
@@ -221,9 +246,6 @@ def open_image(source: Source, index: int | None = None, backend: Backend | None
         source: a path, or encoded bytes.
         index: the number of the sample, for the message of the error.
         backend: what decodes regions of JPEGs: see `read_image`.
-
-    Raises:
-        DecodeError: as above; a SourceTypeError if the source is of neither type.
     """
     if backend == "nvimagecodec":
         nvimagecodec.require()
@@ -232,11 +254,11 @@ def open_image(source: Source, index: int | None = None, backend: Backend | None
     quiet_opencv()
     try:
         if not is_looked_at():  # the usual case: of the smallest pictures even marks would take a hundredth
-            with closing(_opened(source)) as parts:
+            with closing(_opened(source, is_sample=index is not None)) as parts:
                 yield EncodedImage(parts, index, backend)
             return
         with READ:
-            parts = _opened(source)
+            parts = _opened(source, is_sample=index is not None)
         with closing(parts), DECODE:
             yield EncodedImage(MarkedParts(parts), index, backend)
     except (OSError, UndecodableError, cv2.error) as error:
@@ -261,27 +283,16 @@ def _require_bytes(source: object, index: int | None) -> None:
         ) from None
 
 
-def _opened(source: Source) -> Parts:
+def _opened(source: Source, *, is_sample: bool) -> Parts:
     """The bytes of the file.
 
     Raises:
         OSError, UndecodableError: there is none.
     """
     try:
-        return open_parts(source)
+        return open_parts(source, is_sample=is_sample)
     except ValueError as error:  # fsspec does not know the protocol
         raise UndecodableError(str(error)) from error
-
-
-def expect_restarts(folder: str | os.PathLike[str], path: str) -> None:
-    """If a file in a folder has restart markers to decode regions by, see that the folder has an index to be filled."""
-    try:
-        with closing(open_parts(path)) as parts:
-            header = read_header(bytes(parts.read_parts([0], [_HEAD_NBYTES])), is_whole=False)
-    except (OSError, UndecodableError):
-        return  # reading the sample will say so
-    if header is not None and header.jpeg is not None and header.jpeg.restart_interval and header.jpeg.is_usual:
-        start_index(folder)
 
 
 def printable(path: str) -> str:

@@ -33,6 +33,8 @@ _ROLES[0xDA], _ROLES[0xDD], _ROLES[0xE1], _ROLES[0xFF], _ROLES[0xC4], _ROLES[0xC
 )
 for _kind in _HUFFMAN_FRAMES + _OTHER_FRAMES:
     _ROLES[_kind] = _FRAME_COMES
+# From JFIF's and Adobe's segments libjpeg learns whether the colours are YCbCr.
+_TELLS_COLOURS = {0xE0: b"JFIF\0", 0xEE: b"Adobe"}
 # Luma samples per chroma sample, across and down, as (h << 4 | v): 4:4:4, 4:2:2, 4:2:0, 4:4:0, 4:1:1.
 _USUAL_SAMPLING = (0x11, 0x21, 0x22, 0x12, 0x41)
 
@@ -166,10 +168,10 @@ def metadata(data: bytes, header: JpegHeader) -> list[bytes]:
     """The segments that change no pixel: EXIF, colour profiles, comments and the like, each with its marker.
 
     Args:
-        data: a JPEG, at least to the first scan.
+        data: a JPEG. Such segments may also come between its scans.
         header: what `read_jpeg_header` made of it.
     """
-    found = _segments(data, header)
+    found = (*_segments(data, header), *_segments_behind(data, header.scan_at))
     return [segment for kind, segment in found if kind != 0xE0 and _is_metadata(kind, segment)]
 
 
@@ -185,10 +187,18 @@ def _segments(data: bytes, header: JpegHeader) -> Iterator[tuple[int, bytes]]:
         at += 2 + nbytes
 
 
+def _segments_behind(data: bytes, at: int) -> Iterator[tuple[int, bytes]]:
+    """(kind, bytes) of each segment from a place in a scan to the end of the picture, or to what is no segment."""
+    while (marker := _MARKER.search(data, at)) and data[marker.end() - 1] != 0xD9:
+        nbytes = int.from_bytes(data[marker.end() : marker.end() + 2], "big")
+        at = marker.end() + nbytes
+        if nbytes < 2 or at > len(data):
+            return
+        yield data[marker.end() - 1], data[marker.start() : at]
+
+
 def _is_metadata(kind: int, segment: bytes) -> bool:
-    # libjpeg learns from JFIF's and Adobe's segments whether the colours are YCbCr.
-    tells_colours = segment[4:9] == {0xE0: b"JFIF\0", 0xEE: b"Adobe"}.get(kind)
-    return (0xE0 <= kind <= 0xEF or kind == 0xFE) and not tells_colours
+    return (0xE0 <= kind <= 0xEF or kind == 0xFE) and segment[4:9] != _TELLS_COLOURS.get(kind)
 
 
 def jpeg_has_end(data: bytes) -> bool:

@@ -7,20 +7,23 @@ one, another size, the segments in order with their markers numbered anew, an en
 
 from __future__ import annotations
 
-from struct import Struct
+from functools import lru_cache
+from struct import Struct, error
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from loaders.images.decode.jpeg import JpegHeader, parts_that_decode
+from loaders.images.decode.jpeg import JpegHeader, parts_that_decode, read_jpeg_header
 from loaders.images.decode.region import Region
 
 # The least distance of anchors. On average half of it is read without need, on either side of a window's row.
 _ANCHORS_NBYTES = 2048
 _MARKER_NBYTES = 2
 _HEADER_NBYTES = (1 << 16) - 1  # at most; most have fewer than 1000
+_REMEMBERED_NBYTES = 4096  # of a file's bytes before its scan, at most
 _RESTART, _END = 0xD0, 0xD9
 _SIZE = Struct(">HH")
+_SAMPLINGS = ((1, 1), (2, 1), (2, 2), (1, 2), (4, 1))
 
 Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 Places = np.ndarray[Any, np.dtype[np.intp]]
@@ -77,6 +80,34 @@ class Restarts(NamedTuple):
         """(height, width) of a segment, in pixels."""
         return 8 * self.sampling[1], 8 * self.sampling[0] * self.interval
 
+    def is_possible(self, nbytes: int) -> bool:
+        """Whether a file of so many bytes can be like this: what comes from an index may be anything."""
+        if self.sampling not in _SAMPLINGS or not 1 <= self.orientation <= 8 or not self.interval:
+            return False
+        (rows, columns), anchors = self.grid, self.anchors
+        return (
+            columns * self.interval == _ceil(self.width, 8 * self.sampling[0])
+            and 1 <= self.stride <= columns
+            and len(anchors) == rows * _ceil(columns, self.stride) + 1
+            and int(anchors[0]) >= _MARKER_NBYTES
+            and int(anchors[-1]) <= nbytes
+            and bool((anchors[1:] > anchors[:-1]).all())
+        )
+
+    @property
+    def scan_at(self) -> int:
+        """Where in the file the segments begin: the length of what `has_header` takes."""
+        return int(self.anchors[0])
+
+    def has_header(self, head: bytes) -> bool:
+        """Whether a file begins as this says: the same picture size, orientation and tables.
+
+        Args:
+            head: the bytes of the file up to `scan_at`.
+        """
+        found = _known_head(head) if len(head) <= _REMEMBERED_NBYTES else _read_head(head)
+        return found is not None and found._replace(stride=self.stride, anchors=self.anchors) == self
+
     def window(self, region: Region, scale: int) -> Window:
         """The segments that the pixels of a region at 1/scale depend on, the region in the file's orientation.
 
@@ -126,18 +157,22 @@ class Restarts(NamedTuple):
         if len(at) != down * (across + 1):
             return None
         at = at.reshape(down, across + 1)
+        # Two markers touch only where one piece ends and the next begins.
+        lasts = at[:, -1] + _MARKER_NBYTES
+        if at[0, 0] or lasts[-1] != len(content) or (at[1:, 0] != lasts[:-1]).any():
+            return None
         expected = np.arange(top, top + down)[:, None] * columns + np.arange(first - 1, first + across)
         expected = (expected & 7) + _RESTART
         if bottom == rows and first + count == columns:
             expected[-1, -1] = _END
         if (kinds != expected.ravel()).any():
             return None
-        begins, ends = at[:, :-1].reshape(-1, count), at[:, 1:].reshape(-1, count)
-        kept = ends[:, left - first : right - first].ravel() + 1
+        begins, markers = at[:, :-1].reshape(-1, count), at[:, 1:].reshape(-1, count)
+        kept = markers[:, left - first : right - first].ravel() + 1
         content[kept] = (np.arange(kept.size) & 7) + _RESTART
         content[kept[-1]] = _END
         begin_each = (begins[:, left - first] + _MARKER_NBYTES).tolist()
-        end_each = (ends[:, right - first - 1] + _MARKER_NBYTES).tolist()
+        end_each = (markers[:, right - first - 1] + _MARKER_NBYTES).tolist()
         view = memoryview(pieces)
         high, wide = self.pixels
         height, width = min(self.height, bottom * high) - top * high, min(self.width, right * wide) - left * wide
@@ -167,29 +202,11 @@ def find_restarts(data: bytes, header: JpegHeader) -> Restarts | None:
         markers out of order, padding between them, more than one scan. Damage within a segment is not looked for. It
         stays there, as it does when everything is decoded.
     """
-    if (
-        not header.is_usual
-        or header.sampling is None
-        or not header.restart_interval
-        or not header.least_nbytes <= len(data) < 1 << 32
-    ):
+    found = _without_anchors(data, header) if header.least_nbytes <= len(data) < 1 << 32 else None
+    if found is None:
         return None
-    kept, size_at = parts_that_decode(data, header)
-    if len(kept) > _HEADER_NBYTES:
-        return None
-    found = Restarts(
-        header.width,
-        header.height,
-        header.orientation,
-        header.sampling,
-        header.restart_interval,
-        1,
-        size_at,
-        kept,
-        np.empty(0, np.uint32),
-    )
     rows, columns = found.grid
-    if columns * header.restart_interval != _ceil(header.width, 8 * header.sampling[0]):
+    if columns * found.interval != _ceil(found.width, 8 * found.sampling[0]):
         return None
     content = np.frombuffer(data, np.uint8)[header.scan_at :]
     at, kinds = _markers(content)
@@ -204,6 +221,31 @@ def find_restarts(data: bytes, header: JpegHeader) -> Restarts | None:
     stride = min(columns, max(1, round(_ANCHORS_NBYTES * len(begins) / (end - header.scan_at))))
     anchors = begins.reshape(rows, columns)[:, ::stride].ravel()
     return found._replace(stride=stride, anchors=np.append(anchors, np.uint32(end)))
+
+
+def _without_anchors(data: bytes, header: JpegHeader) -> Restarts | None:
+    """What the header of a JPEG says of its segments; None where they cannot be decoded one by one."""
+    if not header.is_usual or header.sampling is None or not header.restart_interval:
+        return None
+    kept, size_at = parts_that_decode(data, header)
+    if len(kept) > _HEADER_NBYTES:
+        return None
+    size = (header.width, header.height)
+    return Restarts(
+        *size, header.orientation, header.sampling, header.restart_interval, 1, size_at, kept, np.empty(0, np.uint32)
+    )
+
+
+def _read_head(head: bytes) -> Restarts | None:
+    """The same of a file's bytes up to its scan; None also if they are anything else."""
+    try:
+        header = read_jpeg_header(head)
+    except (ValueError, IndexError, error):
+        return None
+    return _without_anchors(head, header) if header.scan_at == len(head) else None
+
+
+_known_head = lru_cache(maxsize=256)(_read_head)  # several windows of one file, or files of one camera
 
 
 def _markers(content: Bytes) -> tuple[Places, Bytes]:

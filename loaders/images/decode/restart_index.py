@@ -1,16 +1,15 @@
 """The index of a folder of JPEGs with restart markers: where their segments are, in one file beside them.
 
-It saves reading a photo whole to find its markers. An entry counts only for a file of the size and time that it had.
+It saves reading a photo whole to find its markers. An entry counts only for a file of the size and time that it had,
+and that still begins with the same header. Reading photos never writes it: `loaders prepare` does.
 """
 
 from __future__ import annotations
 
 import os
 import secrets
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections import OrderedDict
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -19,15 +18,12 @@ import numpy as np
 
 from loaders.images.decode.files import file_system, is_remote
 from loaders.images.decode.restart import Restarts
-from loaders.images.decode.restart_table import Added, Table, entry_of, is_of
-
-if sys.platform != "win32":
-    import fcntl
+from loaders.images.decode.restart_table import Table, entry_of, is_of
 
 NAME = ".loaders-restarts.npy"
 
 _ARRAY_FILE = b"\x93NUMPY\x01\x00"
-_UNSAVED = 1 << 14  # entries at most; earlier ones are forgotten where they cannot be saved
+_UNSAVED = 1 << 14  # entries at most; earlier ones are forgotten where they are not saved
 _SAVING_SHARE = 0.05  # of the time since the last save, at most
 _SAVE_EVERY_S = 1.0
 _FOLDERS = 1 << 16  # whose index is remembered
@@ -42,7 +38,7 @@ class RestartIndex:
 
     def __init__(self, folder: str | None) -> None:
         self._folder = folder
-        self._added: Added = {}
+        self._added: OrderedDict[int, tuple[bytes, Restarts]] = OrderedDict()
         self._saved_at, self._took_s = time.monotonic(), 0.0
         self._table = _load(folder)
 
@@ -65,28 +61,32 @@ class RestartIndex:
         return (restarts or table.restarts(entry)) if is_of(entry, nbytes, mtime_ns) else None
 
     def add(self, name: bytes, nbytes: int, mtime_ns: int | None, restarts: Restarts) -> None:
-        """Keep what was found out about a file; now and then all that was added is saved."""
+        """Keep in memory what was found out about a file; the earliest is forgotten where that is too much."""
         self._added[_number(name)] = (entry_of(nbytes, mtime_ns or 0, restarts), restarts)
+        while len(self._added) > _UNSAVED:
+            self._added.popitem(last=False)
+
+    def save_now_and_then(self) -> None:
+        """Save what was added, if that is much, or if the last time is long ago."""
         waited_s = time.monotonic() - self._saved_at
         is_time = waited_s > _SAVE_EVERY_S and self._took_s < _SAVING_SHARE * waited_s
-        if not (is_time or len(self._added) > _UNSAVED) or self.save():
-            return
-        while len(self._added) > _UNSAVED:
-            self._added.pop(next(iter(self._added)), None)
+        if is_time or len(self._added) >= _UNSAVED:
+            self.save()
 
     def save(self) -> bool:
-        """Write what was added into the file, with what others have written since.
+        """Write what was added into the file, with what is there by now.
+
+        Of two processes that save at the same moment one may lose what the other has added; the file is whole.
 
         Returns:
-            False if it cannot be written now: no permission, no room, or another process is at it.
+            False if it cannot be written: no permission, no room.
         """
         if self._folder is None or is_remote(self._folder):
             return False
         began, added = time.monotonic(), dict(self._added)
         try:
-            with _alone_in(self._folder):
-                _replace(self._folder, _load(self._folder).with_added(added))
-                self._table = _load(self._folder)
+            _replace(self._folder, _load(self._folder).with_added(added))
+            self._table = _load(self._folder)
         except OSError:
             return False
         finally:
@@ -99,17 +99,21 @@ class RestartIndex:
 
 
 _indexes: dict[str, RestartIndex] = {}
-_homes: dict[str, tuple[RestartIndex, int] | None] = {}
+_homes: dict[str, tuple[RestartIndex, str] | None] = {}
 
 
 def known_restarts(path: str, nbytes: int, mtime_ns: int | None) -> Restarts | None:
-    """What an index in the file's folder, or in one above it, says of a file; else what this process has seen of it."""
+    """What an index in the file's folder, or in one above it, says of a file; else what this process has seen of it.
+
+    It is something that a file of this size can be like. Whether this one is like that, its header says.
+    """
     home, name = _home(path)
-    return home.get(name, nbytes, mtime_ns)
+    found = home.get(name, nbytes, mtime_ns)
+    return found if found is not None and found.is_possible(nbytes) else None
 
 
 def remember_restarts(path: str, nbytes: int, mtime_ns: int | None, restarts: Restarts) -> None:
-    """Put into the index what was found out about a file."""
+    """Keep in memory what was found out about a file, for as long as this process lives."""
     _homes.pop(os.path.dirname(_absolute(path)), None)  # there may be an index by now
     home, name = _home(path)
     home.add(name, nbytes, mtime_ns, restarts)
@@ -117,17 +121,11 @@ def remember_restarts(path: str, nbytes: int, mtime_ns: int | None, restarts: Re
 
 def index_of(folder: str | os.PathLike[str]) -> RestartIndex:
     """The index that is, or will be, in a folder."""
-    where = os.path.abspath(folder)
+    where = os.path.realpath(folder)
     if where not in _indexes:
         _homes.clear()
         _indexes[where] = RestartIndex(where)
     return _indexes[where]
-
-
-def start_index(folder: str | os.PathLike[str]) -> None:
-    """Put an empty index into a folder, for readers to fill; nothing if it or one above has one, or if it may not."""
-    if _search(os.path.abspath(folder)) is None:
-        index_of(folder).save()
 
 
 def _home(path: str) -> tuple[RestartIndex, bytes]:
@@ -138,21 +136,25 @@ def _home(path: str) -> tuple[RestartIndex, bytes]:
     except KeyError:
         if len(_homes) >= _FOLDERS:
             _homes.clear()
-        found = _homes[folder] = _search(folder)
-    return (_loose, os.fsencode(path)) if found is None else (found[0], os.fsencode(path[found[1] :]))
+        found = _homes[folder] = _search(folder if is_remote(folder) else os.path.realpath(folder))
+    if found is None:
+        return _loose, os.fsencode(path)
+    return found[0], os.fsencode(found[1] + path[len(folder) :].lstrip("/" + os.sep))
 
 
 def _absolute(path: str) -> str:
     return path if os.path.isabs(path) or is_remote(path) else os.path.abspath(path)
 
 
-def _search(folder: str) -> tuple[RestartIndex, int] | None:
-    """The nearest index, and how many characters of the path are its own folder's."""
+def _search(start: str) -> tuple[RestartIndex, str] | None:
+    """The nearest index in a folder or above it, and the folder's name as seen from there, with its separator."""
+    folder = start
     while True:
         if folder not in _indexes and _exists(folder):
             _indexes[folder] = RestartIndex(folder)
         if folder in _indexes:
-            return _indexes[folder], len(folder) + (not folder.endswith("/"))
+            below = start[len(folder) :].lstrip("/" + os.sep)
+            return _indexes[folder], below and below + ("/" if is_remote(start) else os.sep)
         above = os.path.dirname(folder)
         if above in (folder, "") or above.endswith(":"):  # `s3:` is all that is left
             return None
@@ -169,19 +171,61 @@ def _exists(folder: str) -> bool:
         return False
 
 
+class _IndexFile:
+    """Bytes of an open file. It is not mapped: reading a mapping of a file that was cut short ends the process."""
+
+    def __init__(self, path: str) -> None:
+        self._fd = -1
+        self._fd = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0))
+        self.nbytes = os.fstat(self._fd).st_size
+
+    def read(self, at: int, nbytes: int) -> bytes:
+        found = b""
+        try:
+            while len(found) < nbytes and (piece := self._read_once(at + len(found), nbytes - len(found))):
+                found += piece  # a second one only beyond two gigabytes
+        except OSError:
+            pass
+        return found
+
+    def _read_once(self, at: int, nbytes: int) -> bytes:
+        if hasattr(os, "pread"):
+            return os.pread(self._fd, nbytes, at)
+        os.lseek(self._fd, at, os.SEEK_SET)  # Windows
+        return os.read(self._fd, nbytes)
+
+    def __del__(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+
+
+class _FetchedIndex:
+    """Bytes of a file that is at hand."""
+
+    def __init__(self, content: bytes = b"") -> None:
+        self._content = content
+        self.nbytes = len(content)
+
+    def read(self, at: int, nbytes: int) -> bytes:
+        return self._content[at : at + nbytes]
+
+
 def _load(folder: str | None) -> Table:
-    content: np.ndarray[Any, np.dtype[np.uint8]] = np.empty(0, np.uint8)
+    file: _IndexFile | _FetchedIndex = _FetchedIndex()
     try:
         if folder is not None and is_remote(folder):
             files, name = file_system(f"{folder}/{NAME}")
-            content = np.frombuffer(files.cat_file(name), np.uint8)
+            file = _FetchedIndex(bytes(files.cat_file(name)))
         elif folder is not None:
-            content = np.asarray(np.memmap(os.path.join(folder, NAME), np.uint8, "r"))
-    except (OSError, ValueError):  # missing, or empty
+            file = _IndexFile(os.path.join(folder, NAME))
+    except OSError:  # missing
         pass
     # What NumPy's own reader makes of a damaged header is anybody's guess; all that matters of it is where it ends.
-    begin = 10 + int.from_bytes(content[8:10].tobytes(), "little")
-    return Table.of(content[begin:] if content[:8].tobytes() == _ARRAY_FILE else content[:0])
+    head = file.read(0, 10)
+    begin = 10 + int.from_bytes(head[8:10], "little")
+    return Table(
+        lambda at, nbytes: file.read(begin + at, nbytes), file.nbytes - begin if head[:8] == _ARRAY_FILE else 0
+    )
 
 
 def _replace(folder: str, content: np.ndarray[Any, Any]) -> None:
@@ -192,24 +236,6 @@ def _replace(folder: str, content: np.ndarray[Any, Any]) -> None:
         os.replace(unfinished, os.path.join(folder, NAME))
     finally:
         unfinished.unlink(missing_ok=True)
-
-
-@contextmanager
-def _alone_in(folder: str) -> Iterator[None]:
-    """While no other process writes this index.
-
-    Raises:
-        OSError: one does.
-    """
-    if sys.platform == "win32":
-        yield
-        return
-    fd = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    finally:
-        os.close(fd)
 
 
 def _number(name: bytes) -> int:

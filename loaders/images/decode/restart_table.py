@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import zlib
 from bisect import bisect_left
+from collections.abc import Callable
 from struct import Struct
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -25,58 +26,71 @@ _HEADER_OF_ENTRY = np.dtype(
 Added = dict[int, tuple[bytes, Restarts]]  # by the hash of the name; the entries as `entry_of` makes them
 
 
-class Table(NamedTuple):
-    """What one file holds: hashes of names in order, an entry for each, and what the entries point to."""
+Read = Callable[[int, int], bytes]  # (at, nbytes) → those bytes of a file; fewer if it is shorter, or cannot be read
 
-    hashes: memoryview
-    entries: memoryview
-    anchors: np.ndarray[Any, np.dtype[np.uint32]]
-    headers: memoryview
 
-    @classmethod
-    def of(cls, content: np.ndarray[Any, Any]) -> Table:
-        """An empty one, if this is no index."""
-        view = np.asarray(content).data
-        counts = (0, 0, 0)
-        if len(view) >= _HEAD.size:
-            magic, entries, anchors, headers_nbytes = _HEAD.unpack_from(view)
-            nbytes = entries * (_HASH.itemsize + _ENTRY.size) + anchors * _ANCHOR.itemsize + headers_nbytes
-            if magic == _MAGIC and nbytes == len(view) - _HEAD.size:
+class Table:
+    """What one file holds: hashes of names in order, an entry for each, and what the entries point to.
+
+    Only the hashes are kept in memory. All else is read when it is asked for, and may have changed by then.
+
+    Args:
+        read: gives bytes of the file.
+        nbytes: the size of the file. Where it does not fit the first bytes, this is an empty table.
+    """
+
+    def __init__(self, read: Read, nbytes: int) -> None:
+        self._read = read
+        counts, head = (0, 0, 0), read(0, _HEAD.size)
+        if len(head) == _HEAD.size:
+            magic, entries, anchors, headers_nbytes = _HEAD.unpack(head)
+            expected = entries * (_HASH.itemsize + _ENTRY.size) + anchors * _ANCHOR.itemsize + headers_nbytes
+            if magic == _MAGIC and expected == nbytes - _HEAD.size:
                 counts = entries, anchors, headers_nbytes
-        entries_at = _HEAD.size + counts[0] * _HASH.itemsize
-        anchors_at = entries_at + counts[0] * _ENTRY.size
-        headers_at = anchors_at + counts[1] * _ANCHOR.itemsize
-        return cls(
-            view[_HEAD.size : entries_at].cast("Q"),
-            view[entries_at:anchors_at],
-            np.frombuffer(view[anchors_at:headers_at], _ANCHOR),
-            view[headers_at : headers_at + counts[2]],
-        )
+        hashes = read(_HEAD.size, counts[0] * _HASH.itemsize)
+        if len(hashes) < counts[0] * _HASH.itemsize:
+            counts, hashes = (0, 0, 0), b""
+        self.hashes = memoryview(hashes).cast("Q")
+        self._counts = counts
+        self._entries_at = _HEAD.size + counts[0] * _HASH.itemsize
+        self._anchors_at = self._entries_at + counts[0] * _ENTRY.size
+        self._headers_at = self._anchors_at + counts[1] * _ANCHOR.itemsize
 
     def entry(self, number: int) -> bytes | None:
         """The entry of a file, by the hash of its name."""
         at = bisect_left(self.hashes, number)
         if at == len(self.hashes) or self.hashes[at] != number:
             return None
-        return bytes(self.entries[at * _ENTRY.size : (at + 1) * _ENTRY.size])
+        entry = self._read(self._entries_at + at * _ENTRY.size, _ENTRY.size)
+        return entry if len(entry) == _ENTRY.size else None
 
     def restarts(self, entry: bytes) -> Restarts | None:
         """What an entry says; None if it is damaged."""
         _, _, anchors_at, header_at, anchors, header_nbytes, checksum, *numbers = _ENTRY.unpack(entry)
         width, height, interval, stride, size_at, orientation, across, down = numbers
-        header = bytes(self.headers[header_at : header_at + header_nbytes])
-        places = self.anchors[anchors_at : anchors_at + anchors]
-        found = Restarts(width, height, orientation, (across, down), interval, stride, size_at, header, places)
+        if anchors_at + anchors > self._counts[1] or header_at + header_nbytes > self._counts[2]:
+            return None
+        header = self._read(self._headers_at + header_at, header_nbytes)
+        places = self._read(self._anchors_at + anchors_at * _ANCHOR.itemsize, anchors * _ANCHOR.itemsize)
+        if len(header) < header_nbytes or len(places) < anchors * _ANCHOR.itemsize:
+            return None
+        offsets = np.frombuffer(places, _ANCHOR)
+        found = Restarts(width, height, orientation, (across, down), interval, stride, size_at, header, offsets)
         return found if _checksum(entry, found) == checksum else None
 
     def with_added(self, added: Added) -> np.ndarray[Any, np.dtype[np.uint8]]:
         """The content of the file that also holds these. What they replace stays in it, and nothing points there."""
+        count, anchors_at, headers_nbytes = self._counts
+        rest = self._read(self._entries_at, self._headers_at + headers_nbytes - self._entries_at)
         hashes, new_hashes = np.frombuffer(self.hashes, _HASH), np.fromiter(added, _HASH, len(added))
-        entries = np.frombuffer(self.entries, np.dtype((np.void, _ENTRY.size)))
+        if len(rest) < self._headers_at + headers_nbytes - self._entries_at:  # cut short since it was opened
+            count, anchors_at, headers_nbytes, rest, hashes = 0, 0, 0, b"", hashes[:0]
+        entries = np.frombuffer(rest, np.dtype((np.void, _ENTRY.size)), count)
+        old_anchors = np.frombuffer(rest, _ANCHOR, anchors_at, count * _ENTRY.size)
+        old_headers = rest[len(rest) - headers_nbytes :]
         places = np.unique(entries.view(_HEADER_OF_ENTRY))
-        headers = {bytes(self.headers[at : at + nbytes]): at for at, nbytes in places.tolist()}
-        anchor_parts, header_parts = [self.anchors], [bytes(self.headers)]
-        anchors_at, headers_nbytes = len(self.anchors), len(self.headers)
+        headers = {old_headers[at : at + nbytes]: at for at, nbytes in places.tolist()}
+        anchor_parts, header_parts = [old_anchors], [old_headers]
         new_entries = []
         for entry, restarts in added.values():
             header_at = headers.setdefault(restarts.header, headers_nbytes)

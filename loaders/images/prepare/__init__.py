@@ -3,6 +3,8 @@
 | module | what |
 | --- | --- |
 | `photo` | one JPEG, with markers |
-| `tree` | a folder of them, by many processes, going on where it was stopped |
+| `outcome` | one file of a folder, written whole or not at all, and what became of it |
+| `claim` | the folder to write to: of one kind, for one run at a time |
+| `folders` | all of a folder, by many processes, going on where it was stopped |
 | `run` | what the command prints |
 """

@@ -2,86 +2,29 @@
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
-import secrets
 import shutil
 import signal
-import stat
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
 
 import cv2
 
 from loaders.errors import DatasetError, MissingExtraError
-from loaders.images.decode.header import read_header
-from loaders.images.decode.jpeg import SIGNATURE
-from loaders.images.decode.restart import Restarts, find_restarts
+from loaders.images.decode.restart import Restarts
 from loaders.images.decode.restart_index import NAME, RestartIndex, index_of
-from loaders.images.prepare.photo import DEFAULT_QUALITY, Method, UnpreparedError, with_markers
+from loaders.images.prepare.claim import SETTINGS, claimed
+from loaders.images.prepare.outcome import Outcome, Summary, is_unfinished, permissions, prepare_file, written_from
+from loaders.images.prepare.photo import DEFAULT_QUALITY, Method
+from loaders.images.walk import walk
 
-SETTINGS = ".loaders-prepare.json"
-
-_UNFINISHED = (".loaders-", ".part")
 _AT_ONCE = 8  # files of one task: what a task costs is little beside that
 _TASKS_AHEAD = 4  # per process
-
-
-class Outcome(NamedTuple):
-    """What became of one file: a JPEG with markers if there are `restarts`, else a copy; or nothing, if it `failed`.
-
-    `why` is empty unless a JPEG has no markers now, or it failed; `earlier`: it was there before this run.
-    """
-
-    name: str
-    restarts: Restarts | None = None
-    why: str = ""
-    failed: bool = False
-    earlier: bool = False
-    nbytes: tuple[int, int] = (0, 0)
-
-
-@dataclass
-class Summary:
-    """What a run has done, for a person to read.
-
-    Attributes:
-        prepared: JPEGs that have markers now; `as_before` of them had been written by an earlier run.
-        copied: files that are no JPEGs.
-        left: (name, why) of JPEGs that are copied as they were.
-        failed: (name, why) of files that could not be read or written; they are missing.
-        stale: names of files in the target that have no source any more.
-        nbytes: of the JPEGs that this run has prepared, before and after.
-    """
-
-    prepared: int = 0
-    as_before: int = 0
-    copied: int = 0
-    left: list[tuple[str, str]] = field(default_factory=list)
-    failed: list[tuple[str, str]] = field(default_factory=list)
-    stale: list[str] = field(default_factory=list)
-    nbytes: tuple[int, int] = (0, 0)
-
-    def count(self, outcome: Outcome) -> None:
-        """Add what became of a file."""
-        if outcome.failed:
-            self.failed.append((outcome.name, outcome.why))
-        elif outcome.restarts is not None:
-            self.prepared += 1
-            self.as_before += outcome.earlier
-            before, after = self.nbytes
-            self.nbytes = (before + outcome.nbytes[0], after + outcome.nbytes[1])
-        elif outcome.why:
-            self.left.append((outcome.name, outcome.why))
-        else:
-            self.copied += 1
 
 
 def choose_method(quality: int | None, max_side: int | None) -> Method:
@@ -102,7 +45,7 @@ def choose_method(quality: int | None, max_side: int | None) -> Method:
     return Method(jpegtran)
 
 
-def prepare_tree(
+def prepare_folder(
     source: Path, target: Path, method: Method, processes: int, progress: Callable[[int, int], None]
 ) -> Summary:
     """Write all files below `source` to the same places below `target`, JPEGs with restart markers.
@@ -111,127 +54,132 @@ def prepare_tree(
     killed at any time; nothing half-written has a name that counts.
 
     Args:
-        source: a folder; links in it are followed.
+        source: a folder; links in it are followed. A folder that several ways lead to is written once, and is a link in
+            all other places.
         target: a folder that is empty, missing, or of an earlier run.
         method: how JPEGs get their markers.
         processes: how many of them work; 1 is this one.
         progress: called with (files done, files in all).
 
     Raises:
-        DatasetError: the folders cannot be what they are to be, or a worker process was killed.
+        DatasetError: the folders cannot be what they are to be, another run is at work in the target, a worker process
+            was killed, or the index cannot be written.
+        OSError: the source cannot be listed, or a folder cannot be made in the target.
     """
-    _claim(source, target, method)
-    index = index_of(target)
-    names = list(_files_below(source, target))
-    summary = Summary(stale=sorted({*_files_in(target)} - {*names}))
-    ahead = []
-    for name in names:
-        known = _known(source / name, target / name, name, index)
-        if known is None:
-            ahead.append(name)
+    with claimed(source, target, method):
+        summary = Summary()
+        names = _make_folders(source, target, summary)
+        index = index_of(target)
+        ahead = []
+        for name in names:
+            known = _known(source / name, target / name, name, index)
+            if known is None:
+                ahead.append(name)
+            else:
+                summary.count(Outcome(name, known, earlier=True))
+        progress(len(names) - len(ahead), len(names))
+        try:
+            for count, outcome in enumerate(_outcomes(source, target, ahead, method, processes), 1):
+                summary.count(outcome)
+                if outcome.restarts is not None:
+                    status = os.stat(target / outcome.name)
+                    index.add(os.fsencode(outcome.name), status.st_size, status.st_mtime_ns, outcome.restarts)
+                    index.save_now_and_then()
+                progress(len(names) - len(ahead) + count, len(names))
+        except BrokenProcessPool as error:
+            raise DatasetError(
+                "a worker process was killed, likely for want of memory.\n  Run it again, with fewer --workers: it "
+                "goes on where it was."
+            ) from error
+        finally:
+            is_saved = index.save()
+        if not is_saved:
+            raise DatasetError(f'"{target / NAME}" cannot be written: is the disk full?\n  Run it again: it goes on.')
+        return summary
+
+
+def _make_folders(source: Path, target: Path, summary: Summary) -> list[str]:
+    """Make all folders below the target, and links to them; what is missing or stale is noted.
+
+    Returns:
+        The names of all files, as seen from the source.
+    """
+    names: list[str] = []
+    known: set[str] = set()  # files, links and folders whose content is not known
+    top = os.fsencode(source)
+    for folder in walk(top, outside=os.fsencode(target)):
+        place = os.fsdecode(os.path.relpath(folder.path, top))
+        if folder.error is not None:
+            if folder.path == top:
+                raise folder.error
+            summary.failed.append((place, folder.error.strerror or str(folder.error)))
+            known.add(place)
+        elif folder.first is None:
+            _make_folder(target / place, os.stat(folder.path))
+            names += [os.path.normpath(os.path.join(place, os.fsdecode(name))) for name in folder.files]
+        elif folder.first in (top, os.fsencode(target)) or folder.path.startswith(os.path.join(folder.first, b"")):
+            summary.round_trips.append(place)
         else:
-            summary.count(Outcome(name, known, earlier=True))
-    progress(len(names) - len(ahead), len(names))
-    try:
-        for count, outcome in enumerate(_outcomes(source, target, ahead, method, processes), 1):
-            summary.count(outcome)
-            if outcome.restarts is not None:
-                status = os.stat(target / outcome.name)
-                index.add(os.fsencode(outcome.name), status.st_size, status.st_mtime_ns, outcome.restarts)
-            progress(len(names) - len(ahead) + count, len(names))
-    except BrokenProcessPool as error:
-        raise DatasetError(
-            "a worker process was killed, likely for want of memory.\n  Run it again, with fewer --workers: it goes on "
-            "where it was."
-        ) from error
-    finally:
-        index.save()
-    return summary
+            known.add(place)
+            try:
+                _make_link(target / place, target / os.fsdecode(os.path.relpath(folder.first, top)))
+            except FileExistsError:
+                summary.failed.append((place, "it is a link now, and what an earlier run wrote is in its place"))
+    names = [name for name in names if _is_of_source(os.path.basename(name))]
+    known.update(names)
+    summary.stale = sorted(name for name in _files_in(target) if not known.intersection(_itself_and_above(name)))
+    return names
 
 
-def _claim(source: Path, target: Path, method: Method) -> None:
-    """See that the target is ours, and tidy up what a killed run left there."""
-    if not source.is_dir():
-        raise DatasetError(f'"{source}" is not a folder.')
-    here, there = source.resolve(), target.resolve()
-    if here == there or here in there.parents or there in here.parents:
-        raise DatasetError(
-            f'"{target}" and "{source}" lie in each other: the prepared files need a folder of their own.'
-        )
-    if target.exists() and not target.is_dir():
-        raise DatasetError(f'"{target}" is not a folder.')
-    settings = {"lossless": method.jpegtran is not None, "quality": method.quality, "max_side": method.max_side}
-    file = target / SETTINGS
-    try:
-        found = json.loads(file.read_text())
-    except (OSError, ValueError):
-        found = None
-    if found is not None and found != settings:
-        raise DatasetError(
-            f'"{target}" was prepared with {found}, and now {settings} is asked for.\n'
-            "  Name another folder, or delete it."
-        )
-    is_ours = found is not None or file.exists()
-    if not is_ours and target.exists() and not all(map(_is_unfinished, os.listdir(target))):
-        raise DatasetError(f'"{target}" is not empty, and of no earlier run.\n  Name a new folder.')
-    target.mkdir(parents=True, exist_ok=True)
-    for folder, _, files in os.walk(target):
-        for name in filter(_is_unfinished, files):
-            os.unlink(os.path.join(folder, name))
-    _write(file, lambda unfinished: unfinished.write_text(json.dumps(settings) + "\n"))
+def _make_folder(target: Path, source: os.stat_result) -> None:
+    if target.is_symlink():  # it was reached in another way, in an earlier run
+        target.unlink()
+    if not target.is_dir():
+        target.mkdir(mode=0o700)
+        target.chmod(permissions(source) | 0o700)
 
 
-def _is_unfinished(name: str) -> bool:
-    return name.startswith(_UNFINISHED[0]) and name.endswith(_UNFINISHED[1])
+def _make_link(link: Path, folder: Path) -> None:
+    there = os.path.relpath(folder, link.parent)
+    if link.is_symlink():
+        if os.readlink(link) == there:
+            return
+        link.unlink()
+    link.symlink_to(there, target_is_directory=True)
 
 
-def _files_below(source: Path, target: Path) -> Iterator[str]:
-    """Names of all files as seen from the source; folders are made on the way."""
-    pending: list[tuple[str, tuple[tuple[int, int], ...]]] = [("", ())]
-    while pending:
-        folder, above = pending.pop()
-        status = os.stat(source / folder)
-        chain = (*above, (status.st_dev, status.st_ino))
-        if chain[-1] in above:  # a link to a folder that it lies in
-            continue
-        (target / folder).mkdir(exist_ok=True)
-        with os.scandir(source / folder) as entries:
-            for entry in sorted(entries, key=lambda entry: entry.name):
-                name = os.path.join(folder, entry.name)
-                if entry.is_dir():
-                    pending.append((name, chain))
-                elif entry.name not in (NAME, SETTINGS) and not _is_unfinished(entry.name):
-                    yield name
+def _itself_and_above(name: str) -> Iterator[str]:
+    while name:
+        yield name
+        name = os.path.dirname(name)
+
+
+def _is_of_source(name: str) -> bool:
+    return name not in (NAME, SETTINGS) and not is_unfinished(name)
 
 
 def _files_in(target: Path) -> Iterator[str]:
-    """Names of all files as seen from the target, but those that are not from the source."""
-    for folder, _, files in os.walk(target):
-        for name in files:
-            if name not in (NAME, SETTINGS) and not _is_unfinished(name):
-                yield os.path.relpath(os.path.join(folder, name), target)
+    """Names of all files and links to folders as seen from the target, but those that are not from the source."""
+    for folder, folders, files in os.walk(target):
+        links = [name for name in folders if os.path.islink(os.path.join(folder, name))]
+        for name in filter(_is_of_source, files + links):
+            yield os.path.relpath(os.path.join(folder, name), target)
 
 
 def _known(source: Path, target: Path, name: str, index: RestartIndex) -> Restarts | None:
     """What the index says of a JPEG that an earlier run wrote, if its source is of the same time still."""
-    written = _written(source, target)
-    return None if written is None else index.get(os.fsencode(name), written.st_size, written.st_mtime_ns)
-
-
-def _written(source: Path, target: Path) -> os.stat_result | None:
-    """The target as it stands, if it was written from the source as that stands."""
     try:
-        written = os.stat(target)
-        return written if written.st_mtime_ns == os.stat(source).st_mtime_ns else None
+        written = written_from(os.stat(source), target)
     except OSError:
         return None
+    return None if written is None else index.get(os.fsencode(name), written.st_size, written.st_mtime_ns)
 
 
 def _outcomes(source: Path, target: Path, names: list[str], method: Method, processes: int) -> Iterator[Outcome]:
     """What became of each file, in the order in which they are finished."""
     if processes == 1:
         for name in names:
-            yield _prepare_file(source / name, target / name, name, method)
+            yield prepare_file(source / name, target / name, name, method)
         return
     tasks = (names[at : at + _AT_ONCE] for at in range(0, len(names), _AT_ONCE))
     # Not forked: the progress bar has a thread.
@@ -266,46 +214,4 @@ def _begin_worker() -> None:
 
 
 def _prepare_files(source: Path, target: Path, names: list[str], method: Method) -> list[Outcome]:
-    return [_prepare_file(source / name, target / name, name, method) for name in names]
-
-
-def _prepare_file(source: Path, target: Path, name: str, method: Method) -> Outcome:
-    try:
-        status = os.stat(source)
-        if not stat.S_ISREG(status.st_mode):
-            return Outcome(name, why="it is no file", failed=True)
-        with open(source, "rb") as file:
-            start = file.read(len(SIGNATURE))
-            data = start + file.read() if start == SIGNATURE else None
-        if data is None:
-            _write(target, lambda unfinished: shutil.copyfile(source, unfinished), status)
-            return Outcome(name)
-        restarts = _restarts_of(target.read_bytes()) if _written(source, target) else None
-        if restarts is not None:  # an earlier run was killed before it could note this
-            return Outcome(name, restarts, earlier=True)
-        try:
-            found, why = with_markers(data, method), ""
-        except UnpreparedError as error:
-            found, why = data, str(error)
-        _write(target, lambda unfinished: unfinished.write_bytes(found), status)
-    except OSError as error:
-        return Outcome(name, why=error.strerror or str(error), failed=True)
-    return Outcome(name, None if why else _restarts_of(found), why, nbytes=(len(data), len(found)))
-
-
-def _restarts_of(data: bytes) -> Restarts | None:
-    header = read_header(data)
-    return None if header is None or header.jpeg is None else find_restarts(data, header.jpeg)
-
-
-def _write(target: Path, fill: Callable[[Path], object], like: os.stat_result | None = None) -> None:
-    """Let `fill` write a file, which gets its name when it is complete, with the times and permissions of another."""
-    unfinished = target.with_name(secrets.token_hex(8).join(_UNFINISHED))
-    try:
-        fill(unfinished)
-        if like is not None:
-            os.chmod(unfinished, stat.S_IMODE(like.st_mode))
-            os.utime(unfinished, ns=(like.st_atime_ns, like.st_mtime_ns))
-        os.replace(unfinished, target)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    return [prepare_file(source / name, target / name, name, method) for name in names]

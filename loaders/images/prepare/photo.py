@@ -72,6 +72,8 @@ def with_markers(data: bytes, method: Method) -> bytes:
     made = read_header(found)
     if made is None or made.jpeg is None or find_restarts(found, made.jpeg) is None:
         raise UnpreparedError("it could not be given restart markers")
+    if made.jpeg.orientation != header.jpeg.orientation:
+        raise UnpreparedError("EXIF that comes behind its first scan would turn it")
     return found
 
 

@@ -10,7 +10,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from loaders.errors import DatasetError
 from loaders.images.decode import printable
-from loaders.images.prepare.folders import Summary, choose_method, prepare_tree
+from loaders.images.prepare.folders import choose_method, prepare_folder
+from loaders.images.prepare.outcome import Summary
 from loaders.system.limits import whole_cores
 
 _NAMED = 20  # files, at most
@@ -32,7 +33,7 @@ def run_prepare(
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("Preparing", total=None)
         try:
-            summary = prepare_tree(
+            summary = prepare_folder(
                 source,
                 target,
                 method,
@@ -53,17 +54,26 @@ def _lines(summary: Summary) -> list[str]:
     if before:
         lines.append(f"Those of this run: {decimal(before)} before, {decimal(after)} now ({after / before - 1:+.1%}).")
     if summary.copied:
-        lines.append(f"{summary.copied:,} other files copied.")
+        earlier = f", {summary.copied_before:,} of them by an earlier run" if summary.copied_before else ""
+        lines.append(f"{summary.copied:,} other files copied{earlier}.")
     for files, what in ((summary.left, "JPEGs copied as they are"), (summary.failed, "files are missing")):
         if files:
             lines.append(f"{len(files):,} {what}:")
             lines += [f"  {printable(name)}: {why}" for name, why in sorted(files)[:_NAMED]]
         if len(files) > _NAMED:
             lines.append(f"  and {len(files) - _NAMED:,} more")
+    if summary.round_trips:
+        lines.append(
+            f"{len(summary.round_trips):,} links lead to a folder that they lie in, or to the prepared one, and are "
+            f"left out: {_named(summary.round_trips)}"
+        )
     if summary.stale:
-        named = ", ".join(map(printable, summary.stale[:_NAMED])) + (", …" if len(summary.stale) > _NAMED else "")
         lines.append(
             f"{len(summary.stale):,} files of an earlier run have no source any more and would still be read: delete "
-            f"them: {named}"
+            f"them: {_named(summary.stale)}"
         )
     return lines
+
+
+def _named(names: list[str]) -> str:
+    return ", ".join(map(printable, names[:_NAMED])) + (", …" if len(names) > _NAMED else "")

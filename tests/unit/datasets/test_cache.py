@@ -262,7 +262,7 @@ def test_what_is_decoded_of_each_photo_can_be_kept_if_nothing_is_drawn(folder):
 def test_attributes_and_names_of_the_dataset_are_those_of_the_cache(folder):
     cache = DecodedCache(ImageFolder(folder), ROOM)
     assert cache.classes == ["cat", "dog"]
-    assert cache.class_to_index == {"cat": 0, "dog": 1}
+    assert cache.class_to_idx == {"cat": 0, "dog": 1}
     assert cache.describe(-1) == str(folder / "dog" / "2.png")
     assert not hasattr(cache, "__getitems__")
     with pytest.raises(AttributeError, match="no_such"):

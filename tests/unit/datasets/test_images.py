@@ -6,8 +6,9 @@ import cv2
 import numpy as np
 import pytest
 
-from loaders import DatasetError, DecodeError, ImageFiles, ImageFolder
+from loaders import DatasetError, DecodeError, ImageFiles, ImageFolder, RandomPatches, Resize
 from loaders.datasets.image_files import PackedPaths
+from loaders.doctor.samples import check_reading, read_samples
 
 
 def photo(path, value=0):
@@ -27,7 +28,7 @@ def test_a_class_is_a_folder_and_a_sample_is_an_rgb_image_with_its_label(tmp_pat
     photo(tmp_path / "cat" / "2.png", 8)
     dataset = ImageFolder(tmp_path)
     assert dataset.classes == ["cat", "dog"]
-    assert dataset.class_to_index == {"cat": 0, "dog": 1}
+    assert dataset.class_to_idx == {"cat": 0, "dog": 1}
     sample = dataset[1]
     assert list(sample) == ["image", "label"]
     assert sample["image"].shape == (4, 5, 3)
@@ -84,6 +85,74 @@ def test_a_broken_link_is_an_image_that_cannot_be_read_not_one_that_vanishes(tmp
     with pytest.raises(DecodeError, match=rf'^sample 1 \("{tmp_path}/a/2.png"\): No such file') as caught:
         dataset[-1]
     assert (caught.value.index, caught.value.source) == (1, str(tmp_path / "a" / "2.png"))
+
+
+def test_links_that_lead_to_themselves_are_images_that_cannot_be_read_or_nothing(tmp_path):
+    photo(tmp_path / "a" / "1.png")
+    for name in ("class", "a/folder", "a/loop.png"):
+        (tmp_path / name).symlink_to(os.path.basename(name))
+    dataset = ImageFolder(tmp_path)
+    assert dataset.classes == ["a"]
+    assert names(dataset, tmp_path) == ["a/1.png", "a/loop.png"]
+    with pytest.raises(DecodeError, match=r"loop\.png.*: Too many levels of symbolic links"):
+        dataset[1]
+
+
+def test_folders_that_link_to_each_other_are_listed_once_in_each_class(tmp_path):
+    photo(tmp_path / "c0" / "1.png")
+    for number in range(9):
+        (tmp_path / f"c{number}").mkdir(exist_ok=True)
+        for other in range(9):
+            (tmp_path / f"c{number}" / f"to {other}").symlink_to(f"../c{other}")
+    dataset = ImageFolder(tmp_path)
+    assert dataset.labels.tolist() == list(range(9))
+    assert names(dataset, tmp_path) == ["c0/1.png"] + [f"c{number}/to 0/1.png" for number in range(1, 9)]
+
+
+def test_a_folder_counts_where_it_is_and_not_where_links_lead_to_it(tmp_path):
+    photo(tmp_path / "a" / "real" / "deep" / "1.png")
+    (tmp_path / "a" / "earlier").symlink_to("real")
+    (tmp_path / "a" / "0").symlink_to("real/deep")
+    assert names(ImageFolder(tmp_path), tmp_path) == ["a/real/deep/1.png"]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+@pytest.mark.parametrize("crop", [None, Resize((4, 4)), RandomPatches(2)])
+def test_a_pipe_or_a_device_among_images_is_an_error_at_once(crop, tmp_path):
+    os.mkfifo(photo(tmp_path / "a" / "3.png").with_name("0.jpg"))
+    (tmp_path / "a" / "1.jpg").symlink_to("0.jpg")
+    (tmp_path / "a" / "2.jpg").symlink_to("/dev/zero")
+    dataset = ImageFolder(tmp_path, crop=crop)
+    for index in range(3):
+        with pytest.raises(DecodeError, match=rf"sample {index} .*{index}\.jpg.*: it is a pipe or a device") as caught:
+            dataset[index]
+        assert caught.value.index == index
+    assert dataset[3]["image"].ndim == 3
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_the_doctor_names_a_pipe_among_images(tmp_path):
+    os.mkfifo(photo(tmp_path / "a" / "1.png").with_name("0.jpg"))
+    found = check_reading(read_samples(ImageFolder(tmp_path), range(2)))
+    assert found.severity == "problem"
+    assert "0.jpg" in found.what
+    assert "it is a pipe or a device" in found.what
+
+
+@pytest.mark.parametrize("name", ["", "a", "a/inner"])
+def test_a_folder_that_cannot_be_listed_is_named_and_its_images_do_not_vanish(name, tmp_path, monkeypatch):
+    photo(tmp_path / "a" / "inner" / "1.png")
+    photo(tmp_path / "b" / "1.png")
+    scandir = os.scandir
+
+    def refused(path):
+        if os.fsdecode(path) == os.path.join(tmp_path, name).rstrip("/"):
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refused)
+    with pytest.raises(DatasetError, match=rf'{os.path.basename(name)}" cannot be listed: Permission denied'):
+        ImageFolder(tmp_path)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse names that are no text")

@@ -255,3 +255,20 @@ def test_damage_elsewhere_leaves_a_window_as_it_was(seed, capfd):
         broken[at] = rng.integers(0, 0xFF, len(broken[at]), np.uint8).tobytes()
         part = read_image(joined(HEAD, broken), region=(3, 4, 120, 25))
         np.testing.assert_array_equal(part, whole[4:29, 3:123])
+
+
+def test_markers_of_the_right_numbers_in_the_wrong_places_are_refused(monkeypatch):
+    monkeypatch.setattr(restart, "_ANCHORS_NBYTES", 1)
+    known = restarts_of(GOOD)
+    assert known.stride == 1
+    window = restart.Window(0, 1, 1, 2)
+
+    def splice(anchors):
+        begin, end = (places[0] for places in known._replace(anchors=anchors).ranges(window))
+        return known._replace(anchors=anchors).splice(window, bytearray(GOOD[begin:end]))
+
+    assert splice(known.anchors) is not None
+    # The segment that comes eight later has the same numbers around it.
+    shifted = known.anchors.copy()
+    shifted[1], shifted[2] = known.anchors[9] - 5, known.anchors[10] + 5
+    assert splice(shifted) is None

@@ -1,6 +1,5 @@
 """The index beside the files: what it saves reading, when it is believed, and how it comes to be."""
 
-import multiprocessing
 import os
 import threading
 
@@ -8,10 +7,11 @@ import numpy as np
 import pytest
 from support.photo_zoo import exif, jpeg, photo, with_exif
 
-from loaders import DecodeError, ImageFolder, RandomResizedCrop, image_size, read_image
+from loaders import CenterCrop, DecodeError, ImageFolder, RandomPatches, RandomResizedCrop, image_size, read_image
 from loaders.errors import MissingExtraError
 from loaders.images.decode import files, image, restart, restart_index, restart_table
 from loaders.images.decode.header import read_header
+from loaders.images.decode.image import open_image
 from loaders.images.decode.restart import find_restarts
 from loaders.images.decode.restart_index import NAME, RestartIndex, index_of
 
@@ -84,9 +84,9 @@ def test_only_the_bytes_around_a_window_are_read(folder, reads):
     assert len(reads) == 1
 
 
-def test_a_size_needs_no_reading_at_all(folder, reads):
+def test_a_size_takes_the_header_alone(folder, reads):
     assert image_size(folder / "train" / "1.jpg") == (97, 131)
-    assert reads == []
+    assert reads == [read_header((folder / "train" / "1.jpg").read_bytes()).jpeg.scan_at]
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
@@ -157,6 +157,124 @@ def test_a_change_of_few_bytes_is_seen(folder, change, seconds, capfd):
     assert (part != read_image(before)).any()
 
 
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("place", ["here", "elsewhere"])
+def test_an_orientation_changed_in_place_turns_regions_sizes_and_crops(folder, orientation, place):
+    path = folder / "train" / "0.jpg"
+    before, status = path.read_bytes(), path.stat()
+    at = before.index(exif(6)) + exif(6).index(b"\0\6\0\0")
+    path.write_bytes(before[: at + 1] + bytes([orientation]) + before[at + 2 :])
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    source = path if place == "here" else f"file://{path}"
+    whole = read_image(path.read_bytes())
+    high, wide = whole.shape[:2]
+    for region in ((2, 3, 40, 30), (wide - 9, high - 8, 9, 8)):
+        np.testing.assert_array_equal(read_image(source, region=region), cut(whole, region))
+    assert image_size(source) == (wide, high)
+    crop = CenterCrop(64, exact=True)
+    np.testing.assert_array_equal(crop.read(source), crop.apply(whole))
+
+
+def test_a_file_that_changed_is_read_whole_once_and_then_by_its_windows(folder, reads):
+    path = folder / "train" / "0.jpg"
+    content, status = path.read_bytes(), path.stat()
+    path.write_bytes(content.replace(exif(6), exif(8)))
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    whole = read_image(path)
+    reads.clear()
+    for _ in range(3):
+        np.testing.assert_array_equal(read_image(path, region=REGION), cut(whole))
+    assert reads.count("all") == 1
+
+
+def test_a_size_told_before_a_change_is_not_believed_after_it(folder):
+    path = folder / "train" / "0.jpg"
+    status, upright = path.stat(), jpeg(photo(), restart=3)
+    filled = upright + bytes(status.st_size - len(upright))
+    path.write_bytes(filled)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    with open_image(path) as file:
+        assert file.size() == (131, 97)
+        np.testing.assert_array_equal(file.read("RGB", (100, 0, 31, 97)), read_image(upright)[:, 100:])
+
+
+FORGED = {
+    "no interval": {"interval": 0},
+    "another interval": {"interval": 1},
+    "no stride": {"stride": 0},
+    "a long stride": {"stride": 60_000},
+    "no orientation": {"orientation": 0},
+    "a ninth orientation": {"orientation": 9},
+    "another orientation": {"orientation": 3},
+    "no sampling": {"sampling": (0, 0)},
+    "an unusual sampling": {"sampling": (3, 1)},
+    "another sampling": {"sampling": (1, 1)},
+    "no width": {"width": 0},
+    "no height": {"height": 0},
+    "a larger picture": {"height": 60_000},
+    "a smaller picture": {"height": 80},
+    "the size elsewhere": {"size_at": 3},
+    "the size behind the end": {"size_at": 9_999},
+    "no header": {"header": b""},
+    "another header": {"header": jpeg(photo(), quality=40)[:600]},
+    "no places": {"anchors": np.zeros(0, np.uint32)},
+    "one place": {"anchors": np.full(1, 700, np.uint32)},
+}
+
+
+@pytest.mark.parametrize("how", FORGED)
+def test_a_forged_entry_changes_no_pixel_and_is_no_error(how, folder, forgotten):
+    path = folder / "train" / "0.jpg"
+    index, status = RestartIndex(str(folder)), path.stat()
+    known = index.get(b"train/0.jpg", status.st_size, status.st_mtime_ns)
+    assert_forgery_is_harmless(folder, forgotten, known._replace(**FORGED[how]))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda anchors: anchors[::-1],
+        lambda anchors: anchors * 0 + anchors[0],
+        lambda anchors: anchors + 1,
+        lambda anchors: anchors - anchors[0],
+        lambda anchors: np.append(anchors[:-1], np.uint32(2**32 - 1)),
+        lambda anchors: np.roll(anchors, 1),
+    ],
+)
+def test_forged_places_change_no_pixel_and_are_no_error(change, folder, forgotten):
+    path = folder / "train" / "0.jpg"
+    index, status = RestartIndex(str(folder)), path.stat()
+    known = index.get(b"train/0.jpg", status.st_size, status.st_mtime_ns)
+    assert_forgery_is_harmless(folder, forgotten, known._replace(anchors=change(known.anchors).astype(np.uint32)))
+
+
+def assert_forgery_is_harmless(folder, forgotten, forged):
+    path = folder / "train" / "0.jpg"
+    index, status, whole = RestartIndex(str(folder)), path.stat(), read_image(path)
+    index.add(b"train/0.jpg", status.st_size, status.st_mtime_ns, forged)
+    assert index.save()
+    for source in (path, f"file://{path}"):
+        for region in (REGION, (0, 0, 97, 131), (0, 0, 1, 1), (90, 120, 7, 11)):
+            forgotten()
+            np.testing.assert_array_equal(read_image(source, region=region), cut(whole, region))
+        forgotten()
+        assert image_size(source) == (97, 131)
+        forgotten()
+        np.testing.assert_array_equal(CenterCrop(64, exact=True).read(source), CenterCrop(64, exact=True).apply(whole))
+
+
+@pytest.mark.parametrize("left", [0, 40, 300, -1])
+def test_an_index_that_is_cut_short_in_use_is_as_if_there_were_none(left, folder):
+    index, paths = index_of(folder), sorted((folder / "train").iterdir())
+    nbytes = (folder / NAME).stat().st_size
+    os.truncate(folder / NAME, left if left >= 0 else nbytes - 1)
+    for path in paths:
+        np.testing.assert_array_equal(read_image(path, region=REGION), cut(read_image(path)))
+    index.add(b"new", 1, 1, restarts_of(jpeg(photo(), restart=3)))
+    assert index.save()
+    assert RestartIndex(str(folder)).get(b"new", 1, 1) is not None
+
+
 def test_a_file_that_was_cut_or_lost_is_an_error(folder):
     path = folder / "train" / "0.jpg"
     whole = path.read_bytes()
@@ -220,11 +338,13 @@ def test_what_is_added_without_a_place_is_bounded(monkeypatch):
     assert index.get(b"19", 1, 2) is restarts
 
 
-def test_an_index_saves_itself_now_and_then(tmp_path, monkeypatch):
+def test_an_index_is_saved_now_and_then_by_the_one_that_writes_it(tmp_path, monkeypatch):
     monkeypatch.setattr(restart_index, "_SAVE_EVERY_S", 0)
     monkeypatch.setattr(restart_index, "_SAVING_SHARE", float("inf"))
     index = RestartIndex(str(tmp_path))
     index.add(b"1.jpg", 10, 20, restarts_of(jpeg(photo(), restart=3)))
+    assert os.listdir(tmp_path) == []
+    index.save_now_and_then()
     assert RestartIndex(str(tmp_path)).get(b"1.jpg", 10, 20) is not None
 
 
@@ -265,19 +385,8 @@ def test_of_two_that_fill_an_index_neither_loses_what_the_other_found(tmp_path):
         assert found.get(b"%d" % number, number, number).anchors.tolist() == restarts.anchors.tolist()
 
 
-def save_in(folder, added):
-    index = RestartIndex(folder)
-    index.add(b"late", 1, 1, added)
-    os._exit(0 if index.save() else 1)
-
-
 def test_one_that_cannot_write_now_goes_on_without(folder, monkeypatch):
     restarts = restarts_of(jpeg(photo(), restart=3))
-    with restart_index._alone_in(str(folder)):
-        other = multiprocessing.get_context("fork").Process(target=save_in, args=(str(folder), restarts))
-        other.start()
-        other.join(30)
-    assert other.exitcode == 1
     index, before = index_of(folder), (folder / NAME).read_bytes()
     index.add(b"late", 1, 1, restarts)
 
@@ -292,30 +401,40 @@ def test_one_that_cannot_write_now_goes_on_without(folder, monkeypatch):
     assert sorted(os.listdir(folder)) == [NAME, "train"]
 
 
-def test_image_folder_sees_to_an_index_for_files_with_markers_and_for_no_others(tmp_path, reads, monkeypatch):
-    monkeypatch.setattr(image, "_MOST", 2)
-    for kind, interval in (("marked", 9), ("plain", 0)):
-        for number in range(3):
-            path = tmp_path / kind / "class" / f"{number}.jpg"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(jpeg(photo(), restart=interval))
-        for dataset in (ImageFolder(tmp_path / kind, crop=RandomResizedCrop(32)), ImageFolder(tmp_path / kind)):
-            for sample in dataset:
-                assert sample["image"].shape[2] == 3
-    assert not (tmp_path / "plain" / NAME).exists()
-    assert index_of(tmp_path / "marked").save()
-    reads.clear()
-    for sample in ImageFolder(tmp_path / "marked", crop=RandomResizedCrop(32)):
-        assert sample["image"].shape == (32, 32, 3)
-    assert "all" not in reads
-
-
-def test_a_folder_of_a_folder_with_an_index_gets_none_of_its_own(folder):
-    (folder / "train" / "class").mkdir()
+@pytest.mark.parametrize("interval", [9, 0])
+def test_reading_writes_no_file_beside_the_photos(interval, tmp_path, monkeypatch):
+    monkeypatch.setattr(restart_index, "_SAVE_EVERY_S", 0)
+    monkeypatch.setattr(restart_index, "_UNSAVED", 1)
     for number in range(3):
-        os.rename(folder / "train" / f"{number}.jpg", folder / "train" / "class" / f"{number}.jpg")
-    ImageFolder(folder / "train", crop=RandomResizedCrop(32))[0]
-    assert not (folder / "train" / NAME).exists()
+        path = tmp_path / "class" / f"{number}.jpg"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(jpeg(photo(), restart=interval))
+    before = sorted(tmp_path.rglob("*"))
+    for crop in (RandomResizedCrop(32), RandomPatches(20), None):
+        for sample in ImageFolder(tmp_path, crop=crop):
+            assert sample["image"].shape[2] == 3
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_an_index_that_is_there_is_used_and_left_as_it_is(folder, reads, monkeypatch):
+    monkeypatch.setattr(image, "_MOST", 2)
+    (folder / "train" / "new.jpg").write_bytes(jpeg(photo(), restart=9))
+    before = (folder / NAME).read_bytes()
+    for _ in range(2):
+        for sample in ImageFolder(folder, crop=RandomResizedCrop(32)):
+            assert sample["image"].shape == (32, 32, 3)
+    assert reads.count("all") == 1  # the one that it does not know
+    assert (folder / NAME).read_bytes() == before
+    assert sorted(os.listdir(folder)) == [NAME, "train"]
+
+
+def test_a_photo_behind_a_linked_folder_is_found_in_the_index(folder, tmp_path_factory, reads):
+    (folder / "again").symlink_to("train")
+    elsewhere = tmp_path_factory.mktemp("elsewhere") / "class"
+    elsewhere.symlink_to(folder / "train")
+    for place in (folder / "again", elsewhere):
+        read_image(place / "0.jpg", region=(0, 0, 8, 8))
+    assert "all" not in reads
 
 
 def test_an_entry_is_as_large_as_its_layout_says():
@@ -358,7 +477,7 @@ def test_of_a_remote_file_only_ranges_are_asked_for(remote, folder, monkeypatch)
         asked.clear()
         part = read_image("memory:///photos/train/1.jpg", region=(20, 30, 8, 9))
         np.testing.assert_array_equal(part, cut(whole, (20, 30, 8, 9)))
-        assert sum(end - start for start, end in asked) < remote.size("/photos/train/1.jpg") / 2
+        assert gap or sum(end - start for start, end in asked) < remote.size("/photos/train/1.jpg") / 2
         count.append(len(asked))
     assert count[0] > count[1] == 1
 

@@ -124,6 +124,31 @@ def test_pictures_behind_the_first_are_not_told_of_when_they_are_gone(tmp_path):
     assert metadata(after, read_header(after).jpeg) == [PROFILE]
 
 
+def placed(data, marker, *segments):
+    """A JPEG with segments before its last marker of a kind."""
+    at = data.rindex(marker)
+    return data[:at] + b"".join(segments) + data[at:]
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize("marker", [b"\xff\xc4", b"\xff\xda", b"\xff\xd9"])
+def test_what_is_told_behind_the_frame_or_between_scans_is_kept(marker, progressive, tmp_path):
+    before = placed(jpeg(photo(200, 150), progressive=progressive), marker, PROFILE, segment(0xFE, b"by me"))
+    write(tmp_path / "source", {"1.jpg": before})
+    done = prepare(tmp_path / "source", tmp_path / "target", "--quality", 85, "--workers", 1)
+    assert "1 JPEGs have restart markers." in done.output
+    after = (tmp_path / "target" / "1.jpg").read_bytes()
+    assert metadata(after, read_header(after).jpeg) == [PROFILE, segment(0xFE, b"by me")]
+
+
+def test_an_orientation_that_no_decoder_sees_turns_nothing(tmp_path):
+    before = placed(jpeg(photo(200, 150), progressive=True), b"\xff\xda", segment(0xE1, b"Exif\0\0" + exif(6)))
+    write(tmp_path / "source", {"1.jpg": before})
+    done = prepare(tmp_path / "source", tmp_path / "target", "--quality", 85, "--workers", 1)
+    assert "1.jpg: EXIF that comes behind its first scan would turn it" in done.output
+    assert (tmp_path / "target" / "1.jpg").read_bytes() == before
+
+
 @pytest.fixture
 def jpegtran(tmp_path, monkeypatch):
     folder = tmp_path / "programs"

@@ -1,0 +1,76 @@
+"""The folders below one, each once, whatever links lead to them."""
+
+from __future__ import annotations
+
+import heapq
+import os
+from collections.abc import Iterator
+from typing import NamedTuple
+
+
+class Folder(NamedTuple):
+    """One folder of a walk.
+
+    Attributes:
+        path: where it is; below the top of the walk, maybe by way of links.
+        files: the names of all in it that is no folder, sorted: files, pipes, links that lead nowhere.
+        first: the path at which the same folder has come before, or of the folder that is kept out of; None if it is
+            new. `files` is empty then.
+        error: why it could not be listed, or None.
+    """
+
+    path: bytes
+    files: list[bytes]
+    first: bytes | None = None
+    error: OSError | None = None
+
+
+def walk(top: bytes, *, hidden: bool = True, outside: bytes | None = None) -> Iterator[Folder]:
+    """A folder and all folders below it, links followed. Each is listed once, so that links that go round, or across
+    each other, end.
+
+    What is reached without a link comes first, then links in the order of their paths.
+
+    Args:
+        top: the folder to begin with.
+        hidden: whether files and folders count whose names begin with a dot.
+        outside: a folder that is not entered, nor any below it.
+    """
+    places: dict[tuple[int, int], bytes] = {}
+    kept_out = None if outside is None else os.path.join(os.path.realpath(outside), b"")
+    plain, links = [top], list[bytes]()
+    while plain or links:
+        path = plain.pop() if plain else heapq.heappop(links)
+        try:
+            if kept_out is not None and os.path.join(os.path.realpath(path), b"").startswith(kept_out):
+                yield Folder(path, [], outside)
+                continue
+            status = os.stat(path)
+            first = places.setdefault((status.st_dev, status.st_ino), path)
+            if first is not path:
+                yield Folder(path, [], first)
+                continue
+            with os.scandir(path) as entries:
+                found = sorted(entries, key=lambda entry: entry.name)
+        except OSError as error:
+            yield Folder(path, [], error=error)
+            continue
+        files = []
+        for entry in found:
+            if not hidden and entry.name.startswith(b"."):
+                continue
+            if not is_folder(entry):
+                files.append(entry.name)
+            elif entry.is_symlink():
+                heapq.heappush(links, entry.path)
+            else:
+                plain.append(entry.path)
+        yield Folder(path, files)
+
+
+def is_folder(entry: os.DirEntry[bytes]) -> bool:
+    """Whether it is a folder or leads to one; a link that cannot be followed does not."""
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself, or one that leads where nobody may look
+        return False
