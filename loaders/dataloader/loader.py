@@ -24,7 +24,7 @@ from loaders.dataloader.plan import Plan
 from loaders.errors import StateError
 from loaders.memory.accelerator import open_accelerator
 from loaders.memory.arena import Arena
-from loaders.memory.device_reads import Reader
+from loaders.memory.device_reads import PageLocker
 from loaders.memory.slots import SlotPool
 from loaders.randomness.streams import Domain, keyed_word
 from loaders.report.report import Report, report_of
@@ -157,7 +157,7 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
         self._progress: Progress | None = None  # of the epoch that was begun last, until it ends
         self._resume: Progress | None = None  # loaded, for the next epoch
         self._pool: SlotPool | None = None
-        self._reader: Reader | None = None  # the accelerator that reads the slots where they lie
+        self._reader: PageLocker | None = None  # the accelerator that reads the slots where they lie
         self._dispatch: Dispatch | None = None
         self._measures: Measures | None = None  # of the epoch that was begun last
         self._pid = os.getpid()
