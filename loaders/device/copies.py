@@ -70,8 +70,7 @@ class Copies:
         # The copies may land in memory that the consumer has freed, and whoever wrote the source may not be done: the
         # kernels of the current stream go first, and those of all streams that batches were handed to. With
         # `record_stream` torch sees to the latter itself, but not every device or allocator has that.
-        for stream in {self._streams.current_stream(), *self._readers}:
-            self._streams.side_waits_for(stream)
+        self._wait_for_readers()
         target = self._buffers.next_set() if self._buffers is not None else None
         stamps = self.timer.begin_copy()
         # Kept before the first copy: it is read from then on, whatever happens to this call.
@@ -127,6 +126,12 @@ class Copies:
         """Wait until nothing is read any more, and let everything go."""
         self._ahead.clear()
         self.release_sources(keep=0)
+        if not self._streams.records_streams:  # then whoever has the side stream, and so its freed memory, next waits
+            self._wait_for_readers()
+
+    def _wait_for_readers(self) -> None:
+        for stream in {self._streams.current_stream(), *self._readers}:
+            self._streams.side_waits_for(stream)
 
     def release_sources(self, keep: int) -> None:
         """Drop the source batches that were read; while more than `keep` remain, wait for the device."""

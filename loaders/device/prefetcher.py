@@ -35,8 +35,9 @@ class DevicePrefetcher:
 
     Keep, change or drop a batch as you like. Only what you hand to a stream other than the one current in your loop
     needs `tensor.record_stream(that_stream)`, as always in torch. Each `iter()` starts the loader anew, and two
-    iterators of one prefetcher are as independent as the loader's own. An error of the loader comes after the batches
-    before it. Leaving the loop early waits for the copies under way.
+    iterators of one prefetcher are as independent as the loader's own. Threads may share an iterator: each batch goes to
+    one of them. An error of the loader comes after the batches before it, and the next call goes on as the loader does;
+    so it does after an interrupt. Leaving the loop early waits for the copies under way.
 
     `state_dict()` counts the batches that were handed out, not those on their way, and is the loader's own: either
     may load it. It is there if the loader has it. Every other attribute that the prefetcher lacks, such as `dataset`,
@@ -57,8 +58,8 @@ class DevicePrefetcher:
         static: True to copy into `depth` + 2 fixed sets of device buffers in turn, with no allocation and always at
             the same addresses, as CUDA graphs need it (a graph for each address of the batch). A batch is then valid
             until the next one is asked for, and what the current stream was given until then reads the right bytes.
-            Whoever holds a part of it when its buffers are needed again gets a SlotStateError. On the CPU nothing is
-            copied, and the argument means nothing.
+            Whoever holds a part of it when its buffers are needed again gets a SlotStateError. Iterators that run at the
+            same time have buffers each. On the CPU nothing is copied, and the argument means nothing.
 
     Raises:
         DeviceError: the device does not exist here.

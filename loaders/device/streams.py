@@ -21,10 +21,12 @@ class Streams(Protocol):
         page_locker: what tells the slots of our own loaders how far the device has read, and page-locks them if it can;
             None where copies are done when they return.
         copies_ahead: whether copies may be enqueued before the batches are asked for.
+        records_streams: whether torch has `record_stream` for the device; True until the first call shows it.
     """
 
     page_locker: PageLocker | None
     copies_ahead: bool
+    records_streams: bool
 
     def pin(self, tensor: torch.Tensor) -> torch.Tensor:
         """The tensor in memory that the copy engine reads: itself if it lies there or on a device, else a copy."""
@@ -96,7 +98,7 @@ class _TorchStreams:
         self._side = side
         self._pins = has_pinned_memory()
         self._keeps_time = True
-        self._records_streams = True
+        self.records_streams = True
         self.page_locker: PageLocker | None = Accelerator(side.device)
 
     def pin(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -129,12 +131,12 @@ class _TorchStreams:
     def record_stream(self, tensor: torch.Tensor) -> None:
         # torch has none for sparse and nested tensors: that the side stream waits for this one protects those, and all
         # on devices that have none at all.
-        if not self._records_streams or tensor.layout is not torch.strided or tensor.is_nested:
+        if not self.records_streams or tensor.layout is not torch.strided or tensor.is_nested:
             return
         try:
             tensor.record_stream(self.current_stream())
         except NotImplementedError:
-            self._records_streams = False
+            self.records_streams = False
 
     def stamp(self, *, side: bool) -> torch.Event | None:
         if not self._keeps_time:
@@ -162,6 +164,7 @@ class _NoStreams:
 
     page_locker: PageLocker | None = None
     copies_ahead = False
+    records_streams = True  # there is nothing to record
 
     def __init__(self, device: torch.device) -> None:
         self.device = device

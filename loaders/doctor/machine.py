@@ -223,7 +223,7 @@ def check_accelerator(has_driver: bool | None = None, seen: str | None = None, b
         import torch
 
         has_driver = Path("/dev/nvidia0").exists() or Path("/dev/kfd").exists()
-        device = torch.accelerator.current_accelerator(check_available=True)
+        device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
         seen = None if device is None else f"{device.type}, {torch.accelerator.device_count()} of them"
         built_for = torch.version.cuda or torch.version.hip
     if seen is not None:

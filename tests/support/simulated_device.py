@@ -263,6 +263,7 @@ class SimulatedStreams:
     """`loaders.device.streams.Streams` over a SimulatedDevice."""
 
     copies_ahead = True
+    records_streams = True
 
     def __init__(self, device: SimulatedDevice) -> None:
         self.device = device

@@ -203,11 +203,13 @@ def test_static_buffers_that_wait_for_the_current_stream_alone_give_wrong_bytes(
     assert wrong > 0
 
 
-@pytest.mark.parametrize("seed", SEEDS)
-def test_static_buffers_outlive_what_reads_them_when_prefetcher_and_batch_are_gone(seed):
-    device = SimulatedDevice(seed)
-    prefetcher = DevicePrefetcher([torch.full((64,), 7)], "cpu", static=True)
+@pytest.mark.parametrize("tracks_streams", [False, True])
+@pytest.mark.parametrize("static", [False, True])
+def test_memory_is_not_used_again_while_the_loop_reads_it_when_prefetcher_and_batch_are_gone(static, tracks_streams):
+    device = SimulatedDevice(0, tracks_streams)
+    prefetcher = DevicePrefetcher([torch.full((64,), 7)], "cpu", static=static)
     streams = prefetcher._streams = SimulatedStreams(device)
+    streams.records_streams = tracks_streams
     found = []
     for batch in prefetcher:
         device.let_work_run = device._settle_freed  # from here on work runs only when it is waited for

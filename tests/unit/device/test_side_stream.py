@@ -101,6 +101,7 @@ def test_the_time_between_two_stamps_is_told_only_when_both_are_reached(streams,
         assert streams.between_s(before, after) is None
         late.synchronize()
     assert streams.between_s(before, after) == 0.002
+    assert streams.stamp(side=True) is not None  # torch was never asked too early
 
 
 def test_a_device_that_cannot_tell_the_time_between_events_is_not_asked_again(streams, monkeypatch):
