@@ -159,6 +159,7 @@ class Copied:
     target: _BufferSet | None
     note: Any
     stamps: list[Any] | None
+    tries: int = 0  # to hand it out
 
 
 @dataclass

@@ -14,7 +14,7 @@ import torch
 
 from loaders.dataloader.epoch import Epoch
 from loaders.dataloader.loader import DataLoader
-from loaders.device.copies import Copied, Copies, StaticBuffers
+from loaders.device.copies import Copied, Copies, StaticBuffers, tensors_of
 from loaders.device.streams import Streams, open_streams
 from loaders.errors import DeviceError
 from loaders.memory.device_reads import PageLocker
@@ -35,9 +35,9 @@ class DevicePrefetcher:
 
     Keep, change or drop a batch as you like. Only what you hand to a stream other than the one current in your loop
     needs `tensor.record_stream(that_stream)`, as always in torch. Each `iter()` starts the loader anew, and two
-    iterators of one prefetcher are as independent as the loader's own. Threads may share an iterator: each batch goes to
-    one of them. An error of the loader comes after the batches before it, and the next call goes on as the loader does;
-    so it does after an interrupt. Leaving the loop early waits for the copies under way.
+    iterators of one prefetcher are as independent as the loader's own. Threads may share an iterator: each batch goes
+    to one of them. An error of the loader comes after the batches before it, and the next call goes on as the loader
+    does; so it does after an interrupt. Leaving the loop early waits for the copies under way.
 
     `state_dict()` counts the batches that were handed out, not those on their way, and is the loader's own: either
     may load it. It is there if the loader has it. Every other attribute that the prefetcher lacks, such as `dataset`,
@@ -58,8 +58,8 @@ class DevicePrefetcher:
         static: True to copy into `depth` + 2 fixed sets of device buffers in turn, with no allocation and always at
             the same addresses, as CUDA graphs need it (a graph for each address of the batch). A batch is then valid
             until the next one is asked for, and what the current stream was given until then reads the right bytes.
-            Whoever holds a part of it when its buffers are needed again gets a SlotStateError. Iterators that run at the
-            same time have buffers each. On the CPU nothing is copied, and the argument means nothing.
+            Whoever holds a part of it when its buffers are needed again gets a SlotStateError. Iterators that run at
+            the same time have buffers each. On the CPU nothing is copied, and the argument means nothing.
 
     Raises:
         DeviceError: the device does not exist here.
@@ -161,6 +161,7 @@ class _Prefetched:
         self._note: tuple[tuple[int, int, int], _Position] | None = None
         self._end: Exception | None = None  # what the loader raised, due after the batches before it
         self._is_over = False
+        self._loss: DeviceError | None = None  # of a batch, to be told by the next call
         self._lock = threading.Lock()
         self._thread: int | None = None  # that has the lock
         self._copies: Copies | None = None
@@ -174,6 +175,7 @@ class _Prefetched:
 
         Raises:
             RuntimeError: called from within itself, such as by a signal handler.
+            DeviceError: the call before was interrupted in a transform that changes its batch in place.
         """
         if self._thread == threading.get_ident() and self._lock.locked():
             raise RuntimeError("next() of a DevicePrefetcher's iterator was called while it runs, in the same thread.")
@@ -197,6 +199,9 @@ class _Prefetched:
         """The oldest batch, still ours to hand out again; transformed; and the state once it is the caller's."""
         if self._is_over:
             raise StopIteration
+        if self._loss is not None:
+            loss, self._loss = self._loss, None
+            raise loss
         copies = self._copies if self._copies is not None else self._begin()
         copies.timer.is_worked_on()
         if self._fetched and self._note is not None and copies.newest_note is self._note:
@@ -260,11 +265,27 @@ class _Prefetched:
         key, position = copied.note
         if self._prefetcher.transform is None:
             return copied, copied.batch, position
+        before, copied.tries = _versions(copied.batch), copied.tries + 1
         try:
             return copied, self._prefetcher._transformed(copied.batch, key), position
-        except Exception:
-            copied.batch = None  # the next call goes on with the next one
+        except BaseException as error:
+            # A signal's handler may have raised it, and then the batch is still due, if it was not changed in part. An
+            # error that comes twice is the transform's own.
+            is_spoiled = before is None or _versions(copied.batch) != before
+            if is_spoiled or (isinstance(error, Exception) and copied.tries > 1):
+                copied.batch = None
+            if is_spoiled and not isinstance(error, Exception):
+                self._loss = DeviceError(
+                    "a batch is lost: its transform was interrupted when it had changed the batch in place.\n"
+                    "  The next call goes on with the batch after it. A transform that makes new tensors loses none."
+                )
             raise
+
+
+def _versions(batch: Any) -> list[int] | None:
+    """How often each tensor was changed in place; None where torch does not count."""
+    tensors = tensors_of(batch)
+    return None if any(tensor.is_inference() for tensor in tensors) else [tensor._version for tensor in tensors]
 
 
 def _close(copies: Copies, buffers: StaticBuffers | None, idle: list[StaticBuffers]) -> None:

@@ -53,18 +53,3 @@ def open_side_stream(device: torch.device) -> SideStream | None:
         raise
     except (RuntimeError, ValueError):
         return None
-
-
-def has_pinned_memory() -> bool:
-    """Whether torch has page-locked memory for the accelerator of this process.
-
-    Raises:
-        AcceleratorError, OutOfMemoryError: it has, and the device or the machine refuses it.
-    """
-    try:
-        torch.empty(1, device="cpu", pin_memory=True)
-    except (torch.AcceleratorError, torch.OutOfMemoryError):
-        raise
-    except RuntimeError:
-        return False
-    return True

@@ -6,9 +6,9 @@ from typing import Any, Protocol
 
 import torch
 
-from loaders.device.side_stream import SideStream, has_pinned_memory, open_side_stream
+from loaders.device.side_stream import SideStream, open_side_stream
 from loaders.errors import DeviceError
-from loaders.memory.accelerator import Accelerator
+from loaders.memory.accelerator import Accelerator, has_pinned_memory
 from loaders.memory.device_reads import Event, PageLocker, Reached
 
 

@@ -88,3 +88,18 @@ def open_accelerator() -> Accelerator | None:
     """The accelerator of this machine, which reads batches late; or None."""
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     return None if device is None else Accelerator(device)
+
+
+def has_pinned_memory() -> bool:
+    """Whether torch has page-locked memory for the accelerator of this process.
+
+    Raises:
+        AcceleratorError, OutOfMemoryError: it has, and the device or the machine refuses it.
+    """
+    try:
+        torch.empty(1, device="cpu", pin_memory=True)
+    except (torch.AcceleratorError, torch.OutOfMemoryError):
+        raise
+    except RuntimeError:
+        return False
+    return True

@@ -15,8 +15,9 @@ import torch
 
 from loaders.bridge.arrays import as_array, require_dense
 from loaders.bridge.dtypes import numpy_dtype
-from loaders.device.side_stream import SideStream, has_pinned_memory, open_side_stream
+from loaders.device.side_stream import SideStream, open_side_stream
 from loaders.errors import CollectError, ConversionError
+from loaders.memory.accelerator import has_pinned_memory
 from loaders.nested import children, leaves, map_tree
 from loaders.outputs.gather import gather_rows, rank_and_ranks, together
 from loaders.outputs.stores import FileStore, LengthStore, MemoryStore, Rows, ScratchStore, Store

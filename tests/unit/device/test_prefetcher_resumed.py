@@ -13,6 +13,7 @@ from support.simulated_device import SimulatedDevice, SimulatedStreams, prefetch
 from loaders import DevicePrefetcher, sample_rng
 from loaders.device import copies as copies_module
 from loaders.device import prefetcher as prefetcher_module
+from loaders.errors import DeviceError
 
 BATCHES = 6
 
@@ -91,7 +92,22 @@ def test_an_iteration_interrupted_at_any_line_goes_on_with_every_batch(static, d
     assert runs > 200
 
 
-def test_an_error_of_the_loader_or_the_transform_does_not_end_what_can_go_on():
+def all_that_comes(batches):
+    """What each call gives or raises, until the end."""
+    came = []
+    while len(came) < 20:
+        try:
+            batch = next(batches)
+        except (ValueError, TimeoutError, DeviceError, Interrupt) as error:
+            came.append(str(error).partition(":")[0])
+        except StopIteration:
+            break
+        else:
+            came.append(int(batch[0]))
+    return came
+
+
+def test_an_error_of_the_loader_does_not_end_what_can_go_on():
     class Loader:
         def __iter__(self):
             self.at = -1
@@ -105,23 +121,37 @@ def test_an_error_of_the_loader_or_the_transform_does_not_end_what_can_go_on():
                 raise StopIteration
             return torch.tensor([self.at])
 
+    device = SimulatedDevice(0)
+    batches = iter(prefetch(device, Loader(), transform=lambda batch: (device.drain(), batch)[1]))
+    assert all_that_comes(batches) == [0, 1, 2, "a handler's", 4, 5]
+    assert next(batches, None) is None
+
+
+@pytest.mark.parametrize(
+    ("error", "times", "changes", "expected"),
+    [
+        (TimeoutError, 1, False, [0, "failed", 1, 2]),  # as when a handler of a signal raised it
+        (ValueError, 9, False, [0, "failed", "failed", 2]),  # the transform's own
+        (ValueError, 1, True, [0, "failed", 2]),  # what was changed in part is not changed again
+        (Interrupt, 3, False, [0, "failed", "failed", "failed", 1, 2]),
+        (Interrupt, 1, True, [0, "failed", "a batch is lost", 2]),
+    ],
+)
+def test_a_batch_whose_transform_failed_is_tried_again_if_it_is_unchanged(error, times, changes, expected):
+    left = times
+
     def transform(batch):
-        if fails.pop(0):
-            raise ValueError("this batch")
+        nonlocal left
+        device.drain()
+        if int(batch[0]) == 1 and left:
+            left -= 1
+            if changes:
+                batch.mul_(1)
+            raise error("failed")
         return batch
 
-    fails = [False, True] + [False] * BATCHES
-    batches = iter(prefetch(SimulatedDevice(0), Loader(), transform=transform))
-    came = []
-    for _ in range(20):
-        try:
-            came.append(next(batches) is not None)
-        except (ValueError, TimeoutError) as error:
-            came.append(str(error))
-        except StopIteration:
-            break
-    assert came == [True, "this batch", True, "a handler's", True, True]
-    assert next(batches, None) is None
+    device = SimulatedDevice(0)
+    assert all_that_comes(iter(prefetch(device, CountingLoader(3), transform=transform))) == expected
 
 
 def test_on_the_cpu_an_error_of_the_transform_ends_nothing_either():

@@ -9,13 +9,13 @@ import torch
 from support.streams_of_torch import DEVICE, StreamsOfTorch
 
 from loaders import DevicePrefetcher, record_stream
-from loaders.device import side_stream
 from loaders.device import streams as streams_module
 from loaders.device.copies import Copies
 from loaders.device.copy_timer import CopyTimer
-from loaders.device.side_stream import SideStream, has_pinned_memory, open_side_stream
+from loaders.device.side_stream import SideStream, open_side_stream
 from loaders.device.streams import _NoStreams, _TorchStreams, open_streams
 from loaders.errors import DeviceError
+from loaders.memory.accelerator import has_pinned_memory
 from loaders.outputs import collector as collector_module
 from loaders.outputs.collector import Readback
 from loaders.report.statistics import Transfer
@@ -223,5 +223,5 @@ def test_what_torch_says_of_a_device_ends_as_a_sentence_does(monkeypatch, says):
 
 
 def test_has_pinned_memory_is_asked_of_torch(monkeypatch):
-    monkeypatch.setattr(side_stream.torch, "empty", lambda *_, **__: None)
+    monkeypatch.setattr(torch, "empty", lambda *_, **__: None)
     assert has_pinned_memory()
