@@ -68,7 +68,7 @@ class Locks:
         (lambda: machine.check_accelerator(False, None, None), "fine", "none", ""),
         (lambda: machine.check_pinning(Locks(refuses=True), 65536), "problem", "ulimit -l: a limit of 0 MB", "memlock"),
         (lambda: machine.check_pinning(Locks(), -1), "fine", "no limit", ""),
-        (lambda: machine.check_pinning(Locks(can_page_lock=False), -1), "fine", "for xpu: each batch is copied", ""),
+        (lambda: machine.check_pinning(Locks(can_page_lock=False), -1), "fine", "for xpu: each is copied", ""),
     ],
 )
 def test_a_planted_fault_is_found_with_its_remedy(found, severity, what, remedy):
