@@ -259,7 +259,8 @@ def check_pinning(accelerator: Any = None, locked_nbytes: int | None = None) -> 
         return Finding(check, "fine", f"torch sees no accelerator that would need it (ulimit -l: {limit})")
     if not accelerator.can_page_lock:
         told = f"torch has nothing to lock the memory of batches with for {accelerator.device.type}"
-        return Finding(check, "fine", f"{told}: each is copied into pinned memory of torch's first (ulimit -l: {limit})")
+        told += ": each is copied into pinned memory of torch's first"
+        return Finding(check, "fine", f"{told} (ulimit -l: {limit})")
     import ctypes
 
     arena = Arena(1 << 24, shared=True)
