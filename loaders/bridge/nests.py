@@ -63,7 +63,13 @@ def _begin_transfer(plain: torch.Tensor) -> tuple[torch.Tensor, torch.device | N
     if accelerator is None or accelerator.type != plain.device.type:
         return plain.cpu(), None  # there already, or on a device without streams, where the copy waits by itself
     # The bits first: torch resolves them on the host right after queueing, before the bytes have come.
-    return plain.resolve_conj().resolve_neg().to("cpu", non_blocking=True), plain.device
+    resolved = plain.resolve_conj().resolve_neg()
+    try:
+        return resolved.to("cpu", non_blocking=True), plain.device
+    except (torch.AcceleratorError, torch.OutOfMemoryError):
+        raise
+    except RuntimeError:  # torch has no page-locked memory for this accelerator, which it would copy into
+        return resolved.cpu(), None
 
 
 def _wait_for(device: torch.device) -> None:

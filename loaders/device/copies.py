@@ -6,13 +6,14 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils.dlpack import from_dlpack, to_dlpack  # type: ignore[attr-defined]  # public, says its page
 
-from loaders.device.meter import Meter
+from loaders.device.copy_timer import CopyTimer
 from loaders.device.named_streams import waits_itself
 from loaders.device.streams import Streams, is_plain
 from loaders.errors import SlotStateError
@@ -30,23 +31,33 @@ class Copies:
         depth: how many batches are on their way beside the one that is handed out.
         buffers: the memory that the batches are copied to; None for new memory each time.
         transfer: sums of what this costs.
+        readers: the streams that batches were handed to since the side stream was opened; grows.
     """
 
     def __init__(
-        self, streams: Streams, depth: int, buffers: StaticBuffers | None, transfer: Transfer | None = None
+        self,
+        streams: Streams,
+        depth: int,
+        buffers: StaticBuffers | None = None,
+        transfer: Transfer | None = None,
+        readers: set[Any] | None = None,
     ) -> None:
         self._nbytes = 0  # of the batch whose copies are being enqueued
-        self.meter = Meter(streams, transfer or Transfer())
+        self.timer = CopyTimer(streams, transfer or Transfer())
         self._streams = streams
         self._depth = depth
         self._buffers = buffers
-        # Batches on the device that are not yet handed out: when they arrive, their buffers, what goes with them.
-        self._ahead: deque[tuple[Any, Event, _BufferSet | None, Any]] = deque()
-        # What the device may still read, since when, and how many bytes.
-        self._sources: deque[tuple[Any, Event, int, int]] = deque()
+        self._readers = set() if readers is None else readers
+        self._ahead: deque[Copied] = deque()  # on the device, and not yet handed out
+        self._sources: deque[_Source] = deque()  # what the device may still read
 
     def __len__(self) -> int:
         return len(self._ahead)
+
+    @property
+    def newest_note(self) -> Any:
+        """What goes with the batch whose copy was started last; None if that was handed out."""
+        return self._ahead[-1].note if self._ahead else None
 
     def start(self, source: Any, note: Any) -> None:
         """Enqueue the copy of a batch, and keep the batch until the device has read it.
@@ -56,25 +67,30 @@ class Copies:
         """
         since_ns, self._nbytes = time.perf_counter_ns(), 0
         source = map_tensors(self._pinned, source)
-        # The copies may land in memory that the consumer has freed: the kernels that read it there go first.
-        self._streams.side_waits_for(self._streams.current_stream())
-        target = self._buffers.next_set(self._streams) if self._buffers is not None else None
-        self.meter.begin_copy()
+        # The copies may land in memory that the consumer has freed, and whoever wrote the source may not be done: the
+        # kernels of the current stream go first, and those of all streams that batches were handed to. With
+        # `record_stream` torch sees to the latter itself, but not every device or allocator has that.
+        self._wait_for_readers()
+        target = self._buffers.next_set() if self._buffers is not None else None
+        stamps = self.timer.begin_copy()
+        # Kept before the first copy: it is read from then on, whatever happens to this call.
+        reading = _Source(source, since_ns)
+        self._sources.append(reading)
         try:
             batch = map_tensors(lambda tensor: self._copy(tensor, target), source)
         finally:  # also when the copy of a later tensor fails: those of the earlier ones are under way
-            event = self._streams.record_event()
-            self._sources.append((source, event, since_ns, self._nbytes))
+            reading.nbytes = self._nbytes
+            reading.event = self._streams.record_event()
             for tensor in tensors_of(source):
                 waits_itself(tensor)
-        self.meter.end_copy(since_ns, self._nbytes)
-        self._ahead.append((batch, event, target, note))
+        self.timer.end_copy(stamps, since_ns, self._nbytes)
+        self._ahead.append(Copied(batch, reading.event, target, note, stamps))
         self.release_sources(keep=self._depth + 1)
 
     def _pinned(self, tensor: torch.Tensor) -> torch.Tensor:
         pinned = self._streams.pin(_without_gaps(tensor))
         if pinned is not tensor:
-            self.meter.transfer.again_nbytes += tensor.nbytes
+            self.timer.transfer.again_nbytes += tensor.nbytes
         return pinned
 
     def _copy(self, tensor: torch.Tensor, target: _BufferSet | None) -> torch.Tensor:
@@ -88,33 +104,72 @@ class Copies:
         out = target.place(run, self._streams) if target is not None else None
         return self._streams.copy(run, out).as_strided(tensor.shape, tensor.stride())
 
-    def hand_out(self) -> tuple[Any, Any]:
-        """The oldest batch, safe to read on the current stream from here on and to free at any time; and its note."""
-        batch, event, target, note = self._ahead.popleft()
-        self._streams.compute_waits_for(event)
-        self.meter.hand_out()
-        if target is not None:
-            target.stream = self._streams.current_stream()
-        for tensor in tensors_of(batch):
+    def first(self) -> Copied:
+        """The oldest batch, safe to read on the current stream from here on and to free at any time."""
+        copied = self._ahead[0]
+        self._readers.add(self._streams.current_stream())
+        self._streams.compute_waits_for(copied.event)
+        self.timer.hand_out(copied.stamps)
+        # What is handed out of static buffers is not torch's memory to torch: the buffers are, which may be freed when
+        # the last iterator and the last batch are gone.
+        memory = copied.target.buffers if copied.target is not None else []
+        for tensor in (*tensors_of(copied.batch), *memory):
             self._streams.record_stream(tensor)
-        return batch, note
+        return copied
+
+    def drop_taken(self) -> None:
+        """Forget the oldest batch if it is in other hands."""
+        if self._ahead and self._ahead[0].batch is None:
+            self._ahead.popleft()
 
     def close(self) -> None:
         """Wait until nothing is read any more, and let everything go."""
         self._ahead.clear()
         self.release_sources(keep=0)
+        if not self._streams.records_streams:  # then whoever has the side stream, and so its freed memory, next waits
+            self._wait_for_readers()
+
+    def _wait_for_readers(self) -> None:
+        for stream in {self._streams.current_stream(), *self._readers}:
+            self._streams.side_waits_for(stream)
 
     def release_sources(self, keep: int) -> None:
         """Drop the source batches that were read; while more than `keep` remain, wait for the device."""
-        while self._sources and ((is_read := self._sources[0][1].query()) or len(self._sources) > keep):
+        while self._sources:
+            source = self._sources[0]
+            if source.event is None:  # an interrupted call left it so
+                source.event = self._streams.record_event()
             # The event, not the tensor, tells that the device has finished reading.
-            _, event, since_ns, nbytes = self._sources[0]
-            if not is_read:
-                with self.meter.waiting():
-                    event.synchronize()
+            if not source.event.query():
+                if len(self._sources) <= keep:
+                    return
+                with self.timer.waiting():
+                    source.event.synchronize()
             self._sources.popleft()
             if events.traces:
-                events.add("device", "", "copy", since_ns, time.perf_counter_ns(), bytes=nbytes)
+                events.add("device", "", "copy", source.since_ns, time.perf_counter_ns(), bytes=source.nbytes)
+
+
+@dataclass
+class Copied:
+    """A batch on the device: when it has arrived, its static buffers, what goes with it, when it was copied."""
+
+    batch: Any  # None once it is in other hands
+    event: Event
+    target: _BufferSet | None
+    note: Any
+    stamps: list[Any] | None
+    tries: int = 0  # to hand it out
+
+
+@dataclass
+class _Source:
+    """A batch that the device reads until the event."""
+
+    batch: Any
+    since_ns: int
+    nbytes: int = 0
+    event: Event | None = None
 
 
 class StaticBuffers:
@@ -129,12 +184,16 @@ class StaticBuffers:
         self._sets = deque(_BufferSet() for _ in range(count))  # the next to be written comes first
         self._number = 0
 
-    def next_set(self, streams: Streams) -> _BufferSet:
-        """The set to copy the next batch into, once the stream that its last batch was handed to is done with it.
+    def next_set(self) -> _BufferSet:
+        """The set to copy the next batch into, once the streams that batches were handed to are done with it.
 
         Raises:
             SlotStateError: somebody still holds that batch.
         """
+        latest = self._sets[-1]
+        if self._number and not latest.is_held():  # a call that was cut short got it, and nothing is in it
+            latest.begin(latest.number)
+            return latest
         chosen = self._sets[0]
         if chosen.is_held():
             raise SlotStateError(
@@ -143,8 +202,6 @@ class StaticBuffers:
                 "keep for longer, or use static=False."
             )
         self._sets.rotate(-1)
-        if chosen.stream is not None:
-            streams.side_waits_for(chosen.stream)
         chosen.begin(self._number)
         self._number += 1
         return chosen
@@ -155,8 +212,7 @@ class _BufferSet:
 
     def __init__(self) -> None:
         self.number = 0
-        self.stream: Any = None
-        self._buffers: list[torch.Tensor] = []
+        self.buffers: list[torch.Tensor] = []  # uint8 (bytes,) each
         self._leases: list[weakref.ref[torch.UntypedStorage]] = []
 
     def is_held(self) -> bool:
@@ -171,12 +227,12 @@ class _BufferSet:
     def place(self, run: torch.Tensor, streams: Streams) -> torch.Tensor:
         """Where the next run of the batch is copied to: as many elements of its dtype on the device."""
         place = len(self._leases)
-        if place == len(self._buffers):
-            self._buffers.append(streams.empty(run.nbytes))
-        elif self._buffers[place].nbytes < run.nbytes:
-            self._buffers[place] = streams.empty(run.nbytes)
+        if place == len(self.buffers):
+            self.buffers.append(streams.empty(run.nbytes))
+        elif self.buffers[place].nbytes < run.nbytes:
+            self.buffers[place] = streams.empty(run.nbytes)
         # Through DLPack each batch has a storage of its own over the buffer, which dies with its last view.
-        view: torch.Tensor = from_dlpack(to_dlpack(self._buffers[place][: run.nbytes]))
+        view: torch.Tensor = from_dlpack(to_dlpack(self.buffers[place][: run.nbytes]))
         self._leases.append(weakref.ref(view.untyped_storage()))
         return view.view(run.dtype)
 

@@ -86,8 +86,15 @@ def _timed_by_events(fn: Callable[[], Any], device: torch.device) -> float:
         torch.accelerator.synchronize(device)
         before.record(stream)
     except Exception as error:
-        raise DeviceError(f"device {str(device)!r} cannot time what it runs: {error}") from error
+        raise _cannot_time(device, error) from error
     fn()
     after.record(stream)
     after.synchronize()
-    return before.elapsed_time(after) / 1e3
+    try:
+        return before.elapsed_time(after) / 1e3
+    except RuntimeError as error:
+        raise _cannot_time(device, error) from error
+
+
+def _cannot_time(device: torch.device, error: Exception) -> DeviceError:
+    return DeviceError(f"device {str(device)!r} cannot time what it runs: {error}")

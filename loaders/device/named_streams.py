@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from loaders.errors import DeviceError
 from loaders.memory.registry import lease_at
 from loaders.nested import leaves
 
@@ -29,12 +30,19 @@ def record_stream(batch: Any, stream: Any) -> None:
 
     Raises:
         TypeError: `stream` is none.
+        DeviceError: torch has no `record_stream` for a tensor on the device.
     """
     if not hasattr(stream, "record_event"):
         raise TypeError(f"stream={stream!r}: expected a torch.Stream, such as torch.cuda.current_stream().")
     for _, leaf in leaves(batch):
         if isinstance(leaf, torch.Tensor) and leaf.device.type != "cpu":
-            leaf.record_stream(stream)
+            try:
+                leaf.record_stream(stream)
+            except NotImplementedError:
+                raise DeviceError(
+                    f"torch has no record_stream for {leaf.layout} tensors on {leaf.device.type!r}.\n"
+                    "  Hold the tensor until the stream has read it: stream.synchronize(), or an event of it."
+                ) from None
             continue
         lease = lease_at(_address(leaf))
         if lease is not None:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import copy
+import threading
+import weakref
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import count, islice
 from typing import Any
 
 import torch
 
 from loaders.dataloader.epoch import Epoch
 from loaders.dataloader.loader import DataLoader
-from loaders.device.copies import Copies, StaticBuffers
+from loaders.device.copies import Copied, Copies, StaticBuffers, tensors_of
 from loaders.device.streams import Streams, open_streams
 from loaders.errors import DeviceError
 from loaders.randomness.streams import Domain, enter_sample, leave_sample
@@ -30,8 +34,9 @@ class DevicePrefetcher:
 
     Keep, change or drop a batch as you like. Only what you hand to a stream other than the one current in your loop
     needs `tensor.record_stream(that_stream)`, as always in torch. Each `iter()` starts the loader anew, and two
-    iterators of one prefetcher are as independent as the loader's own. An error of the loader comes after the batches
-    before it. Leaving the loop early waits for the copies under way.
+    iterators of one prefetcher are as independent as the loader's own. Threads may share an iterator: each batch goes
+    to one of them. An error of the loader comes after the batches before it, and the next call goes on as the loader
+    does; so it does after an interrupt. Leaving the loop early waits for the copies under way.
 
     `state_dict()` counts the batches that were handed out, not those on their way, and is the loader's own: either
     may load it. It is there if the loader has it. Every other attribute that the prefetcher lacks, such as `dataset`,
@@ -52,8 +57,8 @@ class DevicePrefetcher:
         static: True to copy into `depth` + 2 fixed sets of device buffers in turn, with no allocation and always at
             the same addresses, as CUDA graphs need it (a graph for each address of the batch). A batch is then valid
             until the next one is asked for, and what the current stream was given until then reads the right bytes.
-            Whoever holds a part of it when its buffers are needed again gets a SlotStateError. On the CPU nothing is
-            copied, and the argument means nothing.
+            Whoever holds a part of it when its buffers are needed again gets a SlotStateError. Iterators that run at
+            the same time have buffers each. On the CPU nothing is copied, and the argument means nothing.
 
     Raises:
         DeviceError: the device does not exist here.
@@ -86,54 +91,20 @@ class DevicePrefetcher:
     def _open(self) -> None:
         # One side stream for life: freed blocks stay with the stream they came from, so a new one could not reuse them.
         self._streams = open_streams(self.device)
-        self._buffers = StaticBuffers(self.depth + 2) if self.static else None
+        self._readers: set[Any] = set()  # the streams that batches were handed to
+        self._idle: list[StaticBuffers] = []  # of iterators that have ended
 
     def __iter__(self) -> Iterator[Any]:
         keys, self._iterations = _Keys(self.loader, self._iterations), self._iterations + 1
         if self._streams is None:
             self._delivered = None
-            return self._pass_on(iter(self.loader), keys)
-        if isinstance(self.loader, DataLoader) and self._streams.reader is not None:
-            self.loader.page_lock_with(self._streams.reader)
-        return self._prefetch(iter(self.loader), keys, self._streams)
-
-    def _pass_on(self, batches: Iterator[Any], keys: _Keys) -> Iterator[Any]:
-        if self.transform is None:
-            return batches
-        return (self._transformed(batch, keys.next()) for batch in batches)
-
-    def _prefetch(self, batches: Iterator[Any], keys: _Keys, streams: Streams) -> Iterator[Any]:
-        transfer = Transfer()
-        if isinstance(batches, Epoch):
-            batches.statistics.transfer = transfer  # for the loader's report
-        copies = Copies(streams, self.depth, self._buffers, transfer)
-        self._delivered = _Position(self.loader)
-        end: Exception | None = None
-        try:
-            while True:
-                while end is None and len(copies) <= self.depth:
-                    try:
-                        batch = next(batches)
-                    except Exception as stop:  # noqa: BLE001  the end or an error: due after what came before
-                        end = stop
-                    else:
-                        self._turn = _turn(self.loader)
-                        copies.start(batch, (keys.next(), _Position(self.loader)))
-                        del batch
-                if not copies:
-                    break
-                yield self._hand_out(copies)
-                copies.meter.is_worked_on()
-            self._delivered = None
-            if end is not None and not isinstance(end, StopIteration):
-                raise end
-        finally:
-            end = None  # its traceback refers to this frame
-            copies.close()
-
-    def _hand_out(self, copies: Copies) -> Any:
-        batch, (key, self._delivered) = copies.hand_out()
-        return batch if self.transform is None else self._transformed(batch, key)
+            batches = iter(self.loader)
+            if self.transform is None:
+                return batches
+            return map(self._transformed, batches, map(keys.of, count()))  # a generator would be over once it raised
+        if isinstance(self.loader, DataLoader) and self._streams.page_locker is not None:
+            self.loader.page_lock_with(self._streams.page_locker)
+        return _Prefetched(self, iter(self.loader), keys, self._streams)
 
     def _transformed(self, batch: Any, key: tuple[int, int, int]) -> Any:
         assert self.transform is not None
@@ -163,12 +134,163 @@ class DevicePrefetcher:
         return {"state_dict": self._state_dict, "load_state_dict": self._load_state_dict}.get(name, found)
 
     def __getstate__(self) -> dict[str, Any]:
-        own = ("_streams", "_buffers", "_delivered")
+        own = ("_streams", "_readers", "_idle", "_delivered")
         return {name: value for name, value in vars(self).items() if name not in own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state, _delivered=None)
         self._open()
+
+
+class _Prefetched:
+    """One iteration over a loader: the next batches are under way when one is handed out.
+
+    What a call has begun and an exception cut short, the next call goes on with. Several threads get each batch once.
+    """
+
+    def __init__(self, prefetcher: DevicePrefetcher, batches: Iterator[Any], keys: _Keys, streams: Streams) -> None:
+        self._prefetcher = prefetcher
+        self._batches = batches
+        self._numbered = zip(batches, count())
+        self._keys = keys
+        self._streams = streams
+        self._depth = prefetcher.depth if streams.copies_ahead else 0
+        # At most one batch of the loader and its number, whose copy is to be started; and what goes with it.
+        self._fetched: deque[tuple[Any, int]] = deque()
+        self._note: tuple[tuple[int, int, int], _Position] | None = None
+        self._end: Exception | None = None  # what the loader raised, due after the batches before it
+        self._is_over = False
+        self._loss: DeviceError | None = None  # of a batch, to be told by the next call
+        self._lock = threading.Lock()
+        self._thread: int | None = None  # that has the lock
+        self._copies: Copies | None = None
+        self.close: Callable[[], Any] = lambda: None
+
+    def __iter__(self) -> _Prefetched:
+        return self
+
+    def __next__(self) -> Any:
+        """The next batch.
+
+        Raises:
+            RuntimeError: called from within itself, such as by a signal handler.
+            DeviceError: the call before was interrupted in a transform that changes its batch in place.
+        """
+        if self._thread == threading.get_ident() and self._lock.locked():
+            raise RuntimeError("next() of a DevicePrefetcher's iterator was called while it runs, in the same thread.")
+        taken, before = None, None
+        try:
+            with self._lock:
+                self._thread = threading.get_ident()
+                try:
+                    taken, batch, position = self._take()
+                finally:
+                    self._thread = None
+                before = self._prefetcher._delivered
+                taken.batch, self._prefetcher._delivered = None, position
+            return batch
+        except BaseException:
+            if taken is not None and taken.batch is None:  # a signal's, and nobody has the batch
+                taken.batch, self._prefetcher._delivered = batch, before
+            raise
+
+    def _take(self) -> tuple[Copied, Any, _Position]:
+        """The oldest batch, still ours to hand out again; transformed; and the state once it is the caller's."""
+        if self._is_over:
+            raise StopIteration
+        if self._loss is not None:
+            loss, self._loss = self._loss, None
+            raise loss
+        copies = self._copies if self._copies is not None else self._begin()
+        copies.timer.is_worked_on()
+        if self._fetched and self._note is not None and copies.newest_note is self._note:
+            self._fetched.clear()  # its copy was started, and the call cut short
+        copies.drop_taken()
+        while self._end is None and len(copies) <= self._depth:
+            self._start_next(copies)
+        if copies:
+            return self._transformed(copies)
+        assert self._end is not None
+        if isinstance(self._end, StopIteration):
+            copies.close()
+            self._prefetcher._delivered = None
+            self._is_over = True
+            self.close()
+            raise StopIteration
+        error, self._end = self._end, None
+        try:
+            raise error
+        finally:
+            del error  # its traceback refers to this frame
+
+    def _begin(self) -> Copies:
+        prefetcher, transfer = self._prefetcher, Transfer()
+        if isinstance(self._batches, Epoch):
+            self._batches.statistics.transfer = transfer  # for the loader's report
+        buffers = None
+        if prefetcher.static:
+            # The same ones again in each epoch; iterators at the same time have some each.
+            buffers = prefetcher._idle.pop() if prefetcher._idle else StaticBuffers(prefetcher.depth + 2)
+        copies = Copies(self._streams, self._depth, buffers, transfer, prefetcher._readers)
+        close = weakref.finalize(self, _close, copies, buffers, prefetcher._idle)
+        close.atexit = False
+        prefetcher._delivered = _Position(prefetcher.loader)
+        self.close, self._copies = close, copies
+        return copies
+
+    def _start_next(self, copies: Copies) -> None:
+        """Fetch a batch of the loader and start its copy, or learn that there is none."""
+        if not self._fetched:
+            self._note = None
+            try:
+                self._fetched.extend(islice(self._numbered, 1))  # taken and kept in one step, which no signal divides
+            except Exception as error:  # noqa: BLE001  due after what came before
+                # Without this frame, which would keep the iterator alive.
+                self._end = error.with_traceback(error.__traceback__.tb_next if error.__traceback__ else None)
+                return
+            if not self._fetched:
+                self._end = StopIteration()
+                return
+        batch, number = self._fetched[0]
+        if self._note is None:
+            loader = self._prefetcher.loader
+            self._prefetcher._turn = _turn(loader)
+            self._note = self._keys.of(number), _Position(loader)
+        copies.start(batch, self._note)
+        self._fetched.clear()
+
+    def _transformed(self, copies: Copies) -> tuple[Copied, Any, _Position]:
+        copied = copies.first()
+        key, position = copied.note
+        if self._prefetcher.transform is None:
+            return copied, copied.batch, position
+        before, copied.tries = _versions(copied.batch), copied.tries + 1
+        try:
+            return copied, self._prefetcher._transformed(copied.batch, key), position
+        except BaseException as error:
+            # A signal's handler may have raised it, and then the batch is still due, if it was not changed in part. An
+            # error that comes twice is the transform's own.
+            is_spoiled = before is None or _versions(copied.batch) != before
+            if is_spoiled or (isinstance(error, Exception) and copied.tries > 1):
+                copied.batch = None
+            if is_spoiled and not isinstance(error, Exception):
+                self._loss = DeviceError(
+                    "a batch is lost: its transform was interrupted when it had changed the batch in place.\n"
+                    "  The next call goes on with the batch after it. A transform that makes new tensors loses none."
+                )
+            raise
+
+
+def _versions(batch: Any) -> list[int] | None:
+    """How often each tensor was changed in place; None where torch does not count."""
+    tensors = tensors_of(batch)
+    return None if any(tensor.is_inference() for tensor in tensors) else [tensor._version for tensor in tensors]
+
+
+def _close(copies: Copies, buffers: StaticBuffers | None, idle: list[StaticBuffers]) -> None:
+    copies.close()
+    if buffers is not None:
+        idle.append(buffers)
 
 
 class _Position:
@@ -200,12 +322,9 @@ class _Keys:
     def __init__(self, loader: Any, iteration: int) -> None:
         self._loader = loader
         epoch = getattr(getattr(loader, "sampler", None), "epoch", iteration)
-        self._key = (torch.initial_seed(), epoch if isinstance(epoch, int) else iteration, 0)
+        self._seed, self._epoch = torch.initial_seed(), epoch if isinstance(epoch, int) else iteration
 
-    def next(self) -> tuple[int, int, int]:
-        """The key of the batch that the loader gave last."""
-        if isinstance(self._loader, DataLoader) and (own := self._loader.batch_key()) is not None:
-            return own
-        seed, epoch, number = self._key
-        self._key = (seed, epoch, number + 1)
-        return seed, epoch, number
+    def of(self, number: int) -> tuple[int, int, int]:
+        """The key of the batch that the loader gave last, which has this number."""
+        own = self._loader.batch_key() if isinstance(self._loader, DataLoader) else None
+        return (self._seed, self._epoch, number) if own is None else own

@@ -6,9 +6,10 @@ from typing import Any, Protocol
 
 import torch
 
+from loaders.device.side_stream import SideStream, open_side_stream
 from loaders.errors import DeviceError
-from loaders.memory.accelerator import Accelerator
-from loaders.memory.device_reads import Event, PageLocker
+from loaders.memory.accelerator import Accelerator, has_pinned_memory
+from loaders.memory.device_reads import Event, PageLocker, Reached
 
 
 class Streams(Protocol):
@@ -17,10 +18,15 @@ class Streams(Protocol):
     `pin` works on the host; the other methods only enqueue, and return at once.
 
     Attributes:
-        reader: what page-locks the slots of our own loaders, or None where that cannot be done.
+        page_locker: what tells the slots of our own loaders how far the device has read, and page-locks them if it can;
+            None where copies are done when they return.
+        copies_ahead: whether copies may be enqueued before the batches are asked for.
+        records_streams: whether torch has `record_stream` for the device; True until the first call shows it.
     """
 
-    reader: PageLocker | None
+    page_locker: PageLocker | None
+    copies_ahead: bool
+    records_streams: bool
 
     def pin(self, tensor: torch.Tensor) -> torch.Tensor:
         """The tensor in memory that the copy engine reads: itself if it lies there or on a device, else a copy."""
@@ -78,41 +84,42 @@ def is_plain(tensor: torch.Tensor) -> bool:
 class _TorchStreams:
     """Written over torch's device-generic `torch.Stream`, `torch.Event` and `torch.accelerator`.
 
-    Args:
-        device: with its index.
+    Of what a device may lack, page-locked memory is done without: copies then read the batch's own memory, which is
+    kept until they have. So are `record_stream` and times.
 
-    Raises:
-        RuntimeError, NotImplementedError: torch has no streams for this device, or no memory that they read late.
+    Args:
+        side: the stream that copies.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
+    copies_ahead = True
+
+    def __init__(self, side: SideStream) -> None:
+        self.device = side.device
+        self._side = side
+        self._pins = has_pinned_memory()
         self._keeps_time = True
-        self._side = torch.Stream(device=device)
-        self.current_stream()
-        # Elsewhere torch offers nothing to page-lock memory with that is not its own.
-        self.reader: PageLocker | None = Accelerator(device) if device.type == "cuda" else None
-        torch.empty(1, device="cpu", pin_memory=True)
+        self.records_streams = True
+        self.page_locker: PageLocker | None = Accelerator(side.device)
 
     def pin(self, tensor: torch.Tensor) -> torch.Tensor:
         # Others go as they are: of pageable memory the driver has read all when it returns.
-        if not is_plain(tensor) or tensor.device.type != "cpu" or tensor.is_pinned():
+        if not self._pins or not is_plain(tensor) or tensor.device.type != "cpu" or tensor.is_pinned():
             return tensor
         # Not tensor.pin_memory(): it keeps the strides, and cannot write into those of an expanded tensor.
         return torch.empty_like(tensor, pin_memory=True).copy_(tensor)
 
     def current_stream(self) -> torch.Stream:
-        return torch.accelerator.current_stream(self.device)
+        return self._side.current()
 
     def side_waits_for(self, stream: torch.Stream) -> None:
-        self._side.wait_stream(stream)
+        self._side.wait_for(stream)
 
     def empty(self, nbytes: int) -> torch.Tensor:
-        with self._side:
+        with self._side.entered():
             return torch.empty(nbytes, dtype=torch.uint8, device=self.device)
 
     def copy(self, tensor: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
-        with self._side:
+        with self._side.entered():
             return tensor.to(self.device, non_blocking=True) if out is None else out.copy_(tensor, non_blocking=True)
 
     def record_event(self) -> torch.Event:
@@ -122,29 +129,42 @@ class _TorchStreams:
         self.current_stream().wait_event(event)
 
     def record_stream(self, tensor: torch.Tensor) -> None:
-        # torch has none for sparse and nested tensors: that the side stream waits for this one protects those.
-        if tensor.layout is torch.strided and not tensor.is_nested:
+        # torch has none for sparse and nested tensors: that the side stream waits for this one protects those, and all
+        # on devices that have none at all.
+        if not self.records_streams or tensor.layout is not torch.strided or tensor.is_nested:
+            return
+        try:
             tensor.record_stream(self.current_stream())
+        except NotImplementedError:
+            self.records_streams = False
 
     def stamp(self, *, side: bool) -> torch.Event | None:
         if not self._keeps_time:
             return None
         try:
             event = torch.Event(device=self.device, enable_timing=True)
-            event.record(self._side if side else self.current_stream())
-        except (RuntimeError, NotImplementedError):
+            event.record(self._side.stream if side else self.current_stream())
+        except RuntimeError:
             self._keeps_time = False
             return None
         return event
 
     def between_s(self, before: torch.Event, after: torch.Event) -> float | None:
-        return float(before.elapsed_time(after)) / 1e3 if after.query() else None
+        if not (before.query() and after.query()):  # both: they may be of two streams
+            return None
+        try:
+            return float(before.elapsed_time(after)) / 1e3
+        except RuntimeError:
+            self._keeps_time = False
+            return None
 
 
 class _NoStreams:
     """A device that torch has no streams for: everything happens in order, and copies are done when they return."""
 
-    reader: PageLocker | None = None
+    page_locker: PageLocker | None = None
+    copies_ahead = False
+    records_streams = True  # there is nothing to record
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -165,7 +185,7 @@ class _NoStreams:
         return tensor.to(self.device) if out is None else out.copy_(tensor)
 
     def record_event(self) -> Event:
-        return _Reached()
+        return Reached()
 
     def compute_waits_for(self, event: Event) -> None:
         pass
@@ -180,14 +200,6 @@ class _NoStreams:
         return None
 
 
-class _Reached:
-    def query(self) -> bool:
-        return True
-
-    def synchronize(self) -> None:
-        pass
-
-
 def open_streams(device: torch.device) -> Streams | None:
     """The streams of an accelerator, or None for the CPU, where there is nothing to copy or to wait for.
 
@@ -196,7 +208,7 @@ def open_streams(device: torch.device) -> Streams | None:
 
     Raises:
         DeviceError: torch cannot use the device.
-        RuntimeError: what CUDA says against memory that is page-locked.
+        AcceleratorError, OutOfMemoryError: what the device says against streams or page-locked memory that it has.
     """
     if device.type == "cpu":
         return None
@@ -205,15 +217,12 @@ def open_streams(device: torch.device) -> Streams | None:
         probe.cpu()  # which a device without memory, such as "meta", refuses
         device = probe.device  # with its index
     except Exception as error:
-        says = str(error).strip().partition("\n")[0].rstrip(".")
+        says = str(error).strip().partition("\n")[0]
+        says += "" if says.endswith((".", "!", "?")) else "."
         raise DeviceError(
-            f"device {str(device)!r} cannot be used: torch {torch.__version__} says: {says}.\n"
+            f"device {str(device)!r} cannot be used: torch {torch.__version__} says: {says}\n"
             '  Install a torch build that has this device and check its driver, or pass device="cpu": '
             "the same script runs there."
         ) from error
-    try:
-        return _TorchStreams(device)
-    except (RuntimeError, NotImplementedError):
-        if device.type == "cuda":  # which has them: this is an error of the device's
-            raise
-    return _NoStreams(device)
+    side = open_side_stream(device)
+    return _NoStreams(device) if side is None else _TorchStreams(side)

@@ -217,18 +217,17 @@ def check_decoders(has_nvimagecodec: bool | None = None, agrees: bool | None = N
     return Finding("decoders", "fine", "OpenCV, and nvImageCodec for regions of JPEGs")
 
 
-def check_accelerator(
-    has_driver: bool | None = None, available: bool | None = None, built_for: str | None = None
-) -> Finding:
+def check_accelerator(has_driver: bool | None = None, seen: str | None = None, built_for: str | None = None) -> Finding:
     """Whether torch sees the accelerator that the machine has. Told one thing, it takes all as they are given."""
     if has_driver is None:
         import torch
 
         has_driver = Path("/dev/nvidia0").exists() or Path("/dev/kfd").exists()
-        available = torch.accelerator.is_available()
+        device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        seen = None if device is None else f"{device.type}, {torch.accelerator.device_count()} of them"
         built_for = torch.version.cuda or torch.version.hip
-    if available:
-        return Finding("accelerator", "fine", "torch sees one")
+    if seen is not None:
+        return Finding("accelerator", "fine", f"torch sees {seen}")
     if has_driver and built_for is None:
         return Finding(
             "accelerator",
@@ -257,7 +256,11 @@ def check_pinning(accelerator: Any = None, locked_nbytes: int | None = None) -> 
 
         accelerator = open_accelerator()
     if accelerator is None:
-        return Finding(check, "fine", f"needs none without an accelerator (ulimit -l: {limit})")
+        return Finding(check, "fine", f"torch sees no accelerator that would need it (ulimit -l: {limit})")
+    if not accelerator.can_page_lock:
+        told = f"torch has nothing to lock the memory of batches with for {accelerator.device.type}"
+        told += ": each is copied into pinned memory of torch's first"
+        return Finding(check, "fine", f"{told} (ulimit -l: {limit})")
     import ctypes
 
     arena = Arena(1 << 24, shared=True)

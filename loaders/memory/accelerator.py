@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 from typing import Any
 
 import torch
@@ -17,11 +17,18 @@ class Accelerator:
     """Page-locks memory for an accelerator, and tells how far its streams are.
 
     Args:
-        device: such as "cuda:1"; without an index the one that is current.
+        device: of the kind that `torch.accelerator` stands for here, such as "cuda:1"; without an index the one that
+            is current.
     """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
+        self._module: Any = getattr(torch, device.type, None)  # torch.cuda, torch.xpu, …
+
+    @property
+    def can_page_lock(self) -> bool:
+        """Whether torch offers to page-lock memory that is not its own: CUDA's runtime does, and ROCm's by its name."""
+        return hasattr(self._module, "cudart")
 
     def page_lock(self, address: int, nbytes: int) -> None:
         """Let the copy engine read `nbytes` at `address`, whole pages, where they lie.
@@ -29,56 +36,70 @@ class Accelerator:
         Raises:
             DeviceError: the platform or the driver refuses.
         """
-        if self.device.type != "cuda":
+        if not self.can_page_lock:
             raise DeviceError(f"torch cannot page-lock memory that is not its own for {self.device.type}.")
-        cudart = _cudart()
-        with torch.cuda.device(self.device):  # or a device that nobody uses would be opened for it
+        cudart = self._module.cudart()
+        with self._module.device(self.device):  # or a device that nobody uses would be opened for it
             status = cudart.cudaHostRegister(address, nbytes, _PORTABLE)
         if int(status) != 0:
-            _forget_last_error()
+            self._forget_last_error()
             raise DeviceError(f"cudaHostRegister says: {cudart.cudaGetErrorString(status)}.")
 
     def page_unlock(self, address: int) -> None:
         """Undo `page_lock`; the device must have finished reading."""
-        cudart = _cudart()
-        with torch.cuda.device(self.device):
+        cudart = self._module.cudart()
+        with self._module.device(self.device):
             status = cudart.cudaHostUnregister(address)
         if int(status) != 0:
-            _forget_last_error()
+            self._forget_last_error()
 
     def current_streams(self) -> tuple[Hashable, ...]:
-        """The calling thread's current stream on each device that this process has used."""
+        """The calling thread's current stream on each device that this process may have used."""
         return tuple(torch.accelerator.current_stream(index) for index in self._used_devices())
 
     def is_capturing(self) -> bool:
-        """Whether the calling thread is capturing a CUDA graph."""
-        return self.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+        """Whether the calling thread is capturing a graph of work."""
+        if hasattr(self._module, "is_current_stream_capturing"):
+            return bool(self._module.is_current_stream_capturing())
+        stream = torch.accelerator.current_stream()
+        return bool(stream.is_capturing()) if hasattr(stream, "is_capturing") else False  # of older torch
 
     def record_event(self, stream: Any) -> torch.Event:
         """An event at the end of what the stream was given so far."""
         event: torch.Event = stream.record_event()
         return event
 
-    def _used_devices(self) -> list[int]:
+    def _used_devices(self) -> Iterable[int]:
         count = torch.accelerator.device_count()
-        is_used = getattr(torch._C, "_cuda_hasPrimaryContext", None) if self.device.type == "cuda" else None
+        # An event on a CUDA device that was never used would open it, and take some hundred MB of its memory. Of other
+        # kinds torch does not tell which were used, and all of them count.
+        is_used = getattr(torch._C, f"_{self.device.type}_hasPrimaryContext", None)
         if count == 1 or is_used is None:
-            return [torch.accelerator.current_device_index()]
-        # An event on a device that was never used would open it, and take some hundred MB of its memory.
+            return range(count)
         return [index for index in range(count) if is_used(index)]
 
-
-def _cudart() -> Any:
-    return torch.cuda.cudart()  # type: ignore[no-untyped-call]  # torch's
+    def _forget_last_error(self) -> None:
+        # CUDA keeps an error that was returned once more for whoever asks next: torch, after its next kernel.
+        with contextlib.suppress(RuntimeError):
+            torch.zeros(1, device=self.device)
 
 
 def open_accelerator() -> Accelerator | None:
-    """The accelerator of this machine that reads memory which is not torch's: CUDA, or None."""
+    """The accelerator of this machine, which reads batches late; or None."""
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    return Accelerator(device) if device is not None and device.type == "cuda" else None
+    return None if device is None else Accelerator(device)
 
 
-def _forget_last_error() -> None:
-    # CUDA keeps an error that was returned once more for whoever asks next: torch, after its next kernel.
-    with contextlib.suppress(RuntimeError):
-        torch.zeros(1, device="cuda")
+def has_pinned_memory() -> bool:
+    """Whether torch has page-locked memory for the accelerator of this process.
+
+    Raises:
+        AcceleratorError, OutOfMemoryError: it has, and the device or the machine refuses it.
+    """
+    try:
+        torch.empty(1, device="cpu", pin_memory=True)
+    except (torch.AcceleratorError, torch.OutOfMemoryError):
+        raise
+    except RuntimeError:
+        return False
+    return True

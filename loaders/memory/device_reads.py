@@ -34,8 +34,24 @@ class Event(Protocol):
         ...
 
 
+class Reached:
+    """An event of work that is done."""
+
+    def query(self) -> bool:
+        """True."""
+        return True
+
+    def synchronize(self) -> None:
+        """Return."""
+
+
 class PageLocker(Protocol):
     """The accelerator, as `loaders.memory.accelerator.Accelerator` has it."""
+
+    @property
+    def can_page_lock(self) -> bool:
+        """Whether torch can page-lock memory for it that is not torch's own."""
+        ...
 
     def page_lock(self, address: int, nbytes: int) -> None:
         """Let the copy engine read this memory where it lies, or raise DeviceError."""
@@ -61,8 +77,8 @@ class PageLocker(Protocol):
 class DeviceReads:
     """Page-locks the blocks of a pool, and says when the device is done with them. The pool calls it under its lock."""
 
-    def __init__(self, reader: PageLocker, arena: Arena) -> None:
-        self._reader = reader
+    def __init__(self, page_locker: PageLocker, arena: Arena) -> None:
+        self._page_locker = page_locker
         self._base = ctypes.addressof(ctypes.c_char.from_buffer(arena.buffer))
         self._locked: set[Block] = set()
         self._reading: deque[tuple[Block, list[Event]]] = deque()
@@ -73,10 +89,12 @@ class DeviceReads:
 
     def lock(self, block: Block) -> None:
         """Page-lock a block if it is not; where that is refused, batches are staged in torch's own memory."""
-        if self._refusal is not None or block in self._locked or self.is_capturing():
+        if not self._page_locker.can_page_lock or self._refusal is not None or block in self._locked:
+            return
+        if self.is_capturing():
             return
         try:
-            self._reader.page_lock(self._base + block.offset, block.nbytes)
+            self._page_locker.page_lock(self._base + block.offset, block.nbytes)
             self._locked.add(block)
         except DeviceError as error:
             self._refusal = str(error)
@@ -94,7 +112,7 @@ class DeviceReads:
     def is_capturing(self) -> bool:
         """Whether a CUDA graph is being captured on this thread: events may not be asked then."""
         try:
-            return self._pid == os.getpid() and self._reader.is_capturing()
+            return self._pid == os.getpid() and self._page_locker.is_capturing()
         except Exception:  # noqa: BLE001  a device that has failed captures nothing
             return False
 
@@ -103,14 +121,14 @@ class DeviceReads:
         if block in self._locked and self._pid == os.getpid():
             self._locked.remove(block)
             with contextlib.suppress(Exception):  # of a device that has failed: the pages go back all the same
-                self._reader.page_unlock(self._base + block.offset)
+                self._page_locker.page_unlock(self._base + block.offset)
 
     def current_streams(self) -> set[Hashable]:
         """Those that may be reading what is handed out or let go here and now."""
         # A forked child must not touch the device; at the end of the interpreter nothing is reused any more.
         if self._pid != os.getpid() or sys.is_finalizing():
             return set()
-        return set(self._reader.current_streams())
+        return set(self._page_locker.current_streams())
 
     def new_round(self) -> None:
         """Blocks that were let go before now may share events from here on."""
@@ -127,11 +145,11 @@ class DeviceReads:
 
     def _event(self, stream: Any) -> Event:
         try:
-            return self._reader.record_event(stream)
+            return self._page_locker.record_event(stream)
         except Exception:  # noqa: BLE001  there is no event, so wait here; a device that has failed reads nothing
             with contextlib.suppress(Exception):
                 stream.synchronize()
-            return _Reached()
+            return Reached()
 
     def ended(self) -> list[Block]:
         """The blocks that were read."""
@@ -157,14 +175,6 @@ class DeviceReads:
         """Wait until nothing is read any more."""
         for _, events in self._reading:
             _wait_for(events)
-
-
-class _Reached:
-    def query(self) -> bool:
-        return True
-
-    def synchronize(self) -> None:
-        pass
 
 
 # Events raise what the device has failed with, whoever asks. The user's own calls raise it, too; to these blocks it

@@ -90,14 +90,14 @@ class SlotPool:
         self._acquired = 0
         self._debug = "slots" in os.environ.get("LOADERS_DEBUG", "").split(",")
 
-    def page_lock(self, reader: PageLocker) -> None:
+    def page_lock(self, page_locker: PageLocker) -> None:
         """Let an accelerator read the blocks that are handed out from now on where they lie. Of shared memory only.
 
         Private pages would be copied by a fork, and the device go on reading those that are the child's from then on.
         """
         with self._lock:
             if self._reads is None and self.arena.shared:
-                self._reads = DeviceReads(reader, self.arena)
+                self._reads = DeviceReads(page_locker, self.arena)
                 registry.locked[id(self)] = self
 
     def acquire(self, sizes: Sequence[int], *, bounded: bool = True) -> list[Block]:

@@ -15,7 +15,9 @@ import torch
 
 from loaders.bridge.arrays import as_array, require_dense
 from loaders.bridge.dtypes import numpy_dtype
+from loaders.device.side_stream import SideStream, open_side_stream
 from loaders.errors import CollectError, ConversionError
+from loaders.memory.accelerator import has_pinned_memory
 from loaders.nested import children, leaves, map_tree
 from loaders.outputs.gather import gather_rows, rank_and_ranks, together
 from loaders.outputs.stores import FileStore, LengthStore, MemoryStore, Rows, ScratchStore, Store
@@ -25,15 +27,16 @@ _NAMES_SHOWN = 5
 
 
 class Readback:
-    """Copies from one accelerator into page-locked memory of the host, on a side stream. Tests simulate it.
+    """Copies from one accelerator into page-locked memory of the host. Tests simulate it.
 
-    Written over torch's device-generic streams and events. All but `empty` only enqueue, and return at once.
+    All but `empty` only enqueue, and return at once. Any number of threads may use it at a time.
+
+    Args:
+        side: the stream that copies.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._side = torch.Stream(device=device)
-        self.wait_for_compute()  # a stream that cannot do this shows it here
+    def __init__(self, side: SideStream) -> None:
+        self._side = side
 
     def empty(self, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
         """Page-locked memory to copy into."""
@@ -41,11 +44,11 @@ class Readback:
 
     def wait_for_compute(self) -> None:
         """What is copied from now on is read after what the current stream was given so far."""
-        self._side.wait_stream(torch.accelerator.current_stream(self._device))
+        self._side.wait_for(self._side.current())
 
     def copy(self, source: torch.Tensor, target: torch.Tensor) -> None:
         """Both contiguous. They are left alone until a later event is reached."""
-        with self._side:
+        with self._side.entered():
             target.copy_(source, non_blocking=True)
 
     def record_event(self) -> torch.Event:
@@ -55,12 +58,8 @@ class Readback:
 
 @functools.cache
 def _open_readback(device: torch.device) -> Readback | None:
-    try:
-        return Readback(device)
-    except Exception:  # whatever torch raises where a device has no streams: copies wait by themselves
-        if device.type == "cuda":  # which has them: this is an error of the device's
-            raise
-        return None
+    side = open_side_stream(device)
+    return Readback(side) if side is not None and has_pinned_memory() else None
 
 
 def readback_of(tensor: torch.Tensor) -> Readback | None:

@@ -1,4 +1,4 @@
-"""A signal handler that raises, at any instruction of `next()`: nothing is lost, nothing comes twice, nothing is wrong."""
+"""A signal handler that raises, at any instruction of `next()`: nothing is lost, doubled or wrong."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
@@ -199,28 +200,30 @@ def test_work_that_was_cut_off_in_the_middle_is_not_built_upon(monkeypatch: pyte
 
 
 def test_a_time_limit_that_passes_while_waiting_costs_no_worker() -> None:
-    with Gate() as gate, interruptible():
-        loader = DataLoader(Waits(gate), 2, num_workers=1, multiprocessing_context="fork")
+    gate = Gate()
+    gate.hold(0)
+    loader = DataLoader(Waits(gate), 2, num_workers=1, multiprocessing_context="fork")
+    with interruptible():
         iterator = iter(loader)
-        dispatch = inside.dispatch_of(iterator)
-        gate.wait_until_entered(1)
-        assert next_interrupted(iterator, 0.02) is INTERRUPTED
+        workers = [worker.process.pid for worker in inside.processes_of(iterator)]
+        assert gate.entered(1) == [0]
+        assert next_interrupted(iterator, 0.05) is INTERRUPTED
         gate.open()
-        assert [batch.tolist() for batch in iterator] == [[0, 1], [2, 3]]
-        assert not dispatch.is_usable() or dispatch is not None
-        assert dispatch._closed
+        assert [batch.tolist() for batch in islice(iterator, 1)] == [[0, 1]]
+        assert [worker.process.pid for worker in inside.processes_of(iterator)] == workers
+        assert [batch.tolist() for batch in iterator] == [[2, 3]]
+    gate.close()
 
 
 class Waits:
-    def __init__(self, gate: Any) -> None:
+    def __init__(self, gate: Gate) -> None:
         self.gate = gate
 
     def __len__(self) -> int:
         return 4
 
     def __getitem__(self, index: int) -> int:
-        if index == 0:
-            self.gate.enter(index)
+        self.gate.pass_by(index)
         return index
 
 
@@ -317,12 +320,11 @@ def test_threads_that_share_an_iterator_get_each_batch_once(engine: str) -> None
 @pytest.mark.parametrize("engine", ENGINES)
 def test_threads_that_iterate_one_loader_each_see_a_whole_epoch(engine: str) -> None:
     loader, results, errors = loader_for(engine), [], []
-    whole = {tuple(map(tuple, sorted(sum(epoch, [])))) for epoch in whole_epochs(8)}
+    whole = {tuple(sorted(chain(*epoch))) for epoch in whole_epochs(8)}
 
     def consume() -> None:
         try:
-            for _ in range(2):
-                results.append(tuple(map(tuple, sorted(sum((seen(batch) for batch in loader), [])))))
+            results.extend(tuple(sorted(chain(*map(seen, loader)))) for _ in range(2))
         except BaseException as error:  # shown below
             errors.append(error)
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from loaders import OutputCollector, ScalarLog, transfer_time
+from loaders.device.side_stream import SideStream
 from loaders.outputs import collector as collector_module
 from loaders.outputs.collector import Readback
 
@@ -48,7 +49,7 @@ def test_every_row_comes_back_as_it_was_made(tmp_path, index_on_device):
 
 
 def test_without_the_wait_for_the_kernels_rows_are_wrong(monkeypatch):
-    naive = NoWaitForCompute(torch.device("cuda", torch.cuda.current_device()))
+    naive = NoWaitForCompute(SideStream(torch.device("cuda", torch.cuda.current_device())))
     original = collector_module.readback_of
     monkeypatch.setattr(collector_module, "readback_of", lambda tensor: naive if original(tensor) else None)
     assert wrong_rows() > 0

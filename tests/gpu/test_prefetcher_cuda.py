@@ -166,19 +166,19 @@ def test_leaving_early_leaves_the_side_stream_idle(loader):
     for _ in prefetcher:
         torch.cuda._sleep(SPIN)
         break
-    assert prefetcher._streams._side.query()
+    assert prefetcher._streams._side.stream.query()
 
 
 def test_the_next_batch_is_copied_while_the_device_computes():
-    copies = Copies(open_streams(torch.device("cuda")), depth=1, buffers=None)
+    copies = Copies(open_streams(torch.device("cuda")), depth=1)
     copies.start(torch.ones(SIZE, pin_memory=True), None)
     copies.start(torch.ones(SIZE, pin_memory=True), None)
-    copies.hand_out()
+    copies.first().batch = None
+    copies.drop_taken()
     torch.cuda._sleep(20 * SPIN)
     computed = torch.cuda.Event()
     computed.record()
-    _, copied, _, _ = copies._ahead[0]
-    copied.synchronize()
+    copies._ahead[0].event.synchronize()
     assert not computed.query()
     torch.cuda.synchronize()
 

@@ -119,7 +119,7 @@ def test_leaving_early_and_again_leaves_nothing_in_flight_and_the_next_epoch_who
             torch.cuda._sleep(SPIN)
             if step == stop:
                 break
-        assert prefetcher._streams._side.query()
+        assert prefetcher._streams._side.stream.query()
     gc.collect()
     assert [row[0] for row in seen(prefetcher)] == list(range(STEPS * BATCH))
 

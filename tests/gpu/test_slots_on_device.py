@@ -20,7 +20,6 @@ from support.pictures import Pictures
 import loaders
 from loaders import DataLoader
 from loaders.errors import DeviceError
-from loaders.memory import accelerator
 from loaders.memory.accelerator import Accelerator
 from loaders.memory.blocks import BlockState
 from loaders.memory.device_reads import DeviceReads
@@ -146,7 +145,7 @@ def test_where_page_locking_is_refused_it_is_said_once_and_batches_are_staged(re
 @pytest.mark.parametrize("forgets", [True, False])
 def test_a_refusal_is_forgotten_or_the_next_kernel_raises_it(monkeypatch, forgets):
     if not forgets:
-        monkeypatch.setattr(accelerator, "_forget_last_error", lambda: None)
+        monkeypatch.setattr(Accelerator, "_forget_last_error", lambda self: None)
     torch.ones(1, device="cuda")
     memory = torch.frombuffer(mmap.mmap(-1, mmap.PAGESIZE), dtype=torch.uint8)
     cudart = torch.cuda.cudart()

@@ -10,7 +10,7 @@ from types import FrameType
 from typing import Any
 
 
-class Interrupted(Exception):  # noqa: N818
+class Interrupted(Exception):
     """Raised by the handler. An `Exception`, so that code which takes it for a sample's own error is found out."""
 
 

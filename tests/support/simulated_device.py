@@ -72,6 +72,7 @@ class Block:
     stream: Stream | None
     is_leased: bool = True
     users: set[Stream] = field(default_factory=set)  # the streams named by record_stream
+    storage: int = 0  # of the tensor that was made of it: as in torch, others over the same bytes are foreign memory
 
 
 class SimulatedDevice:
@@ -81,7 +82,10 @@ class SimulatedDevice:
         current: the stream that kernels are launched on, and the one that is "the compute stream".
         late_reads: how many copies began to read a host block after its lease had ended.
         tracks_streams: whether the allocator heeds record_stream; some pluggable allocators do not.
+        can_page_lock: whether memory of others can be page-locked for it.
     """
+
+    can_page_lock = True
 
     def __init__(self, seed: int, tracks_streams: bool = True) -> None:
         self.late_reads = 0
@@ -150,7 +154,9 @@ class SimulatedDevice:
         array = block.memory.view(like.numpy().dtype).reshape(shape)
         # from_numpy keeps this very array for as long as any view of the storage lives.
         weakref.finalize(array, self._end_lease, block)
-        return torch.from_numpy(array)
+        tensor = torch.from_numpy(array)
+        block.storage = tensor.untyped_storage()._cdata
+        return tensor
 
     def page_lock(self, address: int, nbytes: int) -> None:
         """Memory of somebody else's that copies read late from now on."""
@@ -256,10 +262,13 @@ class SimulatedDevice:
 class SimulatedStreams:
     """`loaders.device.streams.Streams` over a SimulatedDevice."""
 
+    copies_ahead = True
+    records_streams = True
+
     def __init__(self, device: SimulatedDevice) -> None:
         self.device = device
         self.side = device.new_stream()
-        self.reader = device
+        self.page_locker = device
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         raise TypeError("streams belong to one process and cannot be copied")
@@ -296,7 +305,8 @@ class SimulatedStreams:
         self.device.let_work_run()
         block = self.device.block_of(tensor)
         assert block is not None
-        if self.device.tracks_streams and block.stream is not self.device.current:
+        is_own = block.storage == tensor.untyped_storage()._cdata
+        if is_own and self.device.tracks_streams and block.stream is not self.device.current:
             block.users.add(self.device.current)
 
     def stamp(self, *, side: bool) -> None:

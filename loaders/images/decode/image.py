@@ -15,7 +15,7 @@ from loaders.errors import DecodeError, describe_sample
 from loaders.images.decode import nvimagecodec, opencv
 from loaders.images.decode.files import MarkedParts, Parts, Source, open_parts
 from loaders.images.decode.header import Header, read_header
-from loaders.images.decode.jpeg import SIGNATURE, jpeg_has_end, least_nbytes
+from loaders.images.decode.jpeg import SIGNATURE, jpeg_has_end, least_nbytes_of
 from loaders.images.decode.opencv import UndecodableError
 from loaders.images.decode.region import Region, shrink, turn_upright
 from loaders.images.decode.restart import Restarts, Window, find_restarts
@@ -231,7 +231,7 @@ class EncodedImage:
         header = read_header(data)
         if data.startswith(SIGNATURE) and not jpeg_has_end(data):
             raise UndecodableError(f"the JPEG is cut short: its {len(data):,} bytes end before the picture does")
-        if header is None and data.startswith(SIGNATURE) and least_nbytes(data) > len(data):
+        if header is None and data.startswith(SIGNATURE) and least_nbytes_of(data) > len(data):
             raise UndecodableError(f"the JPEG is damaged: its {len(data):,} bytes cannot hold its pixels")
         _refuse_unfit(header, len(data))
         self._header, self._is_checked = header, True

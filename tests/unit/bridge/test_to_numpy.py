@@ -139,3 +139,27 @@ def test_one_wait_per_device(pretend):
 def test_host_tensors_are_not_waited_for(monkeypatch):
     monkeypatch.setattr(nests, "_wait_for", lambda device: pytest.fail(f"waited for {device}"))
     assert to_numpy([torch.zeros(1), torch.ones(1)]) == [0, 1]
+
+
+def test_without_page_locked_memory_a_transfer_waits_by_itself(monkeypatch):
+    to = torch.Tensor.to
+
+    def needs_pinned_memory(tensor, *arguments, non_blocking=False):
+        if non_blocking:
+            raise NotImplementedError("You should register a hook and implement `getPinnedMemoryAllocator`.")
+        return to(tensor, *arguments)
+
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cpu"))
+    monkeypatch.setattr(torch.Tensor, "to", needs_pinned_memory)
+    monkeypatch.setattr(nests, "_wait_for", lambda device: pytest.fail(f"waited for {device}"))
+    assert to_numpy({"n": torch.arange(3)})["n"].tolist() == [0, 1, 2]
+
+
+def test_a_device_that_fails_in_a_transfer_is_not_asked_again(monkeypatch):
+    def fails(*_, **__):
+        raise torch.AcceleratorError("the device has failed")
+
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cpu"))
+    monkeypatch.setattr(torch.Tensor, "to", fails)
+    with pytest.raises(torch.AcceleratorError, match="has failed"):
+        to_numpy(torch.arange(3))

@@ -9,8 +9,8 @@ from support.numpy_datasets import Numbers
 from torch.utils.data import IterableDataset
 
 from loaders import DataLoader
-from loaders.dataloader.auto_workers import SETTLED, Seen, Tuner
 from loaders.dataloader import auto_workers
+from loaders.dataloader.auto_workers import SETTLED, Seen, Tuner
 from loaders.report.statistics import Measures, WorkerSums
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")

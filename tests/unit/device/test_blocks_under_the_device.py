@@ -19,7 +19,7 @@ import loaders
 from loaders import DataLoader, DevicePrefetcher
 from loaders.errors import DeviceError
 from loaders.memory import registry
-from loaders.memory.accelerator import Accelerator
+from loaders.memory.accelerator import Accelerator, open_accelerator
 from loaders.memory.arena import Arena
 from loaders.memory.slots import SlotPool
 
@@ -280,8 +280,8 @@ class Cudart:
 @pytest.fixture
 def cuda(monkeypatch):
     cudart = Cudart()
-    monkeypatch.setattr("loaders.memory.accelerator._cudart", lambda: cudart)
-    monkeypatch.setattr("loaders.memory.accelerator._forget_last_error", lambda: cudart.calls.append("forget"))
+    monkeypatch.setattr(torch.cuda, "cudart", lambda: cudart)
+    monkeypatch.setattr(Accelerator, "_forget_last_error", lambda self: cudart.calls.append("forget"))
     entered = cudart.devices = []
 
     class OnDevice:
@@ -314,13 +314,49 @@ def test_what_the_driver_refuses_is_a_device_error_and_no_kernel_of_torchs_meets
     assert cuda.calls.count("forget") == 2
 
 
-def test_memory_is_page_locked_for_cuda_alone(monkeypatch):
+def test_memory_is_page_locked_only_where_torch_offers_it():
+    assert Accelerator(torch.device("cuda")).can_page_lock
+    assert not Accelerator(torch.device("xpu")).can_page_lock
     with pytest.raises(DeviceError, match="for xpu"):
         Accelerator(torch.device("xpu")).page_lock(0, 4096)
+
+
+@pytest.mark.parametrize("kind", ["cuda", "xpu", "mps"])
+def test_every_accelerator_is_asked_how_far_it_has_read(monkeypatch, kind):
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
-    for kind, expected in (("cuda", True), ("xpu", False)):
-        monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda kind=kind: torch.device(kind))
-        assert (loaders.memory.accelerator.open_accelerator() is not None) is expected
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device(kind))
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 3)
+    monkeypatch.setattr(torch.accelerator, "current_stream", lambda index: f"stream of {index}")
+    monkeypatch.setattr(torch._C, "_cuda_hasPrimaryContext", lambda index: index != 1, raising=False)
+    streams = open_accelerator().current_streams()
+    used = [0, 2] if kind == "cuda" else [0, 1, 2]  # of others torch does not tell
+    assert streams == tuple(f"stream of {index}" for index in used)
+
+
+@pytest.mark.parametrize("is_capturing", [False, True])
+def test_a_graph_of_any_accelerator_is_noticed(monkeypatch, is_capturing):
+    class Stream:
+        def is_capturing(self):
+            return is_capturing
+
+    monkeypatch.setattr(torch.accelerator, "current_stream", Stream)
+    assert Accelerator(torch.device("mps")).is_capturing() is is_capturing
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: is_capturing)
+    assert Accelerator(torch.device("cuda")).is_capturing() is is_capturing
+
+
+def test_blocks_that_cannot_be_page_locked_wait_for_the_device_all_the_same():
+    device = SimulatedDevice(0)
+    device.can_page_lock = False
+    device.page_lock = lambda *_: pytest.fail("asked to page-lock")
+    loader = loader_read_by(device)
+    batches = iter(loader)
+    next(batches)
+    batch = next(batches)
+    busy(device)
+    del batch
+    loader._pool.reclaim()
+    assert loader._pool._reads._reading
 
 
 def test_a_forked_child_asks_nothing_of_the_device_of_its_parent():

@@ -245,7 +245,7 @@ def test_the_prefetcher_reads_the_slots_themselves_and_never_late(engine, option
     loader = DataLoader(Photos(60 * BATCH), batch_size=BATCH, **ENGINES[engine])
     prefetcher = DevicePrefetcher(loader, "cpu", **options)
     prefetcher._streams = SimulatedStreams(device)
-    prefetcher._buffers = loaders.device.copies.StaticBuffers(4) if options else None
+    prefetcher._idle.append(loaders.device.copies.StaticBuffers(4))
     seen = []
     for _ in range(2):
         for batch in prefetcher:

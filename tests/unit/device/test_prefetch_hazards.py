@@ -7,6 +7,7 @@ the loader wrote for that batch is a wrong read.
 from __future__ import annotations
 
 import functools
+import gc
 import random
 from collections import deque
 
@@ -67,6 +68,11 @@ def allocator_that_ignores_record_stream(seed):
     return device, SlotLoader(device), [device.current]
 
 
+def loop_that_changes_its_stream_and_an_allocator_that_ignores_it(seed):
+    device = SimulatedDevice(seed, tracks_streams=False)
+    return device, SlotLoader(device), [device.current, device.new_stream(), device.new_stream()]
+
+
 def loop_that_changes_its_stream(seed):
     device = SimulatedDevice(seed)
     return device, SlotLoader(device), [device.current, device.new_stream(), device.new_stream()]
@@ -77,6 +83,7 @@ SCENARIOS = [
     device_written_sources,
     allocator_that_ignores_record_stream,
     loop_that_changes_its_stream,
+    loop_that_changes_its_stream_and_an_allocator_that_ignores_it,
 ]
 
 
@@ -145,6 +152,16 @@ class NoRecordStream(SimulatedStreams):
         pass
 
 
+class OnlyCurrent(SimulatedStreams):
+    def side_waits_for(self, stream):
+        if stream is self.device.current:
+            super().side_waits_for(stream)
+
+
+class OnlyCurrentAndNoRecord(OnlyCurrent, NoRecordStream):
+    pass
+
+
 class NeitherWaitNorRecord(NoWaitForTheLoop, NoRecordStream):
     pass
 
@@ -158,7 +175,8 @@ class NeitherWaitNorRecord(NoWaitForTheLoop, NoRecordStream):
         (NeitherWaitNorRecord, plain_loop),
         (NoWaitForTheLoop, device_written_sources),
         (NoWaitForTheLoop, allocator_that_ignores_record_stream),
-        (NoRecordStream, loop_that_changes_its_stream),
+        (OnlyCurrentAndNoRecord, loop_that_changes_its_stream),
+        (OnlyCurrent, loop_that_changes_its_stream_and_an_allocator_that_ignores_it),
     ],
 )
 def test_a_prefetcher_without_this_guard_reads_wrong_bytes(naive, scenario, seed):
@@ -178,16 +196,30 @@ def test_static_buffers_without_this_guard_give_wrong_bytes(naive, scenario, see
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_static_buffers_that_wait_for_the_current_stream_alone_give_wrong_bytes(seed):
-    class OnlyCurrent(SimulatedStreams):
-        def side_waits_for(self, stream):
-            if stream is self.device.current:
-                super().side_waits_for(stream)
-
     wrong = sum(
         wrong_reads(loop_that_changes_its_stream, 100 * seed + each, streams_type=OnlyCurrent, static=True)[0]
         for each in range(5)
     )
     assert wrong > 0
+
+
+@pytest.mark.parametrize("tracks_streams", [False, True])
+@pytest.mark.parametrize("static", [False, True])
+def test_memory_is_not_used_again_while_the_loop_reads_it_when_prefetcher_and_batch_are_gone(static, tracks_streams):
+    device = SimulatedDevice(0, tracks_streams)
+    prefetcher = DevicePrefetcher([torch.full((64,), 7)], "cpu", static=static)
+    streams = prefetcher._streams = SimulatedStreams(device)
+    streams.records_streams = tracks_streams
+    found = []
+    for batch in prefetcher:
+        device.let_work_run = device._settle_freed  # from here on work runs only when it is waited for
+        device.launch(lambda array: found.append(int(array[0])), batch)
+    del batch, prefetcher
+    gc.collect()
+    streams.copy(torch.zeros(64, dtype=torch.int64))  # another user of the side stream's memory
+    streams.record_event().synchronize()
+    device.drain()
+    assert found == [7]
 
 
 @pytest.mark.parametrize("seed", SEEDS)

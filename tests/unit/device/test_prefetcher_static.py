@@ -89,9 +89,23 @@ def test_batches_may_differ_in_size_strides_and_structure(device, static):
             assert a.stride() == b.stride() or not b.is_contiguous()
 
 
-def test_iterating_a_static_prefetcher_inside_itself_is_refused(device):
-    prefetcher = prefetch(device, CountingLoader(4), static=True, depth=1)
-    outer = iter(prefetcher)
-    next(outer)
-    with pytest.raises(SlotStateError, match="is still held"):
-        list(prefetcher)
+@pytest.mark.parametrize("depth", [1, 3])
+def test_two_iterators_of_a_static_prefetcher_are_independent_and_their_buffers_stay(device, depth):
+    prefetcher = prefetch(device, CountingLoader(20), static=True, depth=depth)
+    seen = []
+    for _ in range(3):
+        for one, other in zip(prefetcher, prefetcher, strict=True):
+            assert one.data_ptr() != other.data_ptr()
+            device.launch(lambda *arrays: seen.append([int(array[0]) for array in arrays]), one, other)
+        del one, other
+    device.drain()
+    assert seen == [[number, number] for number in range(20)] * 3
+    assert len(device.device_blocks()) == 2 * (depth + 2)  # the same memory in every epoch
+
+
+def test_a_static_iterator_that_is_left_early_gives_its_buffers_to_the_next(device):
+    prefetcher = prefetch(device, CountingLoader(20), static=True)
+    for _ in range(5):
+        for _ in prefetcher:
+            break
+    assert len(device.device_blocks()) == 4

@@ -1,6 +1,7 @@
 """Each check of a machine finds the fault that is planted, and says what to do."""
 
 import pytest
+import torch
 
 from loaders.doctor import machine
 from loaders.doctor.finding import Finding, exit_status
@@ -16,10 +17,13 @@ def test_a_check_of_this_machine_gives_a_finding_with_a_remedy_if_one_is_needed(
 
 
 class Locks:
-    """An accelerator that page-locks, or refuses to."""
+    """An accelerator that page-locks, refuses to, or has nothing to do it with."""
 
-    def __init__(self, refuses=False):
+    device = torch.device("xpu")
+
+    def __init__(self, refuses=False, can_page_lock=True):
         self.refuses = refuses
+        self.can_page_lock = can_page_lock
         self.locked = []
 
     def page_lock(self, address, nbytes):
@@ -58,12 +62,13 @@ class Locks:
         (lambda: machine.check_decoders(False), "warning", "OpenCV alone", "loaders[nvimagecodec]"),
         (lambda: machine.check_decoders(True, False), "warning", "other pixels", "constraints.txt"),
         (lambda: machine.check_decoders(True, True), "fine", "nvImageCodec", ""),
-        (lambda: machine.check_accelerator(True, False, None), "problem", "built for the CPU alone", "pytorch.org"),
-        (lambda: machine.check_accelerator(True, False, "12.8"), "problem", "cannot use it", "nvidia-smi"),
-        (lambda: machine.check_accelerator(True, True, "12.8"), "fine", "sees one", ""),
-        (lambda: machine.check_accelerator(False, False, None), "fine", "none", ""),
+        (lambda: machine.check_accelerator(True, None, None), "problem", "built for the CPU alone", "pytorch.org"),
+        (lambda: machine.check_accelerator(True, None, "12.8"), "problem", "cannot use it", "nvidia-smi"),
+        (lambda: machine.check_accelerator(True, "cuda, 2 of them", "12.8"), "fine", "torch sees cuda, 2 of", ""),
+        (lambda: machine.check_accelerator(False, None, None), "fine", "none", ""),
         (lambda: machine.check_pinning(Locks(refuses=True), 65536), "problem", "ulimit -l: a limit of 0 MB", "memlock"),
         (lambda: machine.check_pinning(Locks(), -1), "fine", "no limit", ""),
+        (lambda: machine.check_pinning(Locks(can_page_lock=False), -1), "fine", "for xpu: each is copied", ""),
     ],
 )
 def test_a_planted_fault_is_found_with_its_remedy(found, severity, what, remedy):

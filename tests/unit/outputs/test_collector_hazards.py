@@ -189,40 +189,7 @@ def test_the_result_takes_one_wait(waits):
     assert len(waits) == 1 + _RING
 
 
-# -- the real seam
-
-
-def test_copies_go_to_a_side_stream_behind_the_stream_that_is_current(monkeypatch):
-    trace = []
-
-    class Stream:
-        def __init__(self, device):
-            trace.append(f"side stream of {device}")
-
-        def wait_stream(self, other):
-            trace.append(f"wait for {other}")
-
-        def __enter__(self):
-            trace.append("enter")
-
-        def __exit__(self, *_):
-            trace.append("exit")
-
-        def record_event(self):
-            return "event"
-
-    class Target:
-        def copy_(self, source, non_blocking):
-            trace.append((source, non_blocking))
-
-    monkeypatch.setattr(torch, "Stream", Stream)
-    monkeypatch.setattr(torch.accelerator, "current_stream", lambda device: f"the loop's on {device}")
-    readback = collector_module.Readback(torch.device("cuda:1"))
-    trace.pop()  # tried out
-    readback.wait_for_compute()
-    readback.copy("source", Target())
-    assert readback.record_event() == "event"
-    assert trace == ["side stream of cuda:1", "wait for the loop's on cuda:1", "enter", ("source", True), "exit"]
+# -- where there is no readback
 
 
 def test_where_there_are_no_streams_copies_wait_by_themselves():

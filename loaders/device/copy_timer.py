@@ -16,8 +16,8 @@ from loaders.timing import events
 _STRIDE = 8
 
 
-class Meter:
-    """Measures the copies of one iteration.
+class CopyTimer:
+    """Times the copies of one iteration, and the work between them.
 
     Args:
         streams: of the device.
@@ -27,21 +27,21 @@ class Meter:
     def __init__(self, streams: Streams, transfer: Transfer) -> None:
         self.transfer = transfer
         self._streams = streams
-        # Stamps of batches on their way: [copy begins, copy ended, work begins, work ended]; None for those untimed.
-        self._ahead: deque[list[Any] | None] = deque()
+        # Stamps of a batch: copy begins, copy ended, work begins, work ended.
         self._at_work: list[Any] | None = None
+        self._worker: Any = None  # the stream that the batch at work was handed to
         self._timed: deque[list[Any]] = deque()  # complete, and soon reached
 
-    def begin_copy(self) -> None:
-        """The copies of a batch are about to be enqueued."""
+    def begin_copy(self) -> list[Any] | None:
+        """The copies of a batch are about to be enqueued. Its stamps; None where it is not timed."""
         is_due = self.transfer.batches % _STRIDE == 0
-        stamp = self._streams.stamp(side=True) if is_due else None
-        self._ahead.append(None if stamp is None else [stamp])
         self.transfer.batches += 1
+        stamp = self._streams.stamp(side=True) if is_due else None
+        return None if stamp is None else [stamp]
 
-    def end_copy(self, since_ns: int, nbytes: int) -> None:
+    def end_copy(self, stamps: list[Any] | None, since_ns: int, nbytes: int) -> None:
         """They are enqueued, `nbytes` in all; the host has been at it since then."""
-        if (stamps := self._ahead[-1]) is not None:
+        if stamps is not None:
             stamps.append(self._streams.stamp(side=True))
         now = time.perf_counter_ns()
         self.transfer.nbytes += nbytes
@@ -49,16 +49,17 @@ class Meter:
         if events.traces:
             events.add("consumer", "", "start copy", since_ns, now, bytes=nbytes)
 
-    def hand_out(self) -> None:
-        """The compute stream goes on with the oldest batch."""
-        stamps = self._at_work = self._ahead.popleft()
+    def hand_out(self, stamps: list[Any] | None) -> None:
+        """The compute stream goes on with a batch."""
+        self._at_work = None
         if stamps is not None:
-            stamps.append(self._streams.stamp(side=False))
+            self._worker = self._streams.current_stream()
+            self._at_work = [*stamps, self._streams.stamp(side=False)]
 
     def is_worked_on(self) -> None:
         """The compute stream was given all the work there is with the batch that was handed out last."""
         stamps, self._at_work = self._at_work, None
-        if stamps is not None:
+        if stamps is not None and self._streams.current_stream() == self._worker:  # between two streams is no time
             stamps.append(self._streams.stamp(side=False))
             if None not in stamps:
                 self._timed.append(stamps)
