@@ -157,11 +157,24 @@ class SamplerCursor:
         drop_last = self._cuts and self._outer.drop_last
         if len(items) < self._next + size:
             self._draw(self._next + size - len(items))
+        if not self._by_key and self._next < len(items):
+            self._check_batch(items)
         keys = items[self._next : self._next + size]
         if not keys or (drop_last and len(keys) < size):
             raise StopIteration
         self._next += len(keys)
         return keys if self._by_key else keys[0]
+
+    def _check_batch(self, items: list[Any]) -> None:
+        """A batch of the user's sampler is anything that has a length, or can be made a list."""
+        batch = items[self._next]
+        if not hasattr(batch, "__len__"):
+            try:
+                items[self._next] = list(batch)
+            except BaseException as error:
+                if not is_interrupt(error):
+                    del items[self._next]
+                raise
 
     def rewind(self) -> None:
         """Give every batch once more that was not forgotten."""

@@ -77,6 +77,9 @@ class OpenBatch:
         first: which of this rank's keys is the first in it, counted from the start of the epoch.
         asked: rows that were asked for; fewer than all while the spec is unknown.
         unreported: rows of spans that are not reported yet; None before the first span was submitted.
+        tickets: under which results may come, the task's last.
+        is_early: some samples were asked for before there was a slot: they are written when all have come.
+        abandoned: nobody wants it any more.
         replaced: rows that hold substitutes.
         left_out: failures that a policy let pass: (position, index, source, error).
         opened_ns, completed_ns: for a trace.
@@ -90,6 +93,9 @@ class OpenBatch:
     asked: int = 0
     unreported: int | None = None
     received: Received = field(default_factory=Received)
+    tickets: list[int] = field(default_factory=list)
+    is_early: bool = False
+    abandoned: bool = False
     replaced: list[int] = field(default_factory=list)
     left_out: list[tuple[int, Any, str | None, str]] = field(default_factory=list)
     statistics: EpochStatistics | None = None
@@ -122,7 +128,6 @@ class Dispatch:
         self.intact = True
         self.cost_s = 0.0
         self._open: dict[int, OpenBatch] = {}
-        self._abandoned: set[int] = set()
         self._closed = False
 
     @property
@@ -155,6 +160,7 @@ class Dispatch:
             # The frames behind its traceback know the iterator, which `weakref.finalize` must be able to outlive.
             error.__traceback__ = None
         self._open[batch.task.ticket] = batch
+        batch.tickets.append(batch.task.ticket)
         batch.unreported = (batch.unreported or 0) + sum(_weight(start, stop) for start, stop in spans)
 
     def collect(self) -> bool:
@@ -177,26 +183,27 @@ class Dispatch:
         for batch in batches:
             if batch.complete or batch.unreported is None:
                 self.pool.discard(batch.slot)
-                self._open.pop(batch.task.ticket, None)
+                self.forget(batch)
             else:
                 self.pool.abandon(batch.slot)
-                self._abandoned.add(batch.task.ticket)
+                batch.abandoned = True
                 self.engine.cancel(batch.task)
 
     def close(self, batches: Iterable[OpenBatch] = (), *, force: bool = False) -> None:
         """Stop the engine; after that nobody writes into the slots of `batches`. May be called again after an error."""
         self._closed = True
         self.engine.close(force=force)
-        for batch in (*batches, *(self._open[ticket] for ticket in self._abandoned)):
+        abandoned = {id(batch): batch for batch in self._open.values() if batch.abandoned}
+        for batch in (*batches, *abandoned.values()):
             # A thread cannot be killed: the slot that it may still write into is not used again before it is done.
             slot, batch.slot = batch.slot, []
             self.pool.discard_after(partial(self._is_read, batch.task.ticket), slot)
         self._open.clear()
-        self._abandoned.clear()
 
     def forget(self, batch: OpenBatch) -> None:
         """The batch is delivered."""
-        self._open.pop(batch.task.ticket, None)
+        while batch.tickets:
+            self._open.pop(batch.tickets.pop(), None)
 
     def _is_read(self, ticket: int) -> bool:
         return any(reading.ticket == ticket for reading in self.engine.reading())
@@ -216,14 +223,13 @@ class Dispatch:
         if not (result.cancelled or result.failures or result.spec) and done > 0:
             cost_s = result.elapsed_s / done
             self.cost_s = cost_s if self.cost_s == 0.0 else 0.8 * self.cost_s + 0.2 * cost_s
-        if result.ticket not in self._abandoned:
+        if not batch.abandoned:
             batch.received.add(result)
             if batch.received.rows is not None:
                 batch.rows = batch.received.rows
         elif batch.complete:
             self.pool.discard(batch.slot)
-            self._abandoned.discard(result.ticket)
-            del self._open[result.ticket]
+            self.forget(batch)
 
 
 def _weight(start: int, stop: int) -> int:

@@ -442,6 +442,8 @@ class Epoch(Iterator[Any]):
             dispatch.collect()
         deadline = time.monotonic() + timeout_s if timeout_s > 0 else None
         while True:
+            if self._plan.by_spans:
+                self._begin_those_that_can()
             self._top_up(needed=True)
             batch = self._choose()
             if batch is None and not self._work.batches:
@@ -498,8 +500,9 @@ class Epoch(Iterator[Any]):
             self._at = replace(self._at, lanes=tuple(lanes))
             self._drop(batch)
             return False
-        if received.spec is not None and batch.task.spec is None:
+        if self._plan.by_rows and batch.task.spec is None and (received.spec or self._plan.spec) and batch.rows:
             self._begin_rows(batch)
+            self._top_up()
             if not batch.complete:
                 return False
         if batch.asked < batch.rows and received.broken is None and self._options.on_error != "raise":
@@ -507,6 +510,8 @@ class Epoch(Iterator[Any]):
             dispatch.submit(batch, [(batch.asked, batch.asked + 1)])
             batch.asked += 1
             return False
+        if batch.is_early:
+            self._place_early(batch)
         if self._options.on_error == "substitute":
             error = self._substituting.replace_failed(dispatch, batch, self._left_out)
             if error is not None:
@@ -515,24 +520,30 @@ class Epoch(Iterator[Any]):
         return True
 
     def _begin_rows(self, batch: OpenBatch) -> None:
-        """The first samples are there: from now on every batch has a slot."""
-        received, dispatch = batch.received, self._dispatch
+        """It is known what a batch looks like: give this one a slot, and ask for the rows that were not asked for."""
         if self._plan.spec is None:
-            self._plan.spec = received.spec
+            self._plan.spec = batch.received.spec
         full = self._new_batch(batch.task.keys, batch.task.position, batch.rows)
         full.task.attempt, full.task.resume = batch.task.attempt, batch.task.resume
-        dispatch.forget(batch)
-        offsets = [offset for offset, _ in full.task.blocks]
-        batch.task, batch.slot, seen = full.task, full.slot, received.overflow.samples
-        received.overflow.samples = []
-        assert self._plan.spec is not None
-        writer = RowWriter(self._plan.spec, dispatch.pool.arena.buffer, offsets, batch.rows)
-        for row, sample in seen:
+        batch.task, batch.slot, batch.is_early = full.task, full.slot, True
+        start, batch.asked = batch.asked, batch.rows
+        self._dispatch.submit(batch, self._dispatch.spans(start, batch.rows) if start < batch.rows else ())
+
+    def _begin_those_that_can(self) -> None:
+        """Give slots to the batches that were opened before it was known what they look like."""
+        for batch in [each for each in self._work.batches if each.task.spec is None]:
+            if self._plan.spec is not None or (batch.received.spec is not None and batch.received.spec_row == 0):
+                self._begin_rows(batch)
+
+    def _place_early(self, batch: OpenBatch) -> None:
+        """Write the samples that came before there was a slot."""
+        received, task = batch.received, batch.task
+        early, received.overflow.samples, batch.is_early = received.overflow.samples, [], False
+        assert task.spec is not None
+        offsets = [offset for offset, _ in task.blocks]
+        writer = RowWriter(task.spec, self._dispatch.pool.arena.buffer, offsets, batch.rows)
+        for row, sample in early:
             writer.write(row, sample, received.overflow)
-        if batch.asked < batch.rows:
-            start, batch.asked = batch.asked, batch.rows
-            dispatch.submit(batch, dispatch.spans(start, batch.rows))
-        self._top_up()
 
     def _drop(self, batch: OpenBatch) -> None:
         self._work.batches.remove(batch)

@@ -50,6 +50,7 @@ class Epochs:
         self._log: EpochLog | None = None  # of the epoch that was begun last
         self._logs: tuple[EpochLog, ...] = ()  # with failures
         self._loaded: Position | None = None  # for the next epoch
+        self._is_over = False  # nothing is left of the loaded one
         self._left_out: tuple[SkippedSample, ...] = ()  # as a loaded state tells
 
     def number(self, sampler: Any) -> int:
@@ -102,14 +103,15 @@ class Epochs:
             return self._log.position, True
         return Position(number, origin=order_at_rest(sampler, drawn=drawn)), False
 
-    def load(self, position: Position, seed: int | None, sampler: Any) -> None:
-        """Let the next iteration go on at `position`."""
+    def load(self, position: Position, seed: int | None, sampler: Any, *, is_over: bool) -> None:
+        """Let the next iteration go on at `position`; `is_over`: nothing of its epoch is left."""
         left_out = tuple(SkippedSample(*rest) for _, *rest in position.failed)
         sampler_epoch = getattr(sampler, "epoch", 0)
         self._left_out = left_out
         self._logs = ()
         self._log = None
         self._loaded = position
+        self._is_over = is_over
         self._next = position.epoch
         self._sampler_epoch = sampler_epoch
         self.turns += 1
@@ -140,7 +142,7 @@ class Epochs:
 
     def _drop_loaded(self, epoch: int) -> None:
         loaded, self._loaded = self._loaded, None
-        if loaded is not None and loaded.batches:
+        if loaded is not None and loaded.batches and not self._is_over:
             warnings.warn(
                 f"the state that was loaded, after batch {loaded.batches} of epoch {loaded.epoch}, is given up: the "
                 f"epoch was set to {epoch}. Load the state after set_epoch, or set the epoch to {loaded.epoch}.",

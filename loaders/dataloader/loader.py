@@ -34,6 +34,10 @@ from loaders.workers.messages import Job
 _T_co = TypeVar("_T_co", covariant=True)
 
 
+class TorchsDefault(int):
+    """A value that torch gave to an attribute: whoever makes another loader of these attributes means no value."""
+
+
 class DataLoader(torch.utils.data.DataLoader[_T_co]):
     """torch's DataLoader without its copies: workers write samples into the batch itself.
 
@@ -101,6 +105,8 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
             return_index=return_index,
         )
         workers, self._most_workers = workers_of(num_workers, dataset)
+        if isinstance(prefetch_factor, TorchsDefault):
+            prefetch_factor = None
         super().__init__(
             dataset,
             batch_size,
@@ -121,7 +127,8 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
             in_order=in_order,
         )
         check_sampler(self._inner_sampler())
-        self.prefetch_factor = prefetch_factor  # torch puts a default of its own there, which is not ours
+        if prefetch_factor is None and self.prefetch_factor is not None:
+            self.prefetch_factor = TorchsDefault(self.prefetch_factor)  # which is not ours
         self._tuner = Tuner(self._most_workers) if self._most_workers > workers else None
         self.shuffle = shuffle
         self.seed = seed
@@ -150,8 +157,6 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
     def __iter__(self) -> Any:
         """Begin an epoch."""
         if self._is_torchs():
-            if self.prefetch_factor is None and self.num_workers > 0:
-                self.prefetch_factor = 2
             return super().__iter__()
         persistent = self.persistent_workers and self.num_workers > 0
         if not persistent or self._engines.kept is None:
@@ -226,7 +231,11 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
         self._check_has_state()
         position, sampler = position_of(self._agreement(), state), self._inner_sampler()
         restore(sampler, position.origin)
-        self._epochs.load(position, state["seed"], sampler)
+        try:
+            is_over = 0 < len(self) <= position.batches
+        except TypeError:
+            is_over = False
+        self._epochs.load(position, state["seed"], sampler, is_over=is_over)
         if any(serial > 0 and own is None for serial, own in zip(position.lanes, position.streams, strict=True)):
             warnings.warn(
                 f"{type(self.dataset).__name__} has no state_dict(): to go on after batch {position.batches}, all "
@@ -339,10 +348,11 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
     def _make_plan(self) -> None:
         """Plan anew if what a plan is made of has changed: torch lets these attributes be set at any time."""
         workers = self.num_workers if self._tuner is None else self._most_workers
-        made_of = (self.collate_fn, workers, self.prefetch_factor)
+        factor = None if isinstance(self.prefetch_factor, TorchsDefault) else self.prefetch_factor
+        made_of = (self.collate_fn, workers, factor)
         if made_of != self._planned:
             self._planned = made_of
-            depth = 1 if workers == 0 else self.prefetch_factor and self.prefetch_factor * workers
+            depth = 1 if workers == 0 else factor and factor * workers
             batched = self.batch_sampler is not None
             self._plan = Plan(self.dataset, self.collate_fn, self.batch_size, batched, depth)
 

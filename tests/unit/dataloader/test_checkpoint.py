@@ -97,8 +97,9 @@ def test_every_moment_of_an_epoch_can_be_resumed(parallel: dict[str, Any]) -> No
         iterator = iter(begun)
         taken = seen(islice(iterator, stop))
         other = resumed(begun.state_dict(), **parallel)
-        assert [taken + seen(other), seen(other)] == epochs
-    # Behind the end: the next epoch.
+        # An epoch whose last batch was handed out is over: the next one begins.
+        first = taken + (seen(other) if stop < 10 else [])
+        assert [first, seen(other)] == epochs
     assert next(iterator, None) is None
     assert seen(resumed(begun.state_dict(), **parallel)) == epochs[1]
 
@@ -127,7 +128,8 @@ def test_the_state_is_plain_numbers_and_survives_json(seed: int | None) -> None:
         begun = seen(islice(iterator, stop))
         state = json.loads(json.dumps(one.state_dict()))
         other = resumed(state, seed=seed)
-        assert begun == [] or seen(other) == seen(iterator)
+        rest = seen(iterator)
+        assert begun == [] or (seen(other) == rest if rest else len(seen(other)) == 10)
         one.set_epoch(0)
 
 
@@ -416,8 +418,10 @@ def test_setting_another_epoch_than_the_resumed_one_begins_that(setter: str, sam
     one.set_epoch(4)
     next(iter(one))
     other = resumed(one.state_dict(), **make())
-    (other if setter == "loader" else other.sampler).set_epoch(5)  # type: ignore[attr-defined]
-    assert seen(other) == whole
+    with pytest.warns(UserWarning, match="after batch 1 of epoch 4, is given up: the epoch was set to 5"):
+        (other if setter == "loader" else other.sampler).set_epoch(5)  # type: ignore[attr-defined]
+        found = seen(other)
+    assert found == whole
 
 
 def test_a_state_between_epochs_lets_a_framework_set_the_next_epoch() -> None:
@@ -640,7 +644,7 @@ def test_a_stream_without_a_state_is_read_again_and_that_is_said_once(parallel: 
     begun = seen(islice(iterator, 3))
     other = stream(Stream(), **parallel)
     state = one.state_dict()
-    with pytest.warns(UserWarning, match=r"Stream has no state_dict\(\).* behind batch 3") as told:
+    with pytest.warns(UserWarning, match=r"Stream has no state_dict\(\).* after batch 3") as told:
         other.load_state_dict(state)
     assert begun + seen(other) == whole  # warnings are errors here
     assert len(told) == 1
