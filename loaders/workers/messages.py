@@ -26,7 +26,7 @@ class Job:
         collate: the user's collate_fn, which runs here; None where samples go straight into rows.
         batched: False where a "batch" is one sample (`batch_size=None`).
         fields: declared pad and ragged fields.
-        keep_going: True where a failing sample does not end its run (`on_error` other than "raise").
+        keep_going: True where a failing sample does not end its span (`on_error` other than "raise").
         batch_rows, drop_last: the size of a stream's batches, and whether a short last one counts.
         num_workers, seed, init: as torch's WorkerInfo and worker_init_fn have them.
     """
@@ -157,7 +157,7 @@ class Parcel:
 
 @dataclass
 class Result:
-    """What became of a run.
+    """What became of a span.
 
     Attributes:
         rows: how many rows the batch has where only the worker knows (streams), else None; 0 ends a stream.

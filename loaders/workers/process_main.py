@@ -32,7 +32,7 @@ from loaders.workers.wire import (
     DONE,
     INLINE_NBYTES,
     ROW_AT,
-    RUN,
+    SPAN,
     SINCE_AT,
     TASK_HEADER,
     Inherited,
@@ -59,7 +59,7 @@ class Setup:
     arena: Arena
     cell: int
     serial: int
-    runs: Inherited
+    spans: Inherited
     done: Inherited
     channel: Inherited
     not_mine: list[int]
@@ -73,7 +73,7 @@ class Setup:
 
 
 def main(setup: Setup) -> None:
-    """Serve runs until the consumer closes the pipe or dies."""
+    """Serve spans until the consumer closes the pipe or dies."""
     # Ctrl-C reaches the whole process group: the consumer alone decides what becomes of it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
@@ -96,11 +96,11 @@ def main(setup: Setup) -> None:
 
 
 def serve(setup: Setup, number: int, channel: socket.socket) -> None:
-    """Read runs, do them, tell."""
+    """Read spans, do them, tell."""
     job, arena = setup.job, setup.arena
     assert job is not None
     view = memoryview(arena.buffer)
-    record = view[setup.cell : setup.cell + RUN.size]
+    record = view[setup.cell : setup.cell + SPAN.size]
     cell = _cell_of(setup)
     worker: Worker | None = None
     failure: Failure | None = None
@@ -112,13 +112,13 @@ def serve(setup: Setup, number: int, channel: socket.socket) -> None:
         if job.init is not None:
             job.init(number)
         worker = Worker(job, number, arena.buffer, apart=True)  # after init, which may change the dataset
-    except Exception as error:  # whatever worker_init_fn raises is delivered with the first run
+    except Exception as error:  # whatever worker_init_fn raises is delivered with the first span
         failure = Failure.of(error, "starting")
     while True:
-        cell[ROW_AT] = -1  # so that no row of the last run stands beside the next one
-        if os.readv(setup.runs.fd, [record]) != RUN.size:
+        cell[ROW_AT] = -1  # so that no row of the last span stands beside the next one
+        if os.readv(setup.spans.fd, [record]) != SPAN.size:
             return
-        ticket, start, stop, offset, nbytes, *_ = RUN.unpack(record)
+        ticket, start, stop, offset, nbytes, *_ = SPAN.unpack(record)
         if ticket < 0:  # sent home
             return
         try:

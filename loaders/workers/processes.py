@@ -31,7 +31,7 @@ from loaders.workers.wire import (
     CELL_NBYTES,
     DONE,
     ROW_AT,
-    RUN,
+    SPAN,
     SINCE_AT,
     STOP,
     STOPPED,
@@ -44,22 +44,22 @@ from loaders.workers.worker import COLLATING
 # A sample that was being read by this many dying workers is at fault.
 STRIKES = 3
 _APART = 7  # in a DONE record: bytes of the payload that comes through the socket
-_RECORDS_PER_WRITE = select.PIPE_BUF // RUN.size
+_RECORDS_PER_WRITE = select.PIPE_BUF // SPAN.size
 
 
 @dataclass
 class _Placed:
-    """A task in the arena, and the runs of it that are not reported yet (start row → stop row)."""
+    """A task in the arena, and the spans of it that are not reported yet (start row → stop row)."""
 
     task: Task
     block: Block
     nbytes: int
     lane: int
-    runs: dict[int, int]
+    spans: dict[int, int]
 
 
 class ProcessEngine:
-    """Worker processes that take runs from one pipe, whichever is free, and write rows into shared slots.
+    """Worker processes that take spans from one pipe, whichever is free, and write rows into shared slots.
 
     Args:
         job: what to do.
@@ -105,8 +105,8 @@ class ProcessEngine:
 
     # -- the engine protocol
 
-    def submit(self, task: Task, runs: Sequence[tuple[int, int]], lane: int = 0) -> None:
-        """Put the task into shared memory and its runs into the pipe."""
+    def submit(self, task: Task, spans: Sequence[tuple[int, int]], lane: int = 0) -> None:
+        """Put the task into shared memory and its spans into the pipe."""
         placed = self._placed.get(task.ticket)
         if placed is None or placed.task is not task:
             try:
@@ -115,10 +115,10 @@ class ProcessEngine:
                 raise
             except Exception as error:  # keys of the user's that cannot be pickled
                 failure = Failure.of(error, "ordering", None, list(task.keys))
-                self._ready += [Result(0, task.ticket, start, stop, failures=[failure]) for start, stop in runs]
+                self._ready += [Result(0, task.ticket, start, stop, failures=[failure]) for start, stop in spans]
                 return
-        placed.runs.update(runs)
-        self._send(placed, runs)
+        placed.spans.update(spans)
+        self._send(placed, spans)
         # Only now, so that the first worker has something to do while the next ones are started.
         while self._workers < self.num_workers and (number := self._free_number()) is not None:
             self._supervisor.start(number)
@@ -195,7 +195,7 @@ class ProcessEngine:
         self.pool.discard([*(placed.block for placed in self._placed.values()), *self._own])
         self._placed.clear()
 
-    # -- tasks and runs
+    # -- tasks and spans
 
     def _place(self, task: Task, lane: int) -> _Placed:
         content = pickle.dumps(
@@ -231,9 +231,9 @@ class ProcessEngine:
             self._spec_refs[id(spec)] = len(self._specs), block.offset, len(content)
         return self._spec_refs[id(spec)]
 
-    def _send(self, placed: _Placed, runs: Sequence[tuple[int, int]], *, first: bool = False) -> None:
+    def _send(self, placed: _Placed, spans: Sequence[tuple[int, int]], *, first: bool = False) -> None:
         ticket, at, nbytes = placed.task.ticket, placed.block.offset, placed.nbytes
-        records = [RUN.pack(ticket, start, stop, at, nbytes, 0, 0, 0) for start, stop in runs]
+        records = [SPAN.pack(ticket, start, stop, at, nbytes, 0, 0, 0) for start, stop in spans]
         unsent = self._unsent[placed.lane]
         if first:
             unsent.extendleft(reversed(records))
@@ -253,12 +253,12 @@ class ProcessEngine:
                     unsent.popleft()
 
     def _finish(self, result: Result) -> None:
-        """Report a run once: a worker that died behind its own report has been heard already."""
+        """Report a span once: a worker that died behind its own report has been heard already."""
         placed = self._placed.get(result.ticket)
-        if placed is None or placed.runs.pop(result.start, None) is None:
+        if placed is None or placed.spans.pop(result.start, None) is None:
             return
         self._ready.append(result)
-        if not placed.runs:
+        if not placed.spans:
             del self._placed[result.ticket]
             self.pool.discard([placed.block])
 
@@ -313,18 +313,18 @@ class ProcessEngine:
         if self._by_channel.pop(worker.channel.fileno(), None) is not None:
             self._poll.unregister(worker.channel.fileno())
 
-    # -- what becomes of the runs of workers that were lost
+    # -- what becomes of the spans of workers that were lost
 
     def _held_by(self, worker: WorkerProcess) -> tuple[_Placed | None, int, int]:
-        """(task, start row, row being read) of the run in a worker's cell; None if that run has been reported."""
+        """(task, start row, row being read) of the span in a worker's cell; None if that span has been reported."""
         ticket, start, row = int(worker.cell[0]), int(worker.cell[1]), int(worker.cell[ROW_AT])
         placed = self._placed.get(ticket)
-        if placed is None or start not in placed.runs:
+        if placed is None or start not in placed.spans:
             return None, -1, -1
         return placed, start, row
 
     def _reap(self, worker: WorkerProcess) -> None:
-        """A worker has died: hear its last words, do its run again, and put another in its place."""
+        """A worker has died: hear its last words, do its span again, and put another in its place."""
         self._read_done()
         self._read_channel(worker)
         if self._by_channel.pop(worker.channel.fileno(), None) is not None:
@@ -336,21 +336,21 @@ class ProcessEngine:
             return  # nobody is to take its place
         if placed is not None:
             self._redo(placed, start, row, worker, exitcode)
-        # Only now: a stream's runs are in order again before somebody else follows them.
+        # Only now: a stream's spans are in order again before somebody else follows them.
         self._supervisor.replace(worker, exitcode, over_a_sample=row != -1)
 
     def _redo(self, placed: _Placed, start: int, row: int, worker: WorkerProcess, exitcode: int | None) -> None:
-        stop, ticket, number = placed.runs[start], placed.task.ticket, worker.number or 0
+        stop, ticket, number = placed.spans[start], placed.task.ticket, worker.number or 0
         pieces: list[tuple[int, int]] = [(start, stop)]
         if row != -1:
             strikes = self._strikes[ticket, row] = self._strikes.get((ticket, row), 0) + 1
             if strikes >= STRIKES:
                 failure = self._lost(placed.task, row, number, exitcode)
                 if self._job.fetch == "each" and self._job.collate is None and self._job.batched:
-                    # This row is given up; its neighbours in the run are not.
-                    del placed.runs[start]
+                    # This row is given up; its neighbours in the span are not.
+                    del placed.spans[start]
                     pieces = [piece for piece in ((start, row), (row + 1, stop)) if piece[0] < piece[1]]
-                    placed.runs.update({**dict(pieces), row: row + 1})
+                    placed.spans.update({**dict(pieces), row: row + 1})
                     self._finish(Result(number, ticket, row, row + 1, failures=[failure]))
                 else:
                     self._finish(Result(number, ticket, start, stop, failures=[failure]))
@@ -363,7 +363,7 @@ class ProcessEngine:
         """Take back what waits in a lane whose only reader is dead: a stream is to be followed in order."""
         read = self._lanes[lane][0]
         while select.select([read], [], [], 0)[0]:
-            yield os.read(read, RUN.size)
+            yield os.read(read, SPAN.size)
 
     def _lost(self, task: Task, row: int, number: int, exitcode: int | None) -> Failure:
         key, source, name = describe_work(self._job.dataset, self._job.fetch, task, row)

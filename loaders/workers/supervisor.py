@@ -26,7 +26,7 @@ from loaders.workers.messages import Job
 from loaders.workers.process_main import Setup, main
 from loaders.workers.wire import CELL_NBYTES, SINCE_AT, Inherited
 
-# Processes that end by themselves, or are killed, without any run being reported in between.
+# Processes that end by themselves, or are killed, without any span being reported in between.
 _FAILED_STARTS, _FRUITLESS_KILLS = 3, 200
 # How long `close` waits for workers that are in the middle of a sample before it kills them.
 _GRACE_S = 2.0
@@ -69,7 +69,7 @@ class Supervisor:
         job, arena: what every worker is given.
         context: of multiprocessing.
         cells: the block in which every process has a cell.
-        lanes: the descriptors that runs are read from; worker `number` reads from lane `number % len(lanes)`.
+        lanes: the descriptors that spans are read from; worker `number` reads from lane `number % len(lanes)`.
         done: the descriptor that results are written to.
         not_theirs: descriptors of the consumer that a forked worker must not keep open.
         poll: is told of every process's sentinel.
@@ -116,7 +116,7 @@ class Supervisor:
             arena=self._arena,
             cell=self._cells_at + cell_at,
             serial=serial,
-            runs=Inherited(self._lanes[(number or 0) % len(self._lanes)]),
+            spans=Inherited(self._lanes[(number or 0) % len(self._lanes)]),
             done=Inherited(self._done),
             channel=Inherited(theirs.fileno()),
             # A fork has these too; held there, they would keep the others from seeing that this process has died.
@@ -184,7 +184,7 @@ class Supervisor:
                 self.start(None)
 
     def is_working(self) -> None:
-        """A run was reported: workers can be kept alive."""
+        """A span was reported: workers can be kept alive."""
         self._failed_starts = self._kills = 0
         self._spares = 1
 

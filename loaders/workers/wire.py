@@ -1,9 +1,9 @@
 """What passes between the consumer and its worker processes: fixed records through pipes, everything else in memory.
 
-- Runs go down one pipe that all workers read (streams: one per worker). Every write is a whole number of records and
+- Spans go down one pipe that all workers read (streams: one per worker). Every write is a whole number of records and
   every read asks for one, so each record reaches exactly one worker, whichever is free, without a lock.
-- A worker reads a record straight into its own cell of shared memory. Receiving a run and saying that one has it are
-  the same system call, so a SIGKILL can come at any instruction and the consumer still knows which run is lost.
+- A worker reads a record straight into its own cell of shared memory. Receiving a span and saying that one has it are
+  the same system call, so a SIGKILL can come at any instruction and the consumer still knows which span is lost.
 - Outcomes come back up one pipe. A record with a small payload is one write below PIPE_BUF, hence atomic; a large
   payload follows through the worker's own socket.
 """
@@ -18,14 +18,14 @@ from typing import Any
 import numpy as np
 
 # ticket, start row, stop row, offset and size of the task in the arena, three spare
-RUN = struct.Struct("<8q")
+SPAN = struct.Struct("<8q")
 # The record that sends the worker home that reads it.
-STOP = RUN.pack(-1, 0, 0, 0, 0, 0, 0, 0)
+STOP = SPAN.pack(-1, 0, 0, 0, 0, 0, 0, 0)
 STOPPED = (-1, 0)  # how the cell of that worker begins; in a fresh one all is -1
 # worker serial, ticket, start row, stop row, flags, elapsed ns, payload bytes behind the record, … in the socket; the
-# run's Times
+# span's Times
 DONE = struct.Struct("<20q")
-# the run as it was received; then the row being read, and since when (monotonic ns)
+# the span as it was received; then the row being read, and since when (monotonic ns)
 CELL = struct.Struct("<8q")
 CELL_NBYTES = 128
 ROW_AT, SINCE_AT = 8, 9  # as int64 indices of a cell

@@ -92,7 +92,7 @@ def test_persistent_workers_that_are_killed_between_epochs_change_nothing() -> N
     for _ in range(3):
         assert_same(list(loader), list(reference))
         engine = loader._dispatch.engine
-        for member in list(engine._supervisor.workers.values()):
+        for member in list(engine._supervisor.processes.values()):
             os.kill(member.process.pid, signal.SIGKILL)
     assert_nothing_is_held(loader)
 
@@ -299,7 +299,7 @@ def test_loader_closes_at_once_although_workers_of_another_have_inherited_its_pi
     next(iterator)  # the others are in the middle of sending
     other = iter(second)
     next(other)
-    for member in list(iterator._dispatch.engine._supervisor.workers.values())[:1]:
+    for member in list(iterator._dispatch.engine._supervisor.processes.values())[:1]:
         os.kill(member.process.pid, signal.SIGKILL)
     next(iterator)  # there is a spare now, which has inherited everything
     del iterator, member

@@ -126,13 +126,13 @@ def test_workers_that_were_sent_home_are_gone_and_a_killed_one_is_replaced():
     engine = loader._dispatch.engine
     engine.resize(2)
     rest = [next(batches)["label"].tolist() for _ in range(20)]
-    while sum(member.number is not None for member in engine._supervisor.workers.values()) > 2:
+    while sum(member.number is not None for member in engine._supervisor.processes.values()) > 2:
         loader._dispatch.collect(0.01)
     assert rest == [list(range(at, at + 4)) for at in range(4, 84, 4)]
-    victim = next(member for member in engine._supervisor.workers.values() if member.number is not None)
+    victim = next(member for member in engine._supervisor.processes.values() if member.number is not None)
     victim.process.kill()
     assert [batch["label"].tolist() for batch in batches] == [list(range(at, at + 4)) for at in range(84, 400, 4)]
-    assert sum(member.number is not None for member in engine._supervisor.workers.values()) == 2
+    assert sum(member.number is not None for member in engine._supervisor.processes.values()) == 2
 
 
 def test_auto_is_an_int_wherever_it_is_looked_at(monkeypatch):
