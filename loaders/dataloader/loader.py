@@ -336,14 +336,18 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
     def _new_engine(self, seed: int) -> Engine:
         processes = self.num_workers > 0 and self.worker_method == "process"
         shared = processes or self._reader is not None
-        if self._pool is not None and self._pool.arena.shared != shared:
-            self._pool.trim()  # an iterator may still use it
-            self._pool = None
+        context = (self.multiprocessing_context or torch.multiprocessing.get_context()) if processes else None
+        travels = context is not None and context.get_start_method() != "fork"
+        if self._pool is not None:
+            arena = self._pool.arena
+            if arena.shared != shared or (travels and not arena.travels):
+                self._pool.trim()  # an iterator may still use it
+                self._pool = None
         if self._pool is None:
             ceiling = self.max_buffer_bytes
             if ceiling is None:
                 ceiling = int(available_nbytes() * _DEFAULT_SHARE)
-            arena = Arena(ceiling * _VIRTUAL_FACTOR + (1 << 24), shared=shared)
+            arena = Arena(ceiling * _VIRTUAL_FACTOR + (1 << 24), shared=shared, travels=travels)
             self._pool = SlotPool(arena, ceiling_nbytes=ceiling)
             weakref.finalize(self, _release, self._pool, os.getpid())
         job = Job(
@@ -361,9 +365,8 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
         )
         if self.num_workers == 0:
             return InlineEngine(job, self._pool)
-        if not processes:
+        if context is None:
             return ThreadEngine(job, self._pool, self.num_workers)
-        context = self.multiprocessing_context or torch.multiprocessing.get_context()
         return ProcessEngine(job, self._pool, context, self.num_workers)
 
     def _let_go_of_engine(self) -> None:

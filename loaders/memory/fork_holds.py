@@ -11,7 +11,6 @@ import mmap
 import multiprocessing
 import os
 from collections.abc import Iterable
-from multiprocessing.connection import Connection
 from typing import Any, Protocol
 
 from loaders.memory.blocks import Block

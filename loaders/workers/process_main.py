@@ -32,8 +32,8 @@ from loaders.workers.wire import (
     DONE,
     INLINE_NBYTES,
     ROW_AT,
-    SPAN,
     SINCE_AT,
+    SPAN,
     TASK_HEADER,
     Inherited,
 )

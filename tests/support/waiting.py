@@ -114,7 +114,7 @@ class Killer(threading.Thread):
     def __init__(self, iterator: Any, rng: random.Random, mean_s: float, at_most: int | None = None) -> None:
         super().__init__(name="killer", daemon=True)
         self.killed = 0
-        self._members = iterator._dispatch.engine._supervisor.workers
+        self._members = iterator._dispatch.engine._supervisor.processes
         self._rng = rng
         self._mean_s = mean_s
         self._at_most = at_most
@@ -132,7 +132,7 @@ class Killer(threading.Thread):
     def _kill(process: Any) -> bool:
         try:
             os.kill(process.pid, signal.SIGKILL)
-        except (ValueError, ProcessLookupError):  # it is being buried at this very moment
+        except (ValueError, ProcessLookupError):  # it is being reaped at this very moment
             return False
         return True
 

@@ -13,6 +13,7 @@ import pytest
 from loaders.errors import BufferMemoryError
 from loaders.memory import arena as arena_module
 from loaders.memory.arena import PAGE, Arena, round_up
+from loaders.system import limits
 from loaders.system.limits import available_nbytes
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="memfd, /proc and /dev/shm are Linux's")
@@ -122,7 +123,7 @@ def test_a_full_machine_is_an_error_at_the_reservation_and_not_a_bus_error_later
 def test_a_limit_on_address_space_gives_a_smaller_range_not_an_error():
     code = """
         import resource
-        from loaders.batching.arena import Arena
+        from loaders.memory.arena import Arena
         resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))
         for shared in (True, False):
             arena = Arena(1 << 36, shared=shared)
@@ -131,6 +132,66 @@ def test_a_limit_on_address_space_gives_a_smaller_range_not_an_error():
             assert 1 << 24 <= arena.capacity < 1 << 30, arena.capacity
     """
     subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True, timeout=60)
+
+
+LIMITED = """
+    import resource, sys
+    import numpy as np
+    from loaders import DataLoader
+
+    class Numbers:
+        def __len__(self):
+            return 64
+        def __getitem__(self, index):
+            return np.full((64, 64), index, np.float32), index
+
+    if __name__ == "__main__":
+        resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), int(sys.argv[2])))
+        loader = DataLoader(Numbers(), batch_size=8, num_workers=2, multiprocessing_context=sys.argv[1])
+        held = [images for images, labels in loader if (images[:, 0, 0] == labels).all()]
+        assert len(held) == 8
+"""
+
+
+@linux
+@pytest.mark.parametrize(("context", "limit"), [("fork", 0), ("fork", 1 << 16), ("spawn", 4 << 20), ("spawn", 0)])
+def test_a_limit_on_the_size_of_files_stops_no_loader_that_can_do_without(tmp_path, context, limit):
+    script = tmp_path / "limited.py"
+    script.write_text(textwrap.dedent(LIMITED))
+    done = subprocess.run(
+        [sys.executable, "-B", str(script), context, str(limit)],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        env=os.environ | {"PYTHONPATH": os.getcwd()},
+    )
+    if (context, limit) == ("spawn", 0):
+        assert "Files may have 0 bytes (RLIMIT_FSIZE): raise the limit (ulimit -f)" in done.stderr
+    else:
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+@linux
+def test_memory_without_a_descriptor_is_reserved_and_given_back_as_well():
+    arena = Arena(64 << 20, shared=True, travels=False)
+    arena._file_limit, arena._fd = 0, (os.close(arena._fd), -1)[1]
+    arena.buffer = arena._mapped()
+    at = arena.reserve(4 << 20)
+    assert resident_of(arena.buffer) >= 4 << 10
+    arena.buffer[at] = 7
+    arena.release(at, 4 << 20)
+    assert arena.buffer[at] == 0
+    assert resident_of(arena.buffer) < 1 << 10
+
+
+def resident_of(buffer: mmap.mmap) -> int:
+    """KiB of a mapping that are there, of which this process has none as large besides."""
+    with open("/proc/self/smaps") as maps:
+        lines = maps.read().splitlines()
+    sizes = [(n, int(line.split()[1])) for n, line in enumerate(lines) if line.startswith("Size:")]
+    found = [n for n, size in sizes if size == len(buffer) >> 10 and "/dev/zero (deleted)" in lines[n - 1]]
+    [at] = found
+    return next(int(line.split()[1]) for line in lines[at:] if line.startswith("Rss:"))
 
 
 # -- how much is available
@@ -154,7 +215,7 @@ def test_cgroup_v2_counts_the_headroom_of_every_level_above(tmp_path):
         "sys/fs/cgroup/job/step/memory.current": 700,
         "sys/fs/cgroup/job/step/memory.stat": "inactive_file 0",
     }
-    assert arena_module._cgroup_headrooms(write_files(tmp_path, files)) == [350]
+    assert limits._cgroup_headrooms(write_files(tmp_path, files)) == [350]
 
 
 def test_cgroup_v1_counts_droppable_cache_of_the_whole_tree_as_its_usage_does(tmp_path):
@@ -167,7 +228,7 @@ def test_cgroup_v1_counts_droppable_cache_of_the_whole_tree_as_its_usage_does(tm
         "sys/fs/cgroup/memory/docker/abc/memory.usage_in_bytes": 900,
         "sys/fs/cgroup/memory/docker/abc/memory.stat": "inactive_file 1\ntotal_inactive_file 200",
     }
-    assert min(arena_module._cgroup_headrooms(write_files(tmp_path, files))) == 300
+    assert min(limits._cgroup_headrooms(write_files(tmp_path, files))) == 300
 
 
 def test_inside_a_container_the_limit_at_the_top_is_found_though_the_path_is_the_hosts(tmp_path):
@@ -177,11 +238,11 @@ def test_inside_a_container_the_limit_at_the_top_is_found_though_the_path_is_the
         "sys/fs/cgroup/memory.current": 400,
         "sys/fs/cgroup/memory.stat": "inactive_file 0",
     }
-    assert arena_module._cgroup_headrooms(write_files(tmp_path, files)) == [600]
+    assert limits._cgroup_headrooms(write_files(tmp_path, files)) == [600]
 
 
 def test_a_group_above_its_limit_leaves_nothing_rather_than_less(monkeypatch):
-    monkeypatch.setattr(arena_module, "_cgroup_headrooms", lambda: [-5])
+    monkeypatch.setattr(limits, "_cgroup_headrooms", lambda: [-5])
     assert available_nbytes() == 0
 
 
@@ -189,7 +250,7 @@ def test_a_group_above_its_limit_leaves_nothing_rather_than_less(monkeypatch):
 def test_without_a_readable_cgroup_the_machine_alone_counts(tmp_path, content):
     if content is not None:
         write_files(tmp_path, {"proc/self/cgroup": content})
-    assert arena_module._cgroup_headrooms(tmp_path) == []
+    assert limits._cgroup_headrooms(tmp_path) == []
 
 
 @linux
