@@ -53,8 +53,8 @@ class Engine(Protocol):
     def resize(self, workers: int) -> None:
         """Let so many work from now on, 1 to the `num_workers` of the job. Not for streams: each worker has one."""
 
-    def close(self) -> None:
-        """Stop all workers. Safe to call twice, and in a forked child, where it does nothing."""
+    def close(self, *, force: bool = False) -> None:
+        """Stop all workers, by `force` at once. Safe to call twice, and in a forked child, where it does nothing."""
 
 
 def describe_work(dataset: Any, fetch: Fetch, task: Task, row: int) -> tuple[Any, str | None, str]:

@@ -45,5 +45,5 @@ class InlineEngine:
     def resize(self, workers: int) -> None:
         """It stays one."""
 
-    def close(self) -> None:
+    def close(self, *, force: bool = False) -> None:
         """Nothing to stop."""

@@ -87,15 +87,15 @@ class ThreadEngine:
             thread.start()
             self._started += 1
 
-    def close(self) -> None:
-        """Ask every thread to end, and wait a moment for those that are reading."""
+    def close(self, *, force: bool = False) -> None:
+        """Ask every thread to end, and wait a moment for those that are reading, unless it is by `force`."""
         if self._pid != os.getpid() or self._closed:
             return
         self._closed = True
         for _ in self._threads:
             for lane in self._lanes:
                 lane.put(None)
-        deadline = time.monotonic() + _GRACE_S
+        deadline = time.monotonic() + (0.0 if force else _GRACE_S)
         for thread in self._threads:
             if thread is not threading.current_thread():
                 thread.join(max(0.0, deadline - time.monotonic()))

@@ -228,7 +228,7 @@ class EngineContract:
         bench = bench(Batches(), fetch=fetch, collate=lambda samples: np.stack([each["x"] for each in samples]))
         bench.engine.submit(bench.task([4, 2]), [(0, 2)])
         [result] = bench.collect(1)
-        made = result.parcel.open([]) if result.parcel is not None else result.result
+        made = result.parcel.open([]) if result.parcel is not None else result.value
         assert made[:, 0, 0].tolist() == [4, 2]
 
     def test_a_raw_order_brings_the_samples_of_a_collate_fn(self, bench):

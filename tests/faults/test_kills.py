@@ -106,7 +106,7 @@ def test_strike_counts_against_the_row_that_was_being_read_and_no_other(tmp_path
 
     def strikes() -> dict[tuple[int, int], int]:
         dispatch.collect(0)
-        return dict(dispatch.engine._strikes)
+        return dict(dispatch.engine._strikes.counts)
 
     for count in (1, 2):
         os.kill(wait_until(lambda: dataset.victim(13), "a worker is in sample 13"), signal.SIGKILL)
@@ -119,7 +119,7 @@ def test_strike_counts_against_the_row_that_was_being_read_and_no_other(tmp_path
     [skipped] = loader.errors
     assert (skipped.index, skipped.source) == (13, "numbers/13.png")
     assert skipped.error.startswith("WorkerLostError: worker ")
-    assert len(dispatch.engine._strikes) == 1
+    assert len(dispatch.engine._strikes.counts) == 1
 
 
 def test_sample_that_kills_three_workers_is_named() -> None:
@@ -170,7 +170,7 @@ def test_worker_that_is_killed_while_starting_strikes_no_sample(method: str, tmp
     thread.join()
     assert batches == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
     assert len(set(killed)) == 5
-    assert iterator._dispatch.engine._strikes == {}
+    assert iterator._dispatch.engine._strikes.counts == {}
 
 
 def test_kills_every_tenth_of_a_second_do_not_stop_progress_under_spawn() -> None:
@@ -204,9 +204,9 @@ def test_worker_that_is_killed_while_it_is_sent_a_large_dataset_is_no_hang(metho
     thread = threading.Thread(target=kill)
     thread.start()
     iterators.append(iter(loader))
-    thread.join()
     for iterator in iterators:
         assert [batch["i"].tolist() for batch in iterator] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
+    thread.join()
 
 
 @pytest.mark.parametrize("workers", [1, 2])
