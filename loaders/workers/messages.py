@@ -13,6 +13,9 @@ from loaders.batch.rows import Overflow
 from loaders.batch.spec import BatchSpec, Field
 from loaders.timing.stages import NO_TIMES, Times
 
+# Characters of a summary. It is kept in a loader's list of errors and in its state, the message itself is not.
+_SUMMARY = 500
+
 Fetch = Literal["each", "all", "stream"]
 
 
@@ -83,7 +86,7 @@ class Failure:
         key: what the dataset was asked for; a list of all keys where that was a batch.
         source: what the dataset says the sample is.
         doing: "reading", "collating", "starting" ….
-        summary: one line: the exception's type and message.
+        summary: one line of bounded length: the exception's type and message.
         text: the formatted traceback.
         error: the exception, None where it cannot be pickled and rebuilt.
         worker: that reported it.
@@ -104,6 +107,8 @@ class Failure:
     ) -> Failure:
         """The failure that is being handled."""
         summary = traceback.format_exception_only(type(error), error)[0].splitlines()[0]
+        if len(summary) > _SUMMARY:
+            summary = f"{summary[:_SUMMARY]}… ({len(summary):,} characters)"
         return cls(row, key, source, doing, summary, traceback.format_exc(), error)
 
     def __getstate__(self) -> dict[str, Any]:

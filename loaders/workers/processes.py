@@ -10,7 +10,6 @@ import itertools
 import os
 import pickle
 import select
-import signal
 import socket
 import time
 from collections import deque
@@ -20,13 +19,12 @@ from multiprocessing.context import BaseContext
 from loaders.errors import BufferMemoryError, WorkerLostError
 from loaders.memory.slots import SlotPool
 from loaders.timing.stages import Times
-from loaders.workers.engine import Reading, describe_work
+from loaders.workers.engine import Reading
 from loaders.workers.interrupts import undisturbed
-from loaders.workers.launching import ended
 from loaders.workers.messages import Failure, Job, Result, Task
-from loaders.workers.strikes import Strikes
+from loaders.workers.strikes import Strikes, failure_of_lost
 from loaders.workers.supervisor import Supervisor, WorkerProcess
-from loaders.workers.task_memory import PlacedTask, TaskMemory
+from loaders.workers.task_memory import PlacedTask, TaskMemory, can_travel
 from loaders.workers.wire import (
     CANCELLED,
     CELL_NBYTES,
@@ -39,7 +37,6 @@ from loaders.workers.wire import (
     STOPPED,
     widen_pipe,
 )
-from loaders.workers.worker import COLLATING
 
 _APART = 7  # in a DONE record: bytes of the payload that comes through the socket
 _RECORDS_PER_WRITE = select.PIPE_BUF // SPAN.size
@@ -119,7 +116,9 @@ class ProcessEngine:
             except BufferMemoryError:
                 self.intact = True  # nothing has changed
                 raise
-            except Exception as error:  # keys of the user's that cannot be pickled
+            except Exception as error:
+                if can_travel(task.keys):
+                    raise  # a signal handler's
                 failure = Failure.of(error, "ordering", None, list(task.keys))
                 self._ready += [Result(0, task.ticket, start, stop, failures=[failure]) for start, stop in spans]
                 self.intact = True
@@ -347,24 +346,20 @@ class ProcessEngine:
         place = (placed.task.ticket, row) if placed is not None and row != -1 else None
         is_at_fault = self._strikes.add(place, exitcode)
         if placed is not None:
-            self._redo(placed, start, row, worker, exitcode, is_at_fault=is_at_fault)
+            self._redo(placed, start, row, worker.number or 0, exitcode, is_at_fault=is_at_fault)
         # Only now: a stream's spans are in order again before somebody else follows them.
         self._supervisor.replace(worker, exitcode, over_a_sample=row != -1)
 
     def _redo(
-        self,
-        placed: PlacedTask,
-        start: int,
-        row: int,
-        worker: WorkerProcess,
-        exitcode: int | None,
-        *,
-        is_at_fault: bool,
+        self, placed: PlacedTask, start: int, row: int, number: int, exitcode: int | None, *, is_at_fault: bool
     ) -> None:
-        """Do a span again that was lost, or give up the row that was being read."""
-        stop, ticket, number = placed.spans[start], placed.task.ticket, worker.number or 0
+        """Do a span again that worker `number` has lost, or give up the row that was being read."""
+        stop, ticket = placed.spans[start], placed.task.ticket
         pieces: list[tuple[int, int]] = [(start, stop)]
-        failures = [self._lost(placed.task, row, number, exitcode)] if is_at_fault else []
+        failures: list[Failure] = []
+        if is_at_fault:
+            strikes = self._strikes.counts[ticket, row]
+            failures.append(failure_of_lost(self._job, placed.task, row, number, strikes, exitcode))
         if self._job.fetch == "each" and self._job.collate is None and self._job.batched and row >= 0:
             # In pieces: where workers are killed often, short spans get done. A row that is given up costs no other.
             del placed.spans[start]
@@ -386,26 +381,17 @@ class ProcessEngine:
         while select.select([read], [], [], 0)[0]:
             yield os.read(read, SPAN.size)
 
-    def _lost(self, task: Task, row: int, number: int, exitcode: int | None) -> Failure:
-        key, source, name = describe_work(self._job.dataset, self._job.fetch, task, row)
-        if exitcode == -signal.SIGKILL:
-            remedy = "Likely out of memory."
-        else:
-            what = "a crash in native code" if (exitcode or 0) < 0 else "something in the dataset ends the process"
-            remedy = f"Likely {what}: read this in the main process, with num_workers=0."
-        strikes = self._strikes.counts[task.ticket, row]
-        told = f"worker {number} was lost {strikes} times on {name}, the last time {ended(exitcode)}."
-        is_sample = self._job.fetch == "each" and row >= 0
-        error = WorkerLostError(f"{told}\n  {remedy}", index=key if isinstance(key, int) else None, source=source)
-        doing = "collating" if row == COLLATING else "reading"
-        return Failure(row if is_sample else None, key, source, doing, f"WorkerLostError: {told}", "", error)
-
     def _opened(self, header: tuple[int, ...], payload: bytes | bytearray) -> Result:
         try:
             result: Result = pickle.loads(payload)
-        except Exception as error:  # a class of the user's that cannot be rebuilt here
-            _, ticket, start, stop, *_ = header
-            placed = self._placed.get(ticket)
-            keys = list(placed.task.keys[start:stop]) if placed is not None and self._job.fetch != "stream" else None
-            result = Result(0, ticket, start, stop, failures=[Failure.of(error, "receiving", None, keys)])
+        except Exception as error:
+            try:
+                with undisturbed():
+                    pickle.loads(payload)
+            except Exception:  # a class of the user's that cannot be rebuilt here
+                _, ticket, start, stop, *_ = header
+                placed = self._placed.get(ticket)
+                keys = list(placed.task.keys[start:stop]) if placed and self._job.fetch != "stream" else None
+                return Result(0, ticket, start, stop, failures=[Failure.of(error, "receiving", None, keys)])
+            raise  # a signal handler's
         return result

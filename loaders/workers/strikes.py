@@ -5,6 +5,12 @@ from __future__ import annotations
 import signal
 from collections import Counter
 
+from loaders.errors import WorkerLostError
+from loaders.workers.engine import describe_work
+from loaders.workers.launching import ended
+from loaders.workers.messages import Failure, Job, Task
+from loaders.workers.worker import COLLATING
+
 # A sample that was being read by this many dying workers is at fault.
 STRIKES = 3
 # At most this many, while workers die over other samples, or over none, too: somebody kills them at random.
@@ -40,3 +46,18 @@ class Strikes:
         # A row that has three strikes itself says nothing of others: it may be at fault as well.
         others = sum(other is None or self.counts[other] < STRIKES for other in since if other != place)
         return self.counts[place] >= min(STRIKES + others, _MOST)
+
+
+def failure_of_lost(job: Job, task: Task, row: int, number: int, strikes: int, exitcode: int | None) -> Failure:
+    """What the consumer is told of a row that is given up; `number` is that of the last worker it has cost."""
+    key, source, name = describe_work(job.dataset, job.fetch, task, row)
+    if exitcode == -signal.SIGKILL:
+        remedy = "Likely out of memory."
+    else:
+        what = "a crash in native code" if (exitcode or 0) < 0 else "something in the dataset ends the process"
+        remedy = f"Likely {what}: read this in the main process, with num_workers=0."
+    told = f"worker {number} was lost {strikes} times on {name}, the last time {ended(exitcode)}."
+    is_sample = job.fetch == "each" and row >= 0
+    error = WorkerLostError(f"{told}\n  {remedy}", index=key if isinstance(key, int) else None, source=source)
+    doing = "collating" if row == COLLATING else "reading"
+    return Failure(row if is_sample else None, key, source, doing, f"WorkerLostError: {told}", "", error)

@@ -316,7 +316,7 @@ def test_worker_that_is_killed_before_it_reads_a_sample_strikes_none(tmp_path: P
 SIGCHLD_IGNORED = """
 import pathlib, signal, sys
 from support.saboteurs import Numbers, sigkill
-from loaders.dataloader import DataLoader
+from loaders import DataLoader
 signal.signal(signal.SIGCHLD, signal.SIG_IGN)
 loader = DataLoader(Numbers(12, sigkill, at={5}, once=pathlib.Path(sys.argv[1])), batch_size=4, num_workers=2)
 print([i for batch in loader for i in batch["i"].tolist()])
