@@ -13,7 +13,7 @@ import select
 import socket
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from multiprocessing.context import BaseContext
 
 from loaders.errors import BufferMemoryError, WorkerLostError
@@ -22,7 +22,7 @@ from loaders.timing.stages import Times
 from loaders.workers.engine import Reading
 from loaders.workers.interrupts import undisturbed
 from loaders.workers.messages import Failure, Job, Result, Task
-from loaders.workers.strikes import Strikes, failure_of_lost
+from loaders.workers.strikes import LAST_CHANCE_AFTER_S, Strikes, failure_of_lost
 from loaders.workers.supervisor import Supervisor, WorkerProcess
 from loaders.workers.task_memory import PlacedTask, TaskMemory, can_travel
 from loaders.workers.wire import (
@@ -67,6 +67,7 @@ class ProcessEngine:
         self._by_channel: dict[int, WorkerProcess] = {}
         self._placed: dict[int, PlacedTask] = {}
         self._strikes = Strikes()
+        self._later: list[tuple[float, PlacedTask, tuple[int, int]]] = []  # when to send what
         self._ready: list[Result] = []
         self._refusal: Failure | None = None  # of a worker that cannot unpickle the job
         self._tail = b""
@@ -136,8 +137,10 @@ class ProcessEngine:
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         self._begin()
         while True:
+            self._send_later()
             self._flush()
-            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            until = [each for each in (deadline, *(due for due, *_ in self._later)) if each is not None]
+            left = max(0.0, min(until) - time.monotonic()) if until else None
             if self._ready:
                 left = 0.0
             dead = []
@@ -154,7 +157,8 @@ class ProcessEngine:
                 elif fd in self._supervisor.by_sentinel:
                     dead.append(self._supervisor.by_sentinel[fd])
             for worker in dead:
-                self._reap(worker)
+                with undisturbed():
+                    self._reap(worker)
             if self._refusal is not None:
                 self._supervisor.refused(self._refusal)
             if self._ready or (deadline is not None and time.monotonic() >= deadline):
@@ -195,10 +199,7 @@ class ProcessEngine:
 
     def _begin(self) -> None:
         if not self.intact or self._closed:
-            raise WorkerLostError(
-                "an exception has cut short what this process was telling its workers, or they are stopped.\n"
-                "  Iterate the loader anew."
-            )
+            raise WorkerLostError("the workers are stopped, or a call was cut short.\n  Iterate the loader anew.")
         self.intact = False
 
     def _free_number(self) -> int | None:
@@ -243,6 +244,14 @@ class ProcessEngine:
         else:
             unsent.extend(records)
         self._flush()
+
+    def _send_later(self) -> None:
+        """Send what has waited long enough."""
+        now = time.monotonic()
+        due = [entry for entry in self._later if entry[0] <= now]
+        self._later = [entry for entry in self._later if entry[0] > now]
+        for _, placed, span in due:
+            self._send(placed, [span], first=True)
 
     def _flush(self) -> None:
         for (_, write), unsent in zip(self._lanes, self._unsent, strict=True):
@@ -295,8 +304,8 @@ class ProcessEngine:
                     self._poll.register(worker.channel.fileno(), select.POLLIN)
                     self._read_channel(worker)
             else:
-                number = worker.number if worker is not None and worker.number is not None else 0
-                result = Result(number, ticket, start, stop, elapsed_ns / 1e9, bool(flags & CANCELLED))
+                number = worker.number if worker is not None else 0
+                result = Result(number or 0, ticket, start, stop, elapsed_ns / 1e9, bool(flags & CANCELLED))
                 result.times = Times._make(times)
                 self._finish(result)
         self._tail = tail[at:]
@@ -330,10 +339,6 @@ class ProcessEngine:
 
     def _reap(self, worker: WorkerProcess) -> None:
         """A worker has died: read what it still sent, do its span again, and put another in its place."""
-        with undisturbed():
-            self._reap_undisturbed(worker)
-
-    def _reap_undisturbed(self, worker: WorkerProcess) -> None:
         self._read_done()
         self._read_channel(worker)
         if self._by_channel.pop(worker.channel.fileno(), None) is not None:
@@ -365,21 +370,20 @@ class ProcessEngine:
             del placed.spans[start]
             pieces = [piece for piece in ((start, row), (row, row + 1), (row + 1, stop)) if piece[0] < piece[1]]
             placed.spans.update(pieces)
-            if failures:
-                pieces.remove((row, row + 1))
-                self._finish(Result(number, ticket, row, row + 1, failures=failures))
-        elif failures:
+            start, stop = row, row + 1
+        if failures:
+            pieces.remove((start, stop))
             self._finish(Result(number, ticket, start, stop, failures=failures))
-            return
-        if self._job.fetch == "stream":
-            self._unsent[placed.lane].extendleft(reversed(list(self._drain(placed.lane))))
+        elif self._job.fetch != "stream" and self._strikes.is_last_chance((ticket, row), exitcode):
+            pieces.remove((start, stop))
+            self._later.append((time.monotonic() + LAST_CHANCE_AFTER_S, placed, (start, stop)))
+        if self._job.fetch == "stream" and pieces:
+            # What waits in a lane whose only reader is dead: a stream is to be followed in order.
+            read, waiting = self._lanes[placed.lane][0], []
+            while select.select([read], [], [], 0)[0]:
+                waiting.append(os.read(read, SPAN.size))
+            self._unsent[placed.lane].extendleft(reversed(waiting))
         self._send(placed, pieces, first=True)
-
-    def _drain(self, lane: int) -> Iterator[bytes]:
-        """Take back what waits in a lane whose only reader is dead: a stream is to be followed in order."""
-        read = self._lanes[lane][0]
-        while select.select([read], [], [], 0)[0]:
-            yield os.read(read, SPAN.size)
 
     def _opened(self, header: tuple[int, ...], payload: bytes | bytearray) -> Result:
         try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections import Counter
+from collections import Counter, deque
 
 from loaders.errors import WorkerLostError
 from loaders.workers.engine import describe_work
@@ -13,8 +13,11 @@ from loaders.workers.worker import COLLATING
 
 # A sample that was being read by this many dying workers is at fault.
 STRIKES = 3
-# At most this many, while workers die over other samples, or over none, too: somebody kills them at random.
+# At most this many, while workers are killed over other samples, or over none, too.
 _MOST = 20
+# Before its last chance a sample whose workers were killed waits for so long: if others go on being killed meanwhile,
+# somebody kills them at random.
+LAST_CHANCE_AFTER_S = 0.1
 # Signals that somebody else sends; any other death is the process's own doing.
 KILLED_FROM_OUTSIDE = (-signal.SIGKILL, -signal.SIGTERM)
 
@@ -24,13 +27,13 @@ Place = tuple[int, int]  # ticket, row
 class Strikes:
     """Counts the deaths of workers by the row that each was reading.
 
-    A sample that ends its worker does so every time, while no other worker dies. Killed workers that were at other
-    rows meanwhile make it more likely that the sample is innocent, so it needs more strikes.
+    A sample that ends its worker does so every time. The more workers were killed over other rows of late, the more
+    strikes a sample needs: it is less likely to be the reason.
     """
 
     def __init__(self) -> None:
         self.counts: Counter[Place] = Counter()
-        self._killed: list[Place | None] = []  # in order; None: the worker was reading nothing
+        self._killed: deque[Place | None] = deque(maxlen=_MOST)  # the latest; None: the worker was reading nothing
 
     def add(self, place: Place | None, exitcode: int | None) -> bool:
         """Note a death. Returns whether the sample at `place` is at fault."""
@@ -42,10 +45,13 @@ class Strikes:
         self.counts[place] += 1
         if not is_kill:
             return self.counts[place] >= STRIKES
-        since = self._killed[self._killed.index(place) :]
         # A row that has three strikes itself says nothing of others: it may be at fault as well.
-        others = sum(other is None or self.counts[other] < STRIKES for other in since if other != place)
+        others = sum(other is None or self.counts[other] < STRIKES for other in self._killed if other != place)
         return self.counts[place] >= min(STRIKES + others, _MOST)
+
+    def is_last_chance(self, place: Place, exitcode: int | None) -> bool:
+        """Whether the next death over this sample may be its last."""
+        return exitcode in KILLED_FROM_OUTSIDE and self.counts[place] == STRIKES - 1
 
 
 def failure_of_lost(job: Job, task: Task, row: int, number: int, strikes: int, exitcode: int | None) -> Failure:
