@@ -163,8 +163,7 @@ class ProcessEngine:
                 self._supervisor.refused(self._refusal)
             if self._ready or (deadline is not None and time.monotonic() >= deadline):
                 ready = self._ready
-                # From here to the caller there is no call, behind which a signal handler could run.
-                self._ready = []
+                self._ready = []  # from here to the caller there is no call, behind which a signal handler could run
                 self.intact = True
                 return ready
 
@@ -375,8 +374,8 @@ class ProcessEngine:
             pieces.remove((start, stop))
             self._finish(Result(number, ticket, start, stop, failures=failures))
         elif self._job.fetch != "stream" and self._strikes.is_last_chance((ticket, row), exitcode):
-            pieces.remove((start, stop))
             self._later.append((time.monotonic() + LAST_CHANCE_AFTER_S, placed, (start, stop)))
+            pieces.remove((start, stop))
         if self._job.fetch == "stream" and pieces:
             # What waits in a lane whose only reader is dead: a stream is to be followed in order.
             read, waiting = self._lanes[placed.lane][0], []
