@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from multiprocessing import forkserver
 from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
@@ -85,7 +86,9 @@ def main(setup: Setup) -> None:
     """Serve spans until the consumer closes the pipe or dies."""
     if setup.dies_with_parent:
         _die_with_parent()
-    if setup.is_parent and os.getppid() != setup.consumer:
+    if not setup.is_parent:
+        _do_not_hold_the_server()
+    elif os.getppid() != setup.consumer:
         os._exit(1)  # it has died before the kernel was asked to tell
     # Ctrl-C reaches the whole process group: the consumer alone decides what becomes of it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -287,6 +290,15 @@ def _die_with_parent() -> None:
             ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
         except (OSError, AttributeError):
             pass  # not to be had here: the thread remains
+
+
+def _do_not_hold_the_server() -> None:
+    # The server ends, and its processes with it, when nobody has this pipe open: so must not they themselves.
+    server: Any = forkserver._forkserver  # there is no public way
+    fd = getattr(server, "_forkserver_alive_fd", None)
+    if fd is not None:
+        os.close(fd)
+        server._forkserver_alive_fd = None
 
 
 def _end_with(consumer: int, *, is_parent: bool) -> None:

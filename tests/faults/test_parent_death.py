@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,12 @@ def test_a_worker_dies_with_its_consumer_although(worker: str, method: str, tmp_
                 os.kill(pid, signal.SIGKILL)
 
 
+@pytest.fixture(autouse=True)
+def _no_worker_is_left() -> Iterator[None]:
+    yield
+    assert_no_workers()
+
+
 def test_workers_outlive_the_thread_that_started_them() -> None:
     loader = DataLoader(
         Numbers(8), batch_size=2, num_workers=2, multiprocessing_context="fork", persistent_workers=True
@@ -79,5 +86,3 @@ def test_workers_outlive_the_thread_that_started_them() -> None:
     epoch()
     assert seen == [*range(8), *range(8)]
     assert pids <= set(worker_pids())
-    del loader
-    assert_no_workers()
