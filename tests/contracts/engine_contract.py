@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import multiprocessing
 import time
 
 import numpy as np
@@ -437,6 +438,25 @@ class WorkersContract(EngineContract):
         assert result.cancelled
         assert gate.is_quiet()
 
+    def test_workers_that_wait_for_each_other_in_their_first_sample_each_have_one(self, bench):
+        """The spec is not known yet: each brings its own sample, and what it would be by that."""
+        bench = bench(Met())
+        task = bench.task([5, 6, 7])
+        bench.engine.submit(task, [(0, 1), (1, 2)])
+        results = sorted(bench.collect(2), key=lambda result: result.start)
+        assert [result.overflow.samples for result in results] == [[(0, 5)], [(1, 6)]]
+        assert [result.spec for result in results] == [BatchSpec.from_sample(0)] * 2
+
+    def test_closing_by_force_waits_for_no_sample(self, bench, gate, monkeypatch):
+        gate.hold(0)
+        bench = bench(Numbers(gate=gate))
+        for module in ("threads", "supervisor"):
+            monkeypatch.setattr(f"loaders.workers.{module}._GRACE_S", 1000.0)
+        bench.engine.submit(bench.task([0, 1], self.SPEC), [(0, 2)])
+        assert gate.entered(1) == [0]
+        bench.engine.close(force=True)
+        gate.open()
+
     def test_a_transform_installed_by_the_init_function_is_keyed_too(self, bench):
         bench = bench(Labelled(), init=install_noise)
         task = bench.task(range(3), BatchSpec.from_sample(0.0), position=5)
@@ -452,6 +472,17 @@ class WorkersContract(EngineContract):
         for result in bench.collect(2):
             [failure] = result.failures
             assert (failure.row, failure.doing, str(failure.error)) == (None, "starting", "not today")
+
+
+class Met:
+    """Samples that are their keys, of which two are read at the same time or none."""
+
+    def __init__(self):
+        self.barrier = multiprocessing.get_context("fork").Barrier(2)
+
+    def __getitem__(self, index):
+        self.barrier.wait(PATIENCE_S)
+        return index
 
 
 class Labelled:
