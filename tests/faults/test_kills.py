@@ -86,6 +86,19 @@ def test_random_kills_change_no_batch(method: str, shape: dict[str, Any]) -> Non
     assert_nothing_is_held(loader)
 
 
+def test_kills_ten_milliseconds_apart_strike_out_no_sample() -> None:
+    """A sample takes about as long as a worker lives."""
+    dataset = Drawn(60, work_s=0.006)
+    reference = list(seeded(dataset))
+    loader = seeded(dataset, num_workers=2, on_error="skip")
+    iterator = iter(loader)
+    with Killer(iterator, random.Random(5), mean_s=0.01, at_most=60) as killer:
+        batches = list(iterator)
+    assert killer.killed >= 20
+    assert loader.errors == []
+    assert_same(batches, reference)
+
+
 def test_persistent_workers_that_are_killed_between_epochs_change_nothing() -> None:
     dataset = Drawn(60)
     reference, loader = (seeded(dataset, num_workers=2, persistent_workers=True) for _ in range(2))
