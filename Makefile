@@ -4,10 +4,10 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check soak bench bench-peers test-gpu bench-gpu clean
+.PHONY: demo test check docs soak bench bench-peers test-gpu bench-gpu clean
 
 demo: $(READY)
-	$(BIN)/python -m loaders demo
+	$(BIN)/python -m examples.demo
 
 test: $(READY)
 	$(BIN)/python -m pytest -q -m "not soak" -n 2
@@ -16,6 +16,10 @@ check: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/zensical build --clean --strict
+
+docs: $(READY)
+	$(BIN)/zensical build --clean --strict
 
 soak: $(READY)
 	$(BIN)/python -m pytest -q -m soak --timeout 3600
@@ -40,4 +44,4 @@ $(READY): pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) .peers .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) site .cache .peers .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -132,7 +132,7 @@ def bytes_of_patches(folder: str, patches: int) -> dict[str, float]:
 
 def write_photos(folder: Path) -> None:
     """The same pictures twice, without markers and with them, and an index of those."""
-    from loaders.demo.photos import PHOTOS, read_photo
+    from examples.demo.photos import PHOTOS, read_photo
     from loaders.images.decode import read_image
     from loaders.images.decode.restart_index import index_of
     from loaders.images.prepare.photo import interval

@@ -76,7 +76,7 @@ def write_jpegs(
 
 def _photographs() -> tuple[list[np.ndarray[Any, Any]], str]:
     """The demo's photographs, uint8 (H, W, 3); where the packages that ship them are missing, something like them."""
-    from loaders.demo.photos import PHOTOS, read_photo
+    from examples.demo.photos import PHOTOS, read_photo
     from loaders.errors import MissingExtraError
 
     try:

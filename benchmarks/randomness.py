@@ -38,8 +38,8 @@ def cost(kind: str, place: str, samples: int) -> dict[str, float]:
     import numpy as np
     import torch  # loaded, so that its generator is watched and keyed too
 
+    from examples.demo.photos import read_photo
     from loaders import sample_rng
-    from loaders.demo.photos import read_photo
     from loaders.images.decode import read_image
     from loaders.workers.messages import Job, Order
     from loaders.workers.worker import Worker

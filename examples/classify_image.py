@@ -3,7 +3,7 @@
 python examples/classify_image.py PHOTO.jpg
 
 Uses torchvision's ResNet-18 where torchvision and its weights are on this machine (nothing is downloaded), else the
-network that `python -m loaders demo` trained.
+network that `python -m examples.demo` trained.
 """
 
 import argparse
@@ -12,11 +12,11 @@ from pathlib import Path
 
 import cv2
 import torch
+from demo.network import SIZE, load, normalise
+from demo.photos import cache_folder, demo_photos
 from matplotlib.figure import Figure
 
 from loaders import as_tensor, to_numpy
-from loaders.demo.network import SIZE, load, normalise
-from loaders.demo.photos import cache_folder, demo_photos
 
 
 def resnet18_at_hand():

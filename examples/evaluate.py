@@ -11,11 +11,11 @@ from pathlib import Path
 
 import albumentations as A
 import torch
+from demo.network import SIZE, load, normalise
+from demo.photos import demo_photos
 from torch.nn import functional as F
 
 from loaders import Albumentations, DataLoader, DevicePrefetcher, ImageFolder, OutputCollector, ScalarLog
-from loaders.demo.network import SIZE, load, normalise
-from loaders.demo.photos import demo_photos
 
 
 def main() -> None:

@@ -2,7 +2,7 @@
 
 python examples/feature_maps.py PHOTO.jpg --layer 1
 
-The network is the one that `python -m loaders demo` trained.
+The network is the one that `python -m examples.demo` trained.
 """
 
 import argparse
@@ -11,11 +11,11 @@ from pathlib import Path
 
 import cv2
 import torch
+from demo.network import MEAN, SIZE, STD, load, normalise
+from demo.photos import cache_folder, demo_photos
 from matplotlib.figure import Figure
 
 from loaders import as_tensor, read_image, to_image, to_numpy
-from loaders.demo.network import MEAN, SIZE, STD, load, normalise
-from loaders.demo.photos import cache_folder, demo_photos
 
 ROWS, COLUMNS = 3, 8
 

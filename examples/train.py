@@ -1,4 +1,4 @@
-"""Train a small network on a folder of photographs with torch's own DataLoader.
+"""Train a small network on a folder of photographs.
 
 python examples/train.py                      the demo's photographs
 python examples/train.py FOLDER --epochs 5    FOLDER/train/<class>/*.jpg and FOLDER/val/<class>/*.jpg
@@ -9,12 +9,11 @@ from pathlib import Path
 
 import albumentations as A
 import torch
+from demo.network import SIZE, SmallNet, normalise, save
+from demo.photos import demo_photos
 from torch.nn import functional as F
-from torch.utils.data import DataLoader
 
-from loaders import Albumentations, DevicePrefetcher, ImageFolder, numpy_collate
-from loaders.demo.network import SIZE, SmallNet, normalise, save
-from loaders.demo.photos import demo_photos
+from loaders import Albumentations, DataLoader, DevicePrefetcher, ImageFolder
 
 AUGMENT = A.Compose(
     [
@@ -41,9 +40,9 @@ def main() -> None:
     # Datasets know nothing of torch: a sample is {"image": uint8 (H, W, 3) RGB, "label": int}.
     train_set = ImageFolder(folder / "train", transform=Albumentations(AUGMENT))
     val_set = ImageFolder(folder / "val", transform=Albumentations(RESIZE))
-    settings = {"batch_size": 64, "num_workers": options.workers, "collate_fn": numpy_collate}
-    loader = DataLoader(train_set, shuffle=True, **settings)
-    val_loader = DataLoader(val_set, **settings)
+    # `seed` fixes the order and every augmentation, with any number of workers.
+    loader = DataLoader(train_set, batch_size=64, shuffle=True, num_workers=options.workers, seed=0)
+    val_loader = DataLoader(val_set, batch_size=64, num_workers=options.workers)
 
     # Bytes cross to the device; `normalise` makes them floats there.
     batches = DevicePrefetcher(loader, device, transform=normalise)
@@ -70,6 +69,7 @@ def main() -> None:
         )
 
     save(options.out, net, train_set.classes)
+    print(loader.report().verdict)
 
 
 if __name__ == "__main__":  # workers may be started by importing this file

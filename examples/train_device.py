@@ -9,11 +9,11 @@ from pathlib import Path
 
 import albumentations as A
 import torch
+from demo.network import MEAN, SIZE, STD, SmallNet
+from demo.photos import demo_photos
 from torch.nn import functional as F
 
 from loaders import Albumentations, DataLoader, DevicePrefetcher, ImageFolder, MixUp, Normalize, ScalarLog
-from loaders.demo.network import MEAN, SIZE, STD, SmallNet
-from loaders.demo.photos import demo_photos
 
 AUGMENT = A.Compose([A.RandomResizedCrop(size=(SIZE, SIZE), scale=(0.5, 1.0)), A.HorizontalFlip(p=0.5)])
 RESIZE = A.Compose([A.Resize(SIZE, SIZE)])

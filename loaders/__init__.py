@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from loaders.bridge import shares_memory as shares_memory
     from loaders.bridge import to_image as to_image
     from loaders.bridge import to_numpy as to_numpy
-    from loaders.dataloader.failures import SkippedSample as SkippedSample
     from loaders.dataloader.loader import DataLoader as DataLoader
     from loaders.datasets.arrays import ArrayDataset as ArrayDataset
     from loaders.datasets.cache.decoded import DecodedCache as DecodedCache
@@ -56,8 +55,12 @@ if TYPE_CHECKING:
     from loaders.outputs.collector import OutputCollector as OutputCollector
     from loaders.outputs.scalars import ScalarLog as ScalarLog
     from loaders.randomness.streams import sample_rng as sample_rng
+    from loaders.report.figures import SlowSample as SlowSample
+    from loaders.report.figures import TransferReport as TransferReport
+    from loaders.report.figures import WorkerReport as WorkerReport
     from loaders.report.progress import progress as progress
     from loaders.report.report import Report as Report
+    from loaders.report.statistics import SkippedSample as SkippedSample
     from loaders.sampling.base import KeyedSampler as KeyedSampler
     from loaders.sampling.mixture import Mixture as Mixture
     from loaders.sampling.mixture import MixtureSampler as MixtureSampler
@@ -82,7 +85,6 @@ _NAMES = {
         "to_image",
         "to_numpy",
     ),
-    "loaders.dataloader.failures": ("SkippedSample",),
     "loaders.dataloader.loader": ("DataLoader",),
     "loaders.datasets.arrays": ("ArrayDataset",),
     "loaders.datasets.cache.decoded": ("DecodedCache",),
@@ -128,7 +130,9 @@ _NAMES = {
     "loaders.outputs.scalars": ("ScalarLog",),
     "loaders.randomness.streams": ("sample_rng",),
     "loaders.report.progress": ("progress",),
+    "loaders.report.figures": ("SlowSample", "TransferReport", "WorkerReport"),
     "loaders.report.report": ("Report",),
+    "loaders.report.statistics": ("SkippedSample",),
     "loaders.sampling.base": ("KeyedSampler",),
     "loaders.sampling.mixture": (
         "Mixture",

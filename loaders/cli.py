@@ -23,26 +23,6 @@ def main() -> None:
 
 
 @app.command()
-def demo(
-    data: Annotated[
-        Path | None, typer.Option(help="Folder with train/CLASS/*.jpg and val/CLASS/*.jpg instead of the demo's own.")
-    ] = None,
-    out: Annotated[Path, typer.Option(help="Where to write the picture, a PNG file.")] = Path("demo.png"),
-    epochs: Annotated[int, typer.Option(min=1, help="How often to go through the photographs.")] = 12,
-    workers: Annotated[int, typer.Option(min=0, help="Processes that read and augment.")] = 2,
-) -> None:
-    """Train a small network on real photographs for about a minute, and draw a picture of the run."""
-
-    def run(console: Console) -> int:
-        from loaders.demo.run import run_demo
-
-        run_demo(data, out, epochs, workers, console)
-        return 0
-
-    _do(run)
-
-
-@app.command()
 def bench(
     target: Annotated[str, typer.Argument(help="A folder of images, or module:factory, or file.py:factory.")],
     workers: Annotated[

@@ -22,7 +22,7 @@ def pytest_collection_finish() -> None:
 @pytest.fixture(scope="session")
 def demo_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder for $XDG_CACHE_HOME in which the demo's photographs are cut."""
-    from loaders.demo.photos import demo_photos
+    from examples.demo.photos import demo_photos
 
     cache = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:

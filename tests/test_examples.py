@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 
+from examples.demo.network import SIZE, SmallNet, load, normalise, save
+from examples.demo.photos import read_photo
 from loaders import ImageFolder
-from loaders.demo.network import SIZE, SmallNet, load, normalise, save
-from loaders.demo.photos import read_photo
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -161,7 +161,7 @@ def test_classify_image_does_without_a_torchvision_that_cannot_be_imported(run, 
 def test_without_a_trained_network_the_command_that_makes_one_is_named(run, name):
     done = run(name)
     assert done.returncode == 1
-    assert "python -m loaders demo" in done.stderr
+    assert "python -m examples.demo" in done.stderr
     assert "Traceback" not in done.stderr
 
 

@@ -23,7 +23,7 @@ from loaders.benchmark.alone import (
 )
 from loaders.benchmark.measurement import measure
 from loaders.benchmark.setups import Setup, spread_indices
-from loaders.benchmark.target import dataset_of, is_stock, load_target
+from loaders.benchmark.target import dataset_of, is_stock, load_target, loader_argument
 from loaders.errors import LoadersError
 
 READY = "ready\n"
@@ -40,7 +40,7 @@ def probe(target: str, crop: int, seconds: float) -> dict[str, Any]:
         "is_loader": dataset is not made,
         "kind": type(made if dataset is None else dataset).__name__,
         "length": None,
-        "batch_size": getattr(made, "batch_size", None),
+        "batch_size": loader_argument(made, "batch_size"),
     }
     if is_dataset(dataset):
         found["length"] = len(dataset)

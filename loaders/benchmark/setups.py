@@ -73,7 +73,7 @@ class Setup:
             return torch.utils.data.DataLoader(dataset, num_workers=self.workers, **arguments)
         from loaders.dataloader.loader import DataLoader
 
-        fields = getattr(target, "fields", None)
+        fields = getattr(target, "fields", None) if is_loader else None
         return DataLoader(
             dataset, num_workers=self.workers, worker_method=self.method, seed=0, fields=fields, **arguments
         )

@@ -83,6 +83,11 @@ def _is_measurable(value: Any) -> bool:
     return hasattr(value, "__iter__") or is_dataset(value)
 
 
+def loader_argument(target: Any, name: str) -> Any:
+    """An attribute of a loader; None of a dataset, which may have something else by that name, or if there is none."""
+    return getattr(target, name, None) if hasattr(target, "batch_sampler") else None
+
+
 def is_stock(target: Any) -> bool:
     """Whether this is torch's own DataLoader."""
     from loaders.dataloader.loader import DataLoader

@@ -5,16 +5,14 @@ from __future__ import annotations
 import operator
 import warnings
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from torch.utils.data import IterableDataset
+from torch.utils.data import DistributedSampler, IterableDataset
 
 from loaders.batch.spec import Field
-from loaders.dataloader.auto_workers import first_workers, most_workers
-
-if TYPE_CHECKING:
-    from loaders.dataloader.loader import DataLoader
+from loaders.dataloader.auto_workers import AutoWorkers, first_workers, most_workers
+from loaders.sampling.base import KeyedSampler
 
 
 def check_arguments(
@@ -55,23 +53,40 @@ def workers_of(num_workers: Any, dataset: Any) -> tuple[int, int]:
     Raises:
         ValueError: it is text, and not "auto".
     """
-    if not isinstance(num_workers, str):
+    if not isinstance(num_workers, (str, AutoWorkers)):
         return num_workers, 0
-    if num_workers != "auto":
+    if isinstance(num_workers, str) and num_workers != "auto":
         raise ValueError(f'num_workers should be an int or "auto", but got {num_workers!r}')
     # What a stream gives depends on how many share it: one gives everything once, on every machine.
-    return (1, 0) if isinstance(dataset, IterableDataset) else (first_workers(), most_workers())
+    first = (1, 0) if isinstance(dataset, IterableDataset) else (first_workers(), most_workers())
+    return AutoWorkers(first[0]), first[1]
 
 
-def check_iteration(loader: DataLoader[Any]) -> None:
-    """What torch checks and warns about when an iteration begins."""
-    if loader.num_workers > 0:
-        loader.check_worker_number_rationality()
-    elif loader.timeout != 0:
+def check_sampler(sampler: Any) -> None:
+    """Refuse a DistributedSampler around a sampler of ours that shares the epoch out over ranks itself.
+
+    Raises:
+        ValueError: each rank would see a share of its share.
+    """
+    if not isinstance(sampler, DistributedSampler):
+        return
+    inner: Any = sampler.dataset
+    inner = getattr(inner, "_sampler", inner)  # Lightning wraps it once more
+    if isinstance(inner, KeyedSampler) and inner.world_size > 1:
+        raise ValueError(
+            f"a {type(sampler).__name__} around a {type(inner).__name__} of {inner.world_size} ranks: each rank would "
+            "see a share of its share. Ours shards by itself: hand it over as it is, with Lightning by "
+            "Trainer(use_distributed_sampler=False)."
+        )
+
+
+def check_iteration(*, num_workers: int, timeout_s: float, pin_memory: bool, pin_memory_device: str) -> None:
+    """What torch checks and warns about when an iteration begins, besides the number of workers."""
+    if num_workers == 0 and timeout_s != 0:
         raise AssertionError("timeout needs worker processes or threads: without them there is nobody to wait for")
-    if loader.pin_memory and loader.pin_memory_device:
-        warnings.warn(f"pin_memory_device={loader.pin_memory_device!r} is deprecated and ignored.", stacklevel=4)
-    if loader.pin_memory and not torch.accelerator.is_available():
+    if pin_memory and pin_memory_device:
+        warnings.warn(f"pin_memory_device={pin_memory_device!r} is deprecated and ignored.", stacklevel=4)
+    if pin_memory and not torch.accelerator.is_available():
         warnings.warn(
             "'pin_memory' argument is set as true but no accelerator is found, "
             "then device pinned memory won't be used.",

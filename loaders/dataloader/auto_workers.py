@@ -7,7 +7,7 @@ import os
 import time
 from typing import Any
 
-from loaders.report.statistics import Measures
+from loaders.report.statistics import EpochStatistics
 from loaders.system.limits import whole_cores
 from loaders.workers.engine import Engine
 
@@ -35,6 +35,10 @@ def first_workers() -> int:
     return min(_FIRST_MOST, max(1, most_workers() // 2))
 
 
+class AutoWorkers(int):
+    """The number of workers of the moment where the argument was "auto": whoever passes it on means "auto", too."""
+
+
 class Tuner:
     """Changes the number of an engine's workers until the loop does not wait, or more would not help.
 
@@ -60,15 +64,15 @@ class Tuner:
         """Whether the number stays as it is."""
         return self._batches >= SETTLED
 
-    def look(self, measures: Measures, engine: Engine) -> int:
+    def look(self, statistics: EpochStatistics, engine: Engine) -> int:
         """A batch was handed out. Returns how many workers there are to be from now on."""
         if self.is_settled:
             return engine.num_workers
-        measures.settle()
-        now = _Sums(measures)
+        statistics.settle()
+        now = _Sums(statistics)
         self._batches += 1
         self._since_step += 1
-        if self._from is None or self._from.measures is not measures or self._is_awaiting(measures, engine):
+        if self._from is None or self._from.statistics is not statistics or self._is_awaiting(statistics, engine):
             self._from = now
             return engine.num_workers
         seen = now.since(self._from)
@@ -77,7 +81,7 @@ class Tuner:
         self._from = now
         workers = self.wanted(engine.num_workers, seen)
         if workers > engine.num_workers:
-            self._new = {number for number, each in measures.workers.items() if each.samples}
+            self._new = {number for number, each in statistics.workers.items() if each.samples}
         if workers != engine.num_workers:
             self._since_step = 0
             engine.resize(workers)
@@ -92,7 +96,7 @@ class Tuner:
                 if workers > before[0] and self._in_vain:
                     self.most = self._least = before[0]
                     return before[0]
-                # Said twice, this as well.
+                # Two looks in a row must agree before a step is taken back.
                 self._before, self._in_vain = before, True
                 return workers
             if seen.busy_ns < _SATURATED * workers * seen.window_ns:
@@ -103,18 +107,18 @@ class Tuner:
                 self._before, self._in_vain = (workers, seen.samples_per_s), False
             return max(workers, wanted)
         enough = min(workers, max(self._least, math.ceil(_SPARE * seen.needed)))
-        # Said twice: a single look may have fallen into a lucky moment.
+        # Two looks in a row must agree: a single one may have fallen into a lucky moment.
         self._idle = self._idle + 1 if enough < workers else 0
         return enough if self._idle >= 2 else workers
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_from": None}  # a copy has an engine of its own
 
-    def _is_awaiting(self, measures: Measures, engine: Engine) -> bool:
+    def _is_awaiting(self, statistics: EpochStatistics, engine: Engine) -> bool:
         """Whether workers that were started are not at work yet: until then nothing can be said about them."""
         if self._new is None:
             return False
-        fresh = [n for n, each in measures.workers.items() if each.samples and n not in self._new]
+        fresh = [n for n, each in statistics.workers.items() if each.samples and n not in self._new]
         if len(fresh) + len(self._new) < engine.num_workers and self._since_step < _PATIENCE:
             return True
         self._new = None
@@ -137,15 +141,15 @@ class Seen:
 
 
 class _Sums:
-    """The measures of an epoch at one moment."""
+    """The statistics of an epoch at one moment."""
 
-    def __init__(self, measures: Measures) -> None:
-        self.measures = measures
+    def __init__(self, statistics: EpochStatistics) -> None:
+        self.statistics = statistics
         self.now_ns = time.perf_counter_ns()
-        self.batches, self.rows = measures.batches, measures.rows
-        self.wait_ns = measures.wait_ns + measures.slot_ns
-        self.own_ns = measures.compute_ns + measures.deliver_ns
-        self.busy_ns, self.samples = measures.busy_ns, measures.samples
+        self.batches, self.rows = statistics.batches, statistics.rows
+        self.wait_ns = statistics.wait_ns + statistics.slot_ns
+        self.own_ns = statistics.compute_ns + statistics.deliver_ns
+        self.busy_ns, self.samples = statistics.busy_ns, statistics.samples
 
     def since(self, before: _Sums) -> Seen:
         return Seen(

@@ -3,38 +3,58 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
-from itertools import islice
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator
+from itertools import chain, islice
+from typing import Any
 
 import torch
-from torch.utils.data import BatchSampler, RandomSampler, SubsetRandomSampler, WeightedRandomSampler
+from torch.utils.data import (
+    BatchSampler,
+    DistributedSampler,
+    RandomSampler,
+    SequentialSampler,
+    SubsetRandomSampler,
+    WeightedRandomSampler,
+)
 
+from loaders.errors import StateError
 from loaders.randomness.streams import Domain, keyed_word
 from loaders.sampling.base import KeyedSampler
-
-if TYPE_CHECKING:
-    from loaders.dataloader.checkpoint import Progress
-    from loaders.dataloader.loader import DataLoader
+from loaders.system.interrupts import is_interrupt
 
 # These draw their order when the first key is asked for: from `generator`, or else from torch's default one.
 _RANDOM = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler)
 
 
 def world_of(sampler: Any) -> tuple[int, int]:
-    """(rank, number of ranks) that a sampler shards over, by the names that ours and torch's use."""
+    """(rank, number of ranks) that a sampler shards over, by the names that ours and torch's use.
+
+    Raises:
+        ValueError: the sampler's attributes are no such numbers.
+    """
+    rank = getattr(sampler, "rank", 0)
     ranks = getattr(sampler, "world_size", getattr(sampler, "num_replicas", 1))
-    return int(getattr(sampler, "rank", 0) or 0), int(ranks or 1)
+    try:
+        rank, ranks = int(rank or 0), int(ranks or 1)
+    except (TypeError, ValueError):
+        rank, ranks = -1, 0
+    if not 0 <= rank < ranks:
+        raise ValueError(
+            f"{type(sampler).__name__} has rank {getattr(sampler, 'rank', 0)!r} of "
+            f"{getattr(sampler, 'world_size', getattr(sampler, 'num_replicas', 1))!r} ranks: expected two ints, "
+            "0 <= rank < ranks."
+        )
+    return rank, ranks
 
 
-def inner_sampler(loader: Any) -> Any:
+def inner_sampler(sampler: Any, batch_sampler: Any) -> Any:
     """The sampler that fixes the order: the one that the batch sampler draws from, unless that keeps its own state."""
-    batches = loader.batch_sampler
-    if batches is None:
-        return loader.sampler
-    own = type(batches) is not BatchSampler and (hasattr(batches, "state_dict") or hasattr(batches, "set_epoch"))
-    return batches if own else getattr(batches, "sampler", batches)
+    if batch_sampler is None:
+        return sampler
+    has_own = hasattr(batch_sampler, "state_dict") or hasattr(batch_sampler, "set_epoch")
+    if type(batch_sampler) is not BatchSampler and has_own:
+        return batch_sampler
+    return getattr(batch_sampler, "sampler", batch_sampler)
 
 
 def order_at_rest(sampler: Any, *, drawn: bool) -> dict[str, Any]:
@@ -53,9 +73,20 @@ def restore(sampler: Any, origin: dict[str, Any]) -> None:
         StateError: the sampler refuses its state.
     """
     if "sampler" in origin:
-        sampler.load_state_dict(origin["sampler"])
+        _told(sampler.load_state_dict, origin["sampler"])
     elif "epoch" in origin:
-        sampler.set_epoch(origin["epoch"])
+        _told(sampler.set_epoch, origin["epoch"])
+
+
+def _told(tell: Callable[[Any], Any], what: Any) -> None:
+    try:
+        tell(what)
+    except StateError:
+        raise
+    except Exception as error:
+        if is_interrupt(error):
+            raise
+        raise StateError(f"the sampler refuses the state that it is given: {type(error).__name__}: {error}") from error
 
 
 def _is_stateful(sampler: Any) -> bool:
@@ -64,93 +95,192 @@ def _is_stateful(sampler: Any) -> bool:
 
 def _from_start(sampler: Any) -> dict[str, Any]:
     """A sampler's state, at the start of an epoch also where it still stands at the end of the last one."""
-    state = copy.deepcopy(dict(sampler.state_dict()))
+    state = sampler.state_dict()
+    try:
+        state = copy.deepcopy(dict(state))
+    except (TypeError, ValueError):
+        raise StateError(
+            f"{type(sampler).__name__}.state_dict() gave a {type(state).__name__}: expected a dict."
+        ) from None
     return {**state, "position": 0} if "position" in state else state
 
 
-class KeyStream(Iterator[list[Any]]):
-    """The keys of one epoch, a list per batch.
+class SamplerCursor:
+    """The sampler's keys in one epoch, batch after batch, each of which can be asked for again until it is forgotten.
+
+    What the sampler gave is noted in the step that takes it, so an exception between any two instructions loses none:
+    whoever goes on after one calls `rewind` and gets every batch that was not handed out once more.
 
     Args:
-        loader: whose sampler to follow.
-        progress: how many keys to leave out, and in `origin` how the order came about, if the epoch has begun before.
-            Else that is put there: a few numbers, and the state of a torch generator only where the order comes from
-            one directly. Complete once the first batch was drawn.
-
-    Attributes:
-        size: how many keys the next batch gets; None where a user's batch sampler decides.
+        sampler, batch_sampler: the loader's.
+        seed: the loader's own; None where torch's generators fix the order.
+        epoch: its number.
+        origin: how the order came about, if this epoch has begun before. Else that is put there: a few numbers, and
+            the state of a torch generator only where the order comes from one directly. Complete once the first batch
+            was drawn.
+        skip: how many keys of this rank to leave out.
     """
 
-    def __init__(self, loader: DataLoader[Any], progress: Progress) -> None:
-        outer: Any = loader.batch_sampler
-        auto = self._auto = type(outer) is BatchSampler
-        self._sampler = inner_sampler(loader)
-        self.size: int | None = outer.batch_size if auto else 1 if outer is None else None
-        # A sample that is skipped makes room for one more, also for one of the tail.
-        self._drop_last = auto and outer.drop_last and loader.on_error != "skip"
-        self._seed, self._epoch = loader.seed, progress.epoch
-        self.origin, self._skip = progress.origin, progress.keys
-        self._drawn = False
-        self._rest: list[Any] = []
-        self._begin()
-        # torch makes these iterators here too, before it draws its base seed; a BatchSampler only with the first key.
-        self._items: Iterator[Any] = iter(()) if auto else iter(self._sampler if outer is None else outer)
+    def __init__(
+        self, sampler: Any, batch_sampler: Any, seed: int | None, epoch: int, origin: dict[str, Any], skip: int
+    ) -> None:
+        self.sampler = inner_sampler(sampler, batch_sampler)
+        self.origin = origin
+        self._sampler, self._outer = sampler, batch_sampler
+        self._cuts = type(batch_sampler) is BatchSampler  # we cut the sampler's keys into batches ourselves
+        self._by_key = self._cuts or batch_sampler is None  # else each item that is drawn is a batch of the user's
+        self._seed, self._epoch = seed, epoch
+        # Drawn and not handed out: how many keys were before them, and the items themselves. Replaced in one step.
+        self._kept: tuple[int, list[Any]] = (skip, [])
+        self._next = 0  # which of the items is the first of the next batch
+        self._is_drawing = False  # stays True where a draw was cut off by an exception
+        self._begun = False
+        self._items: Iterator[Any] = iter(())
+        self._prepare(skip)
 
-    def _begin(self) -> None:
-        sampler, origin = self._sampler, self.origin
+    @property
+    def position(self) -> int:
+        """How many of this rank's keys come before the next batch."""
+        before, items = self._kept
+        return before + self._count(items[: self._next])
+
+    def next_batch(self) -> Any:
+        """The keys of the next batch: a list, or what a batch sampler of the user's gave.
+
+        Raises:
+            StopIteration: there are no more.
+            StateError: the sampler was cut off by an exception in its own code, and its order cannot be repeated.
+            Exception: of the sampler.
+        """
+        items = self._kept[1]
+        size = self._outer.batch_size if self._cuts else 1
+        drop_last = self._cuts and self._outer.drop_last
+        if len(items) < self._next + size:
+            self._draw(self._next + size - len(items))
+        keys = items[self._next : self._next + size]
+        if not keys or (drop_last and len(keys) < size):
+            raise StopIteration
+        self._next += len(keys)
+        return keys if self._by_key else keys[0]
+
+    def rewind(self) -> None:
+        """Give every batch once more that was not forgotten."""
+        self._next = 0
+
+    def forget(self, position: int) -> None:
+        """The batches before this position were handed out."""
+        before, items = self._kept
+        count = 0
+        if self._by_key:
+            count = min(position - before, len(items))
+            before += max(0, count)
+        while not self._by_key and count < len(items) and before < position:
+            before += len(items[count])
+            count += 1
+        if count > 0:
+            kept, following = (before, items[count:]), max(0, self._next - count)
+            self._kept = kept
+            self._next = following
+
+    def _count(self, items: list[Any]) -> int:
+        return len(items) if self._by_key else sum(map(len, items))
+
+    def _draw(self, count: int) -> None:
+        items = self._kept[1]
+        if self._is_drawing:
+            self._go_on()
+        self._is_drawing = True
+        try:
+            if not self._begun:
+                self._begin()
+            items.extend(islice(self._items, count))  # each is noted as it is drawn
+        except BaseException as error:
+            if is_interrupt(error):
+                raise
+            del items[self._next :]  # of a batch that the sampler did not complete
+            self._is_drawing = False  # its own error: a sampler that goes on after it is followed
+            raise
+        self._is_drawing = False
+
+    def _go_on(self) -> None:
+        """A draw was cut off, maybe in a generator, which is at its end then: begin again where it was."""
+        before, items = self._kept
+        drawn = before + self._count(items)
+        if drawn and not self._is_repeatable():
+            raise StateError(
+                f"{type(self.sampler).__name__} was cut off while it drew an index, and its order cannot be repeated.\n"
+                "  Iterate the loader anew. Samplers with state_dict() and load_state_dict(), with set_epoch(), and "
+                "torch's own are repeated."
+            )
+        self._prepare(drawn)
+        self._is_drawing = False
+
+    def _is_repeatable(self) -> bool:
+        sampler = self.sampler
+        known = (*_RANDOM, SequentialSampler, DistributedSampler)
+        return (
+            isinstance(sampler, KeyedSampler)
+            or type(sampler) in known
+            or bool(self.origin.keys() & {"sampler", "epoch"})
+            or isinstance(sampler, (list, tuple, range))
+        )
+
+    def _prepare(self, skip: int) -> None:
+        """Make iterators that leave out `skip` keys. torch makes these here, too, before it draws its base seed."""
+        sampler, origin = self.sampler, self.origin
         restore(sampler, origin)
         if _is_stateful(sampler):
             origin.setdefault("sampler", _from_start(sampler))
-            if isinstance(sampler, KeyedSampler) and self.size is not None and self._skip:
+            if isinstance(sampler, KeyedSampler) and self._by_key and skip:
                 # It can go anywhere at once. Positions are counted over all ranks.
-                sampler.load_state_dict({**origin["sampler"], "position": self._skip * world_of(sampler)[1]})
-                self._skip = 0
+                _told(sampler.load_state_dict, {**origin["sampler"], "position": skip * world_of(sampler)[1]})
+                skip = 0
         elif hasattr(sampler, "set_epoch") and hasattr(sampler, "epoch"):
-            origin["epoch"] = sampler.epoch
+            origin.setdefault("epoch", sampler.epoch)
         elif "before" in origin:
             sampler.generator.set_state(_tensor_of(origin.pop("before")))
+        self._skip = skip
+        self._begun = False
+        if not self._cuts:  # a BatchSampler makes its sampler's iterator with the first key
+            self._items = iter(self._sampler if self._outer is None else self._outer)
 
-    def __next__(self) -> list[Any]:
-        if self._drawn:
-            return self._next()
-        self._drawn = True
-        with self._order():
-            if self._auto:
-                self._items = iter(self._sampler)
-            self._leave_out()
-            return self._next()
+    def _begin(self) -> None:
+        """Draw the first key, and with it the order of a random sampler of torch's, from the generator that it should.
 
-    def _next(self) -> list[Any]:
-        if self.size is None:
-            keys, self._rest = self._rest, []
-            return keys or list(next(self._items))
-        keys = list(islice(self._items, self.size))
-        if not keys or (self._drop_last and len(keys) < self.size):
-            raise StopIteration
-        return keys
-
-    def _leave_out(self) -> None:
-        if self.size is not None:
-            next(islice(self._items, self._skip, self._skip), None)
+        With no generator of its own the sampler is lent one, and left as it was whatever happens.
+        """
+        sampler = self.sampler
+        lent = self._lent_generator() if type(sampler) in _RANDOM else None
+        if lent is None:
+            self._start()
             return
-        while self._skip > 0:
-            self._rest = list(next(self._items))
-            self._rest, self._skip = self._rest[self._skip :], self._skip - len(self._rest)
+        try:
+            sampler.generator = lent
+            self._start()
+        finally:
+            sampler.generator = None
 
-    @contextmanager
-    def _order(self) -> Iterator[None]:
-        """While the first key is drawn: a random sampler of torch's draws from the generator that it should."""
-        sampler, origin = self._sampler, self.origin
-        if type(sampler) not in _RANDOM:
-            yield
-            return
+    def _start(self) -> None:
+        items, skip = iter(self.sampler) if self._cuts else self._items, self._skip
+        if self._by_key:
+            next(islice(items, skip, skip), None)
+            skip = 0
+        first: list[Any] = []
+        while skip > 0:
+            batch = next(items)
+            first = [batch[skip:]] if len(batch) > skip else []
+            skip -= min(skip, len(batch))
+        self._items = chain(first or list(islice(items, 1)), items)
+        self._begun = True
+
+    def _lent_generator(self) -> torch.Generator | None:
+        sampler, origin = self.sampler, self.origin
         given = sampler.generator
-        if given is not None and "generator" not in origin:
-            origin["generator"] = _bytes_of(given.get_state())
         if given is not None:
+            if "generator" not in origin:
+                origin["generator"] = _bytes_of(given.get_state())
             given.set_state(_tensor_of(origin["generator"]))
-            yield
-            return
+            return None
         own = torch.Generator()
         if self._seed is not None:
             own.manual_seed(keyed_word(Domain.ORDER, self._seed, self._epoch, 0))
@@ -163,22 +293,19 @@ class KeyStream(Iterator[list[Any]]):
             before = torch.get_rng_state()
             origin["seed"] = int(torch.empty((), dtype=torch.int64).random_().item())
             torch.set_rng_state(before)
-            yield
-            return
+            return None
         else:
             origin["torch"] = _bytes_of(torch.get_rng_state())
-            yield
-            return
-        sampler.generator = own
-        try:
-            yield
-        finally:
-            sampler.generator = None
+            return None
+        return own
 
 
 def _bytes_of(state: torch.Tensor) -> bytes:
     return bytes(state.numpy().tobytes())
 
 
-def _tensor_of(state: bytes) -> torch.Tensor:
-    return torch.frombuffer(bytearray(state), dtype=torch.uint8)
+def _tensor_of(state: Any) -> torch.Tensor:
+    try:
+        return torch.frombuffer(bytearray(state), dtype=torch.uint8)
+    except (TypeError, ValueError) as error:
+        raise StateError(f"the state of a generator is {state!r:.40}: expected bytes.") from error

@@ -1,4 +1,4 @@
-"""The last step of a batch: from a complete slot into the caller's hands."""
+"""The last step of a batch: from a complete slot to what the caller gets."""
 
 from __future__ import annotations
 
@@ -6,171 +6,239 @@ import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.data import default_convert
 
-from loaders.batch.assemble import assemble, convert
-from loaders.dataloader.checkpoint import Progress
+from loaders.batch.assemble import assemble, collate_privately, convert, samples_of
+from loaders.dataloader.checkpoint import Position
 from loaders.dataloader.dispatch import OpenBatch
 from loaders.dataloader.failures import exception_of
+from loaders.dataloader.plan import Options, Plan
 from loaders.datasets.wrapped import describe
+from loaders.errors import FieldDtypeError, FieldNameError, FieldShapeError
 from loaders.memory.slots import SlotPool
 from loaders.nested import leaves, map_tree
 from loaders.timing import events
+from loaders.workers.messages import Failure
 
-if TYPE_CHECKING:
-    from loaders.dataloader.loader import DataLoader
-
-
+_MISFITS = (FieldShapeError, FieldDtypeError, FieldNameError)
 # A consumer that holds this many times the open batches is told once, if it is also this much memory.
 _MANY_HELD = 4
 _MUCH_HELD_NBYTES = 16 << 20
 
 
 class Delivery:
-    """Hands out the batches of one epoch, and keeps count of them.
+    """Makes of a complete batch what the caller gets.
 
     Args:
-        loader: whose batches these are.
-        pool: where their slots are.
-        progress: what was handed out.
+        plan, options: of the loader.
+        told_length: the length that an IterableDataset told, None for others.
+        held: what is told once of batches that are held, by all iterators of the loader.
     """
 
-    def __init__(self, loader: DataLoader[Any], pool: SlotPool, progress: Progress) -> None:
-        self._loader = loader
-        self._pool = pool
-        self._progress = progress
-        self._is_stream = loader._plan.fetch == "stream"
-        # As it was told before this epoch; of map-style datasets it is None.
-        self._length: int | None = getattr(loader, "_IterableDataset_len_called", None)
+    def __init__(self, plan: Plan, options: Options, told_length: int | None, held: HeldWarning) -> None:
+        self._plan = plan
+        self._options = options
+        self._told_length = told_length
+        self._held = held
 
-    def discard(self, batch: OpenBatch) -> None:
-        """Give a batch's slot back undelivered."""
-        self._pool.discard(batch.slot)
-
-    def lease(self, batch: OpenBatch) -> list[Any]:
-        """The memory of a complete batch, one exporter per field or piece; None for those without."""
-        self._pool.finish(batch.slot)
-        spec, sizes = batch.task.spec, [nbytes for _, nbytes in batch.task.blocks]
-        names = [field.path for field in spec.fields] if spec is not None else map(str, range(len(sizes)))
-        number = self._progress.batches
-        labels = [f"batch {number}, {name!r}" for name, nbytes in zip(names, sizes, strict=True) if nbytes]
-        roots = iter(self._pool.lease(batch.slot, labels))
-        return [next(roots) if nbytes else None for nbytes in sizes]
-
-    def make(self, batch: OpenBatch) -> Any:
+    def make(self, batch: OpenBatch, pool: SlotPool, number: int) -> Any:
         """The batch's tensors over its slot.
 
         Raises:
-            The user's own exception, if one came up while this batch was made. Whoever goes on goes on behind it.
+            Exception: what came up while this batch was made. Whoever goes on goes on after it.
         """
-        self._note(batch)
-        loader, plan, spec = self._loader, self._loader._plan, batch.task.spec
-        if batch.broken is not None or batch.failures:
-            self.discard(batch)
-            failure = batch.broken or batch.failures[min(batch.failures)]
-            raise exception_of(failure, apart=loader.num_workers > 0)
+        plan, spec, received = self._plan, batch.task.spec, batch.received
+        failures = received.failures if self._options.on_error != "skip" else {}
+        if received.broken is not None or failures:
+            pool.discard(batch.slot)
+            failure = received.broken or failures[min(failures)]
+            raise exception_of(failure, apart=self._options.num_workers > 0)
         if plan.by_rows and batch.rows == 0:
-            self.discard(batch)
-            return loader.collate_fn([])  # which torch does not allow: its own error
-        memories = self.lease(batch)
-        self._measure(batch, memories)
-        if spec is not None:
-            loader.overflow_count += len(batch.overflow.samples) + sum(map(len, batch.overflow.fields.values()))
-            made = assemble(spec, memories, batch.rows, batch.overflow, self._namer(batch), loader.collate_fn)
-        elif batch.parcel is not None:
-            loader.overflow_count += sum(
-                isinstance(piece, bytearray) and len(piece) > 0 for piece in batch.parcel.pieces
-            )
-            made = batch.parcel.open(memories)
+            pool.discard(batch.slot)
+            return plan.collate_fn([])  # which torch does not allow: its own error
+        memories = self._lease(batch, pool, number)
+        self._measure(batch, memories, pool, number)
+        if received.failures:
+            made = self._make_shorter(batch, memories)
+        elif spec is not None:
+            try:
+                made = assemble(spec, memories, batch.rows, received.overflow, self._namer(batch), plan.collate_fn)
+            except _MISFITS:
+                if self._options.on_error != "skip":
+                    raise
+                made = self._make_shorter(batch, memories)
+        elif received.parcel is not None:
+            made = received.parcel.open(memories)
         else:
-            made = batch.value
-        if not plan.batched and loader.collate_fn is default_convert:
+            made = received.value
+        if not plan.batched and plan.collate_fn is default_convert:
             made = convert(made, self._namer(batch))
-        self._warn_if_many_are_held()
+        self._held.look(pool, plan, self._options.num_workers)
         return made
 
-    def finish(self, made: Any, keys: Sequence[Any]) -> Any:
-        """What the caller gets of a batch."""
-        self._progress.batches += 1
-        self._warn_about_length()
-        if self._loader.pin_memory and torch.accelerator.is_available():
+    def finish(self, made: Any, batch: OpenBatch, position: Position) -> Any:
+        """What the caller gets of a batch; `position` is the one after it."""
+        self._warn_about_length(position)
+        if self._options.pin_memory and torch.accelerator.is_available():
             # What its slot was locked for stays as it is.
             made = map_tree(lambda leaf: leaf.pin_memory() if _pins_itself(leaf) else leaf, made, is_leaf=_pins_itself)
-        return (made, self._loader._plan.as_indices(keys)) if self._loader.return_index else made
+        if not self._options.return_index:
+            return made
+        failures = batch.received.failures
+        keys = [key for row, key in enumerate(batch.task.keys) if row not in failures] if failures else batch.task.keys
+        return made, self._plan.as_indices(keys)
 
-    def _note(self, batch: OpenBatch) -> None:
-        progress = self._progress
-        if not self._is_stream:
-            progress.first, progress.keys = batch.first, batch.first + batch.rows
-            return
-        progress.lanes[batch.lane] = batch.task.keys[0] + 1
-        progress.lane = (batch.lane + 1) % len(progress.lanes)
-        progress.streams[batch.lane] = batch.stream_state
+    def after(self, batch: OpenBatch, position: Position) -> Position:
+        """The position after a batch that was handed out, or raised, or left out."""
+        known = {entry[0] for entry in position.failed} if batch.left_out else set()
+        failed = (*position.failed, *(entry for entry in batch.left_out if entry[0] not in known))
+        if self._plan.fetch != "stream":
+            return Position(
+                position.epoch,
+                position.batches,
+                batch.first + len(batch.task.keys),
+                position.origin,
+                failed,
+                first=batch.first,
+            )
+        lanes, streams = list(position.lanes), list(position.streams)
+        lanes[batch.lane] = batch.task.keys[0] + 1
+        streams[batch.lane] = batch.received.stream_state
+        lane = (batch.lane + 1) % len(lanes)
+        return Position(
+            position.epoch, position.batches, 0, position.origin, failed, tuple(lanes), lane, tuple(streams)
+        )
+
+    def _make_shorter(self, batch: OpenBatch, memories: Sequence[Any]) -> Any:
+        """The batch without its failed samples, in memory of its own; samples that do not fit fail here."""
+        plan, spec, received, keys = self._plan, batch.task.spec, batch.received, batch.task.keys
+        overflow = received.overflow
+        if spec is not None:
+            # Whatever lies in the row of a failed sample is nobody's.
+            overflow.samples.extend((row, None) for row in received.failures)
+            samples = dict(enumerate(samples_of(spec, memories, batch.rows, overflow)))
+        else:
+            samples = dict(sorted(overflow.samples, key=lambda pair: pair[0]))
+        rows = [row for row in samples if row not in received.failures]
+        if not plan.batched:
+            return plan.collate_fn(samples[rows[0]])
+        if not plan.by_rows:
+            return plan.collate_fn([samples[row] for row in rows])
+        odd = {row for row, _ in overflow.samples}
+        for number, pairs in overflow.fields.items():
+            if spec is not None and spec.fields[number].kind == "stack":
+                odd |= {row for row, _ in pairs}
+        # What the others are compared with: a sample like the very first one, which said what a batch looks like.
+        model = next((row for row in rows if row not in odd), rows[0])
+
+        def collated(rows: Sequence[int]) -> Any:
+            def name(at: int) -> tuple[Any, str | None]:
+                return keys[rows[at]], describe(self._options.dataset, keys[rows[at]])
+
+            return collate_privately(spec, [samples[row] for row in rows], name, plan.collate_fn)
+
+        try:
+            return collated(rows)
+        except _MISFITS:
+            collated([model])  # what cannot be collated at all is no misfit
+        for row in [row for row in rows if row != model]:
+            try:
+                collated([model, row])
+            except _MISFITS as error:
+                summary = f"{type(error).__name__}: {error}".splitlines()[0]
+                source = describe(self._options.dataset, keys[row])
+                received.failures[row] = Failure(row, keys[row], source, "collating", summary, "", None)
+                batch.left_out.append((batch.first + row, keys[row], source, summary))
+                rows.remove(row)
+        return collated(rows)
+
+    def _lease(self, batch: OpenBatch, pool: SlotPool, number: int) -> list[Any]:
+        """The memory of a complete batch, one exporter per field or piece; None for those without."""
+        pool.finish(batch.slot)
+        spec, sizes = batch.task.spec, [nbytes for _, nbytes in batch.task.blocks]
+        names = [field.path for field in spec.fields] if spec is not None else map(str, range(len(sizes)))
+        labels = [f"batch {number}, {name!r}" for name, nbytes in zip(names, sizes, strict=True) if nbytes]
+        roots = iter(pool.lease(batch.slot, labels))
+        return [next(roots) if nbytes else None for nbytes in sizes]
 
     def _namer(self, batch: OpenBatch) -> Callable[[int], tuple[Any, str | None]]:
         def name(row: int) -> tuple[Any, str | None]:
-            if self._is_stream:
+            if self._plan.fetch == "stream":
                 return None, None
-            return batch.task.keys[row], describe(self._loader.dataset, batch.task.keys[row])
+            return batch.task.keys[row], describe(self._options.dataset, batch.task.keys[row])
 
         return name
 
-    def _measure(self, batch: OpenBatch, memories: Sequence[Any]) -> None:
-        """Count the bytes that workers wrote, and those that travelled beside the slot."""
-        measures, spec, parcel = batch.measures, batch.task.spec, batch.parcel
-        if measures is None:
+    def _measure(self, batch: OpenBatch, memories: Sequence[Any], pool: SlotPool, number: int) -> None:
+        """Count the bytes that workers wrote, and those that travelled outside the slot."""
+        statistics, spec, parcel = batch.statistics, batch.task.spec, batch.received.parcel
+        overflow = batch.received.overflow
+        if statistics is None:
             return
         if spec is not None:
-            measures.written_nbytes += spec.row_nbytes * batch.rows
+            statistics.written_nbytes += spec.row_nbytes * batch.rows
             for field, memory in zip(spec.fields, memories, strict=True):
                 if field.kind == "ragged":
                     sizes = field.extents(memory, 0, batch.rows).prod(axis=1)
-                    measures.written_nbytes += int(sizes.sum()) * field.dtype.itemsize
-            if batch.overflow:
-                values = [*batch.overflow.samples, *chain.from_iterable(batch.overflow.fields.values())]
-                measures.overflow_nbytes += sum(_nbytes(value) for _, value in values)
+                    statistics.written_nbytes += int(sizes.sum()) * field.dtype.itemsize
+            if overflow:
+                values = [*overflow.samples, *chain.from_iterable(overflow.fields.values())]
+                statistics.overflow_nbytes += sum(_nbytes(value) for _, value in values)
         elif parcel is not None:
-            measures.written_nbytes += sum(piece for piece in parcel.pieces if isinstance(piece, int))
-            measures.overflow_nbytes += sum(len(piece) for piece in parcel.pieces if not isinstance(piece, int))
+            statistics.written_nbytes += sum(piece for piece in parcel.pieces if isinstance(piece, int))
+            statistics.overflow_nbytes += sum(len(piece) for piece in parcel.pieces if not isinstance(piece, int))
         if events.traces and batch.opened_ns:
-            now, number = time.perf_counter_ns(), self._progress.batches
+            now = time.perf_counter_ns()
             ready_ns = batch.completed_ns or now
             about = {"ticket": batch.task.ticket, "rows": batch.rows}
             events.add("slots", "", f"batch {number}", batch.opened_ns, now, **about)
             events.add("slots", "", "filling", batch.opened_ns, ready_ns, **about)
             events.add("slots", "", "ready", ready_ns, now, **about)
-            events.add("slots", "", "blocks held", now, events.VALUE, blocks=self._pool.leased_count)
+            events.add("slots", "", "blocks held", now, events.VALUE, blocks=pool.leased_count)
 
-    def _warn_if_many_are_held(self) -> None:
-        loader, pool = self._loader, self._pool
-        depth, fields = loader._plan.depth(max(1, loader.num_workers)), max(1, len(loader._plan.sizes()))
+    def _warn_about_length(self, position: Position) -> None:
+        """torch's own warning about an IterableDataset that yields more than its length."""
+        if self._told_length is not None and position.batches > self._told_length:
+            split = "Each worker iterates its own copy: split it by get_worker_info()." if position.lanes[1:] else ""
+            warnings.warn(
+                f"Length of IterableDataset {self._options.dataset} was told to be {self._told_length}, but there are "
+                f"at least {position.batches} batches of it. {split}",
+                stacklevel=6,
+            )
+
+
+def overflow_count(batch: OpenBatch) -> int:
+    """How many values of a batch no slot could hold."""
+    received = batch.received
+    count = len(received.overflow.samples) + sum(map(len, received.overflow.fields.values()))
+    pieces = received.parcel.pieces if received.parcel is not None else ()
+    return count + sum(isinstance(piece, bytearray) and len(piece) > 0 for piece in pieces)
+
+
+class HeldWarning:
+    """Warns once, for all iterators of a loader, of a consumer that holds very many batches."""
+
+    def __init__(self) -> None:
+        self._is_told = False
+
+    def look(self, pool: SlotPool, plan: Plan, num_workers: int) -> None:
+        """Warn if this is the time to."""
+        depth, fields = plan.depth(max(1, num_workers)), max(1, len(plan.sizes()))
         many = max(8, _MANY_HELD * depth)
-        if not loader._told_of_held and pool.leased_count // fields > many:
+        if not self._is_told and pool.leased_count // fields > many:
             pool.reclaim()
             held = pool.leased_count // fields
             if held > many and pool.leased_nbytes > _MUCH_HELD_NBYTES:
-                loader._told_of_held = True
+                self._is_told = True
                 warnings.warn(
                     f"{held} batches of this loader are held at once ({pool.leased_nbytes:,} bytes). They are safe to "
                     "keep, but their memory cannot be used again. loader.holders() lists them.",
-                    stacklevel=4,
+                    stacklevel=7,
                 )
-
-    def _warn_about_length(self) -> None:
-        """torch's own warning about an IterableDataset that yields more than its length."""
-        if self._length is not None and self._progress.batches > self._length:
-            split = (
-                "Each worker iterates its own copy: split it by get_worker_info()." if self._progress.lanes[1:] else ""
-            )
-            warnings.warn(
-                f"Length of IterableDataset {self._loader.dataset} was told to be {self._length}, but there are at "
-                f"least {self._progress.batches} batches of it. {split}",
-                stacklevel=4,
-            )
 
 
 def _pins_itself(node: Any) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -13,34 +13,72 @@ from typing import Any
 from loaders.batch.rows import Overflow
 from loaders.errors import BufferMemoryError, WorkerLostError
 from loaders.memory.blocks import Block
-from loaders.report.statistics import Measures
+from loaders.memory.slots import SlotPool
+from loaders.report.statistics import EpochStatistics
 from loaders.timing import events
 from loaders.workers.engine import Engine
 from loaders.workers.messages import Failure, Parcel, Result, Task
 
-# A run is sized to take about this long: long enough that its round trip costs nothing, short enough to share. Each
+# A span is sized to take about this long: long enough that its round trip costs nothing, short enough to share. Each
 # wakes the consumer, who takes a core from a worker where there are no more cores than workers.
-_RUN_S = 0.01
-# How many runs the first batches are cut into, per worker, while the cost of a sample is not known.
-_FIRST_RUNS = 4
+_SPAN_S = 0.01
+# How many spans the first batches are cut into, per worker, while the cost of a sample is not known.
+_FIRST_SPANS = 4
 
-# Tickets are unique in this process, so that iterators can share an engine.
+# Tickets are unique in this process, so that nothing mistakes the results of one engine for those of another.
 _tickets = itertools.count()
 
 
 @dataclass
+class Received:
+    """What the results of one batch have brought, together.
+
+    Attributes:
+        spec: as the first sample that could be read tells it; `spec_row` is that sample's row.
+        broken: what failed where no single sample is at fault.
+        rows: where only the worker knows how many there are.
+    """
+
+    overflow: Overflow = field(default_factory=Overflow)
+    failures: dict[int, Failure] = field(default_factory=dict)
+    broken: Failure | None = None
+    rows: int | None = None
+    spec: Any = None
+    spec_row: int = 0
+    parcel: Parcel | None = None
+    value: Any = None
+    stream_state: Any = None
+
+    def add(self, result: Result) -> None:
+        """Take in one more result."""
+        self.overflow.merge(result.overflow)
+        for failure in result.failures:
+            failure.worker = result.worker
+            if failure.row is None:
+                self.broken = failure
+            else:
+                self.failures[failure.row] = failure
+        if result.spec is not None and (self.spec is None or result.start < self.spec_row):
+            self.spec, self.spec_row = result.spec, result.start
+        self.rows = self.rows if result.rows is None else result.rows
+        self.parcel = self.parcel or result.parcel
+        self.value = self.value if result.value is None else result.value
+        self.stream_state = self.stream_state if result.stream_state is None else result.stream_state
+
+
+@dataclass
 class OpenBatch:
-    """A batch that is being made.
+    """A batch that is being made. The epoch fills in the task, the dispatch what comes back.
 
     Attributes:
         task: what was asked for.
         slot: its blocks; fields without memory of their own have none.
-        first: which of this rank's keys is the first in it, counted from the start of the epoch.
         rows: of the batch. For a stream known only once it is done; 0 then says that the stream has ended.
-        asked: rows that were asked for while the spec was unknown.
+        first: which of this rank's keys is the first in it, counted from the start of the epoch.
+        asked: rows that were asked for; fewer than all while the spec is unknown.
+        unreported: rows of spans that are not reported yet; None before the first span was submitted.
         replaced: rows that hold substitutes.
-        unreported: rows of runs that are not reported yet; None before the first run was submitted.
-        measures: of the epoch it belongs to.
+        left_out: failures that a policy let pass: (position, index, source, error).
         opened_ns, completed_ns: for a trace.
     """
 
@@ -51,22 +89,16 @@ class OpenBatch:
     lane: int = 0
     asked: int = 0
     unreported: int | None = None
-    overflow: Overflow = field(default_factory=Overflow)
-    failures: dict[int, Failure] = field(default_factory=dict)
-    broken: Failure | None = None
-    parcel: Parcel | None = None
-    value: Any = None
-    found_spec: Any = None
-    stream_state: Any = None
+    received: Received = field(default_factory=Received)
     replaced: list[int] = field(default_factory=list)
-    abandoned: bool = False
-    measures: Measures | None = None
+    left_out: list[tuple[int, Any, str | None, str]] = field(default_factory=list)
+    statistics: EpochStatistics | None = None
     opened_ns: int = 0
     completed_ns: int = 0
 
     @property
     def complete(self) -> bool:
-        """True once every run is reported."""
+        """True once every span is reported."""
         return self.unreported == 0
 
 
@@ -76,101 +108,107 @@ def new_ticket() -> int:
 
 
 class Dispatch:
-    """Sends tasks to one engine and gives each result to the open batch it belongs to."""
+    """Sends tasks to one engine and gives each result to the open batch it belongs to. One iterator at a time uses it.
+
+    Attributes:
+        engine: it and its pool are this dispatch's alone.
+        intact: False while something changes. Where an exception came in between it stays so, and then the engine, its
+            workers and their memory are not used again.
+        cost_s: of one row, moving average; 0 while unknown.
+    """
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
-        self.cost_s = 0.0  # of one row, moving average; 0 while unknown
+        self.intact = True
+        self.cost_s = 0.0
         self._open: dict[int, OpenBatch] = {}
+        self._abandoned: set[int] = set()
         self._closed = False
 
-    def runs(self, start: int, rows: int) -> list[tuple[int, int]]:
-        """Rows `start` to `rows`, cut so that every worker has a share and a run takes about ten milliseconds.
+    @property
+    def pool(self) -> SlotPool:
+        """The memory that the engine's workers write to."""
+        return self.engine.pool
 
-        A single worker shares with nobody: it gets them all, since each run costs a look at the process's generators.
+    def is_usable(self) -> bool:
+        """Whether nothing was cut off in the middle, here or in the pool."""
+        return self.intact and not self._closed and self.pool.is_intact()
+
+    def spans(self, start: int, rows: int) -> list[tuple[int, int]]:
+        """Rows `start` to `rows`, cut so that every worker has a share and a span takes about ten milliseconds.
+
+        A single worker shares with nobody: it gets them all, since each span costs a look at the process's generators.
         """
         if self.engine.num_workers == 1:
             return [(start, rows)] if start < rows else []
         share = math.ceil((rows - start) / self.engine.num_workers)
-        length = math.ceil(share / _FIRST_RUNS) if self.cost_s == 0.0 else min(share, int(_RUN_S / self.cost_s) + 1)
+        length = math.ceil(share / _FIRST_SPANS) if self.cost_s == 0.0 else min(share, int(_SPAN_S / self.cost_s) + 1)
         return [(row, min(row + length, rows)) for row in range(start, rows, max(1, length))]
 
-    def submit(self, batch: OpenBatch, runs: Sequence[tuple[int, int]]) -> None:
-        """Queue runs of the batch. If the engine refuses them, nothing has changed."""
+    def submit(self, batch: OpenBatch, spans: Sequence[tuple[int, int]]) -> None:
+        """Queue spans of the batch. If the engine refuses them, nothing has changed."""
         try:
-            if runs:
-                self.engine.submit(batch.task, runs, batch.lane)
+            if spans:
+                self.engine.submit(batch.task, spans, batch.lane)
         except BufferMemoryError as error:  # no room even for the task: told when it is this batch's turn
-            batch.broken, runs = Failure.of(error, "ordering"), ()
+            batch.received.broken, spans = Failure.of(error, "ordering"), ()
             # The frames behind its traceback know the iterator, which `weakref.finalize` must be able to outlive.
             error.__traceback__ = None
         self._open[batch.task.ticket] = batch
-        batch.unreported = (batch.unreported or 0) + sum(_weight(start, stop) for start, stop in runs)
+        batch.unreported = (batch.unreported or 0) + sum(_weight(start, stop) for start, stop in spans)
 
-    def collect(self, timeout_s: float | None) -> bool:
+    def collect(self) -> bool:
         """Take in the results that are there. Returns whether there was one.
 
         Raises:
-            WorkerLostError: the workers cannot be kept alive, or an iterator that shared them has stopped them.
+            WorkerLostError: the workers cannot be kept alive.
         """
         if self._closed:
             raise WorkerLostError(
                 "the workers were stopped by an error in another iterator of this loader.\n  Iterate the loader anew."
             )
-        results = self.engine.collect(timeout_s)
+        results = self.engine.collect(0)
         for result in results:
             self._accept(result)
         return bool(results)
 
-    def abandon(self, batches: Sequence[OpenBatch]) -> None:
+    def abandon(self, batches: Iterable[OpenBatch]) -> None:
         """Nobody wants these batches any more. Their slots are taken back when the last worker is done with them."""
-        if self._closed:
-            self.close(batches)
-            return
-        pool = self.engine.pool
         for batch in batches:
             if batch.complete or batch.unreported is None:
-                pool.discard(batch.slot)
+                self.pool.discard(batch.slot)
+                self._open.pop(batch.task.ticket, None)
             else:
-                batch.abandoned = True
-                pool.abandon(batch.slot)
-        wanted = {id(batch) for batch in batches}
-        for ticket, batch in list(self._open.items()):
-            if id(batch) in wanted:
+                self.pool.abandon(batch.slot)
+                self._abandoned.add(batch.task.ticket)
                 self.engine.cancel(batch.task)
-                if batch.complete:
-                    del self._open[ticket]
 
-    def close(self, batches: Sequence[OpenBatch]) -> None:
-        """Stop the engine; after that nobody writes into the slots of `batches`."""
+    def close(self, batches: Iterable[OpenBatch] = (), *, force: bool = False) -> None:
+        """Stop the engine; after that nobody writes into the slots of `batches`. May be called again after an error."""
         self._closed = True
-        self.engine.close()
-        for batch in (*batches, *(each for each in self._open.values() if each.abandoned)):
+        self.engine.close(force=force)
+        for batch in (*batches, *(self._open[ticket] for ticket in self._abandoned)):
             # A thread cannot be killed: the slot that it may still write into is not used again before it is done.
-            self.engine.pool.discard_after(partial(self._is_read, batch.task.ticket), batch.slot)
-            batch.slot = []
+            slot, batch.slot = batch.slot, []
+            self.pool.discard_after(partial(self._is_read, batch.task.ticket), slot)
         self._open.clear()
-
-    def _is_read(self, ticket: int) -> bool:
-        return any(reading.ticket == ticket for reading in self.engine.reading())
-
-    @property
-    def is_wanted(self) -> bool:
-        """Whether an iterator waits for a batch."""
-        return any(not batch.abandoned for batch in self._open.values())
+        self._abandoned.clear()
 
     def forget(self, batch: OpenBatch) -> None:
         """The batch is delivered."""
         self._open.pop(batch.task.ticket, None)
 
+    def _is_read(self, ticket: int) -> bool:
+        return any(reading.ticket == ticket for reading in self.engine.reading())
+
     def _accept(self, result: Result) -> None:
         batch = self._open.get(result.ticket)
         if batch is None or batch.unreported is None:
             return
-        # Rows are counted, not runs: the run of a worker that was lost may come back in pieces.
+        # Rows are counted, not spans: the span of a worker that was lost may come back in pieces.
         batch.unreported -= _weight(result.start, result.stop)
-        if batch.measures is not None:
-            batch.measures.take(result, batch.task)
+        if batch.statistics is not None:
+            batch.statistics.take(result, batch.task)
             if events.traces and batch.complete:
                 batch.completed_ns = time.perf_counter_ns()
         done = result.stop - result.start
@@ -178,30 +216,16 @@ class Dispatch:
         if not (result.cancelled or result.failures or result.spec) and done > 0:
             cost_s = result.elapsed_s / done
             self.cost_s = cost_s if self.cost_s == 0.0 else 0.8 * self.cost_s + 0.2 * cost_s
-        if batch.abandoned:
-            if batch.complete:
-                self.engine.pool.discard(batch.slot)
-                del self._open[result.ticket]
-            return
-        batch.overflow.merge(result.overflow)
-        for failure in result.failures:
-            failure.worker = result.worker
-            if failure.row is None:
-                batch.broken = failure
-            else:
-                batch.failures[failure.row] = failure
-        if result.rows is not None:
-            batch.rows = result.rows
-        if result.stream_state is not None:
-            batch.stream_state = result.stream_state
-        if result.spec is not None:
-            batch.found_spec = result.spec
-        if result.parcel is not None:
-            batch.parcel = result.parcel
-        if result.value is not None:
-            batch.value = result.value
+        if result.ticket not in self._abandoned:
+            batch.received.add(result)
+            if batch.received.rows is not None:
+                batch.rows = batch.received.rows
+        elif batch.complete:
+            self.pool.discard(batch.slot)
+            self._abandoned.discard(result.ticket)
+            del self._open[result.ticket]
 
 
 def _weight(start: int, stop: int) -> int:
-    """Rows of a run; the task for an empty batch is something to wait for, too."""
+    """Rows of a span; the task for an empty batch is something to wait for, too."""
     return max(1, stop - start)

@@ -1,145 +1,344 @@
-"""One pass over a dataset: opens batches ahead of the consumer, delivers them in order."""
+"""One pass over a dataset: opens batches ahead of the consumer, delivers them in order.
+
+A signal handler may raise at any instruction here. So nothing that was handed out or drawn from the sampler depends on
+a change that could be half made: a batch is handed out by assignments alone, after everything that could raise; where
+an exception cut something off, the next call throws the workers and their memory away and does again what was not
+handed out, which gives the same batches, since a task is a pure function.
+"""
 
 from __future__ import annotations
 
 import os
+import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from loaders.batch.rows import RowWriter
-from loaders.dataloader.checkpoint import Progress
-from loaders.dataloader.cursor import KeyStream, inner_sampler, world_of
-from loaders.dataloader.delivery import Delivery
-from loaders.dataloader.dispatch import Dispatch, OpenBatch, new_ticket
-from loaders.dataloader.on_error import Skipping, Substituting
-from loaders.dataloader.plan import Plan
+from loaders.dataloader.auto_workers import Tuner
+from loaders.dataloader.checkpoint import Position
+from loaders.dataloader.cursor import SamplerCursor, world_of
+from loaders.dataloader.delivery import Delivery, overflow_count
+from loaders.dataloader.dispatch import Dispatch, OpenBatch, Received, new_ticket
+from loaders.dataloader.engines import Engines, EngineSetup
+from loaders.dataloader.epochs import EpochLog, Epochs
+from loaders.dataloader.on_error import LeftOut, Substituting, skip_failed
+from loaders.dataloader.plan import Options, Plan
 from loaders.errors import BufferMemoryError, WorkerLostError, WorkerTimeoutError
-from loaders.report.statistics import Measures
+from loaders.report.statistics import EpochStatistics
+from loaders.system.interrupts import is_interrupt
 from loaders.timing import events
 from loaders.workers.engine import describe_work
 from loaders.workers.messages import Task
 
-if TYPE_CHECKING:
-    from loaders.dataloader.loader import DataLoader
+
+class _Made(NamedTuple):
+    """What the next call hands out, a batch or an error, and where the loader stands then."""
+
+    batch: Any
+    error: BaseException | None
+    position: Position
+    overflow_count: int
+
+
+class _Work:
+    """What is under way: the finalizer of an epoch ends it, and must not know the epoch itself."""
+
+    def __init__(self) -> None:
+        self.dispatches: list[Dispatch] = []  # one, or none
+        self.batches: deque[OpenBatch] = deque()
+
+
+class _RefusedError(Exception):
+    """Too many samples have failed in a row while substitutes for those of a batch were looked for."""
+
+    def __init__(self, batch: OpenBatch, error: BaseException) -> None:
+        super().__init__()
+        self.batch = batch
+        self.error = error
 
 
 class Epoch(Iterator[Any]):
-    """The iterator of a `DataLoader`.
+    """The iterator of a `DataLoader`. Several threads may share it: each batch goes to one of them.
 
     Args:
-        loader: whose batches these are.
-        dispatch: the engine's open batches.
-        keys: what the sampler gives; None for streams.
-        progress: where to begin; kept up to date with what is delivered.
-        seed: of the samples' randomness.
-        owns_engine: True where the workers end with this epoch.
+        epochs: the loader's, which is told of what is handed out.
+        log: of this one; its position is where to begin.
+        engines, setup: where workers come from, and of what kind.
+        plan, options: of the loader.
+        delivery: makes what the caller gets.
+        cursor_of: what the sampler gives from a position on; None for streams.
+        length: of the loader.
+        tuner: finds the number of workers, which `on_workers` is told.
     """
 
     def __init__(
         self,
-        loader: DataLoader[Any],
-        dispatch: Dispatch,
-        keys: KeyStream | None,
-        progress: Progress,
-        seed: int,
-        *,
-        owns_engine: bool,
+        epochs: Epochs,
+        log: EpochLog,
+        engines: Engines,
+        setup: EngineSetup,
+        plan: Plan,
+        options: Options,
+        delivery: Delivery,
+        cursor_of: Callable[[Position], SamplerCursor] | None,
+        length: Callable[[], int],
+        tuner: Tuner | None,
+        on_workers: Callable[[int], None],
     ) -> None:
-        self._loader = loader
-        self._dispatch = dispatch
-        self._plan = loader._plan
-        self._keys = keys
-        self.progress = progress
-        self._seed = seed
-        self._rank, self._ranks = world_of(inner_sampler(loader)) if keys is not None else (0, 1)
-        self._first = progress.keys
-        if keys is None and not progress.lanes:
-            progress.lanes, progress.streams = [0] * dispatch.engine.num_workers, [None] * dispatch.engine.num_workers
-        self._bases = list(zip(progress.lanes, progress.streams, strict=True))
-        self._lanes = list(progress.lanes)  # streams: serial of the next batch per worker; -1 if ended
-        self._lane = progress.lane
-        self._open: deque[OpenBatch] = deque()
-        self._error: Exception | None = None  # of the sampler: raised behind the batches that came before it
-        self._exhausted = False
-        self._skipping = Skipping(loader, progress) if loader.on_error == "skip" else None
-        self._substituting = Substituting(loader, progress) if loader.on_error == "substitute" else None
-        self.delivery = Delivery(loader, dispatch.engine.pool, progress)
-        self.measures = Measures(progress.epoch)
-        self._is_short = False  # a batch could not be opened: there was no memory
-        self._drawn: list[list[Any]] = []  # the keys of a batch that there was no memory for yet
+        self._epochs = epochs
+        self._log = log
+        self._engines = engines
+        self._setup = setup
+        self._plan = plan
+        self._options = options
+        self._delivery = delivery
+        self._cursor_of = cursor_of
+        self._length = length
+        self._tuner = tuner
+        self._on_workers = on_workers
+        self._seed = epochs.seed
         self._pid = os.getpid()
-        self._stop = weakref.finalize(
-            self, _stop, self._pid, dispatch, self._open, self._plan, owns_engine, self.measures
-        )
-        if loader.num_workers > 0:
+        self._turn = threading.RLock()  # one thread at a time makes a batch
+        self._is_inside = False
+        self._made: _Made | None = None
+        self._is_over = False
+        self._substituting = Substituting(options.dataset, by_spans=plan.by_spans)
+        self._work = _Work()
+        self._cursor: SamplerCursor | None = None
+        self._at = log.position
+        self._start = log.position.batches
+        self._begin_at(log.position)
+        self._stop = weakref.finalize(self, _stop, self._pid, engines, self._work, plan, log)
+        if options.num_workers > 0:
             try:
+                self._recover()
+                dispatch = self._dispatch
+                dispatch.intact = False
                 self._top_up()
+                dispatch.intact = True
             except BaseException:  # a worker that cannot be started, usually: the others have nothing to do here
                 self._stop()
-                loader._forget_engine()
                 raise
 
     def __next__(self) -> Any:
-        if not self._stop.alive:
-            raise StopIteration
-        self._loader._has_begun(self.progress, self.measures)
-        if self._loader.num_workers > 0 and self._pid != os.getpid():
-            raise WorkerLostError(
-                f"the workers of this iterator belong to process {self._pid}, from which this one was forked.\n"
-                "  Iterate the loader itself: it starts workers of its own here."
-            )
-        self.measures.ask()
-        batch = self.next_complete()
-        skipping = self._skipping
-        if skipping is not None and (skipping.has_more if batch is None else skipping.concerns(self, batch)):
-            delivered = skipping.deliver(self, batch)
-            if delivered is None:
-                self._end()
-            made, keys = delivered
-            rows = len(keys)
-            self.progress.first, self.progress.keys = self.progress.keys, skipping.delivered
-        elif batch is None:
-            self._end()
-        else:
-            made, keys, rows = self.delivery.make(batch), list(batch.task.keys), batch.rows
-        if skipping is not None:
-            self.progress.sizes, self.progress.sized = list(skipping.sizes), skipping.sized
-        finished = self.delivery.finish(made, keys)
-        self.measures.give(rows, self._dispatch.engine.pool.waited_ns)
-        if self._is_short:
-            self.measures.short, self._is_short = self.measures.short + 1, False
-        if (tuner := self._loader._tuner) is not None:
-            self._loader.num_workers = tuner.look(self.measures, self._dispatch.engine)
-        return finished
+        log, epochs = self._log, self._epochs
+        while True:
+            with self._turn:
+                if self._made is None and not self._is_over:
+                    self._make()
+            # Assignments alone from here to the end: neither a signal handler nor another thread comes in between.
+            made = self._made
+            if made is not None:
+                self._made = None
+                log.position = made.position
+                epochs.overflow_count = made.overflow_count
+                if made.error is None:
+                    return made.batch
+                error, made = made.error, None
+                try:
+                    raise error
+                finally:
+                    del error  # whose traceback holds this frame
+            if self._is_over:
+                raise StopIteration
 
     def __len__(self) -> int:
-        return len(self._loader)
+        return self._length()
 
     def __getstate__(self) -> NoReturn:
         raise NotImplementedError("an iterator of a DataLoader cannot be pickled; pickle the loader.")
 
     @property
-    def is_last(self) -> bool:
-        """Whether nothing comes behind the batch that was complete last."""
-        self._top_up()
-        return self._exhausted and not self._open
+    def statistics(self) -> EpochStatistics:
+        """What this iteration measures of itself."""
+        return self._log.statistics
 
-    def _end(self) -> NoReturn:
-        if self._error is not None:
-            # A sampler that goes on behind its error is followed.
-            error, self._error, self._exhausted = self._error, None, False
+    def uses(self, dispatch: Dispatch) -> bool:
+        """Whether these workers are this iterator's, and it goes on."""
+        return dispatch in self._work.dispatches
+
+    def give_up_workers(self) -> bool:
+        """Let go of the workers, to ask for others when it goes on. False while it is at work."""
+        taken: list[bool] = []
+        try:
+            taken.extend(map(self._turn.acquire, (False,)))
+            if not taken[0] or self._is_inside:
+                return False
+            work, dispatch = self._work, self._dispatch
+            dispatch.intact = False
+            dispatch.abandon(work.batches)
+            work.batches = deque()
+            work.dispatches = []
+            self._setup = self._setup._replace(persistent=False)
+            dispatch.intact = True
+            return True
+        finally:
+            if taken and taken[0]:
+                self._turn.release()
+
+    # -- making the next batch
+
+    @property
+    def _dispatch(self) -> Dispatch:
+        return self._work.dispatches[-1]
+
+    def _make(self) -> None:
+        """Make what is handed out next. Cut off anywhere, it is simply called again."""
+        if self._is_inside:
+            raise RuntimeError("this iterator is in the middle of making a batch: a signal handler cannot ask for one.")
+        if self._options.num_workers > 0 and self._pid != os.getpid():
+            raise WorkerLostError(
+                f"the workers of this iterator belong to process {self._pid}, from which this one was forked.\n"
+                "  Iterate the loader itself: it starts workers of its own here."
+            )
+        self._is_inside = True
+        try:
+            self._epochs.begin(self._log)
+            if not (self._work.dispatches and self._dispatch.is_usable()):
+                self._recover()
+            dispatch = self._dispatch
+            dispatch.intact = False
+            made = self._next_made()
+            # Assignments alone: what is made is kept, or made again.
+            self._made = made
+            if made is None:
+                self._is_over = True
+            dispatch.intact = True
+        finally:
+            self._is_inside = False
+        if self._is_over:
+            self._stop()
+
+    def _recover(self) -> None:
+        """Get workers, and begin where the last batch was handed out."""
+        work = self._work
+        work.batches = deque()
+        for dispatch in work.dispatches:
+            self._engines.throw_away(dispatch)
+        work.dispatches = []
+        self._begin_at(self._log.position)
+        # Noted in the step that opens it, so that no workers are forgotten.
+        work.dispatches.extend(map(self._engines.open, (self._setup,), (self,)))
+
+    def _begin_at(self, position: Position) -> None:
+        """Go on at a position, of this epoch or of the next one."""
+        cursor = self._cursor
+        if self._cursor_of is None:
+            self._rank, self._ranks = 0, 1
+            workers = max(1, self._options.num_workers)
+            if not position.lanes:
+                position = replace(position, lanes=(0,) * workers, streams=(None,) * workers)
+                self._log.position = position
+        elif cursor is None or position.epoch != self._at.epoch:
+            self._cursor = cursor = self._cursor_of(position)
+            self._rank, self._ranks = world_of(cursor.sampler)
+        else:
+            cursor.forget(position.keys)
+            cursor.rewind()
+        self._at = position  # the position handed out, and after it what was left out or has ended since
+        self._bases = list(zip(position.lanes, position.streams, strict=True))
+        self._lanes = list(position.lanes)  # streams: serial of the next batch per worker; -1 if ended
+        self._lane = position.lane
+        self._sampler_error: Exception | None = None  # raised after the batches that came before it
+        self._exhausted = False
+        self._pending: OpenBatch | None = None  # complete, due after the error of one of its samples
+        self._drawn: list[Any] = []  # the keys of a batch that there was no memory for yet
+        self._is_short = False  # a batch could not be opened: there was no memory
+        self._left_out = LeftOut(self._options.max_errors, apart=self._options.num_workers > 0)
+
+    def _next_made(self) -> _Made | None:
+        """The next batch, or the next error; None at the end."""
+        statistics, options = self._log.statistics, self._options
+        statistics.ask()
+        self._at = self._log.position
+        if self._cursor is not None:
+            self._cursor.forget(self._at.keys)
+        while True:
             try:
-                raise error
-            finally:
-                del error  # whose traceback holds this frame
-        self.measures.end()
-        self._stop()
-        self._loader._has_ended(self.progress)
-        raise StopIteration
+                batch = self._pending or self._next_complete()
+            except (WorkerLostError, WorkerTimeoutError) as error:  # there is nobody left to wait for
+                self._is_over = True
+                self._engines.throw_away(self._dispatch, self._take_open())
+                self._work.dispatches = []
+                return self._error(error, self._at)
+            except _RefusedError as refused:
+                self._drop(refused.batch)
+                return self._error(refused.error, self._delivery.after(refused.batch, self._at))
+            except BufferMemoryError as error:
+                return self._error(error, self._at)
+            if batch is None:
+                if self._sampler_error is not None:
+                    raised, self._sampler_error, self._exhausted = self._sampler_error, None, False
+                    return self._error(raised, self._at)
+                if self._turns_over():
+                    continue
+                self._log.position = self._at
+                self._log.ended = True
+                statistics.end()
+                return None
+            if options.on_error == "skip" and batch.received.failures and batch.received.broken is None:
+                made = self._skip(batch)
+                if made is not None:
+                    return made
+                if self._pending is not batch:
+                    continue
+                self._pending = None
+            return self._deliver(batch)
+
+    def _deliver(self, batch: OpenBatch) -> _Made:
+        pool, statistics = self._dispatch.pool, self._log.statistics
+        after = self._delivery.after(batch, self._at)
+        try:
+            made = self._delivery.make(batch, pool, self._at.batches)
+            after = self._delivery.after(batch, self._at)  # with samples that did not fit
+            after = replace(after, batches=after.batches + 1)
+            finished = self._delivery.finish(made, batch, after)
+        except Exception as error:
+            if is_interrupt(error):
+                raise
+            return self._error(error, after)
+        statistics.give(batch.rows - len(batch.received.failures), pool.waited_ns)
+        if self._is_short:
+            statistics.short, self._is_short = statistics.short + 1, False
+        if self._tuner is not None:
+            workers = self._tuner.look(statistics, self._dispatch.engine)
+            self._setup = self._setup._replace(num_workers=workers)
+            self._on_workers(workers)
+        return _Made(finished, None, after, self._epochs.overflow_count + overflow_count(batch))
+
+    def _error(self, error: BaseException, position: Position) -> _Made:
+        return _Made(None, error, position, self._epochs.overflow_count)
+
+    def _skip(self, batch: OpenBatch) -> _Made | None:
+        """List a batch's failed samples. Leaves it pending to be delivered shorter, or gone where nothing is left."""
+        received = batch.received
+        if self._pending is batch:
+            return None
+        if not self._plan.by_rows and len(received.overflow.samples) + len(received.failures) < batch.rows:
+            self._reopen(batch)  # it is collated already, or was lost with a worker: ask for the samples themselves
+            return None
+        error = skip_failed(batch, self._left_out)
+        if len(received.failures) == batch.rows:
+            self._dispatch.pool.discard(batch.slot)
+            self._at = self._delivery.after(batch, self._at)
+            return self._error(error, self._at) if error is not None else None
+        self._pending = batch
+        return self._error(error, replace(self._at, failed=(*self._at.failed, *batch.left_out))) if error else None
+
+    def _turns_over(self) -> bool:
+        """Whether this was to go on with an epoch of which nothing was left: then it goes through the next one."""
+        if not self._start or self._at.batches != self._start:
+            return False
+        following = Position(self._at.epoch + 1)
+        self._start = 0
+        self._log.statistics.epoch = following.epoch
+        self._epochs.turn_over(self._log, following)
+        self._begin_at(following)
+        return True
 
     # -- opening batches
 
@@ -149,45 +348,44 @@ class Epoch(Iterator[Any]):
         Raises:
             BufferMemoryError: there is no memory for a single one, and one is `needed` now.
         """
-        while not self._exhausted and len(self._open) < self._plan.depth(self._dispatch.engine.num_workers):
-            # The first sample tells what a batch looks like; only then can more of them be opened.
-            if self._plan.by_rows and self._plan.spec is None and self._open:
+        batches, num_workers = self._work.batches, self._dispatch.engine.num_workers
+        while not self._exhausted and len(batches) < self._plan.depth(num_workers):
+            # The first samples tell what a batch looks like; until then there is one for each worker.
+            if self._plan.by_rows and self._plan.spec is None and self._asked() >= num_workers:
                 return
-            if self._keys is not None and not self._drawn:
+            if self._cursor is not None and not self._drawn:
                 try:
-                    self._drawn.append(self._next_keys(self._keys))
+                    self._drawn.append(self._cursor.next_batch())
                 except StopIteration:
                     self._exhausted = True
                     return
                 except Exception as error:
-                    self._error, self._exhausted = error, True
+                    if is_interrupt(error):
+                        raise
+                    self._sampler_error, self._exhausted = error, True
                     return
             try:
-                if self._keys is None:
+                if self._cursor is None:
                     self._exhausted = not self._open_stream()
                 else:
-                    self._open_keys()
+                    self._open_keys(self._cursor)
             except BufferMemoryError:
-                if needed and not self._open:
+                if needed and not batches:
                     raise
                 self._is_short = True
                 return  # fewer will do until the consumer lets go of some
 
-    def _next_keys(self, keys: KeyStream) -> list[Any]:
-        if self._skipping is not None and (size := self._skipping.batch_size):
-            # A shorter batch makes up for samples that were moved up into those before it.
-            taken = len(self._skipping.carried) + sum(batch.rows for batch in self._open)
-            keys.size = size - taken % size
-        return next(keys)
+    def _asked(self) -> int:
+        return sum(batch.asked for batch in self._work.batches)
 
-    def _open_keys(self) -> None:
+    def _open_keys(self, cursor: SamplerCursor) -> None:
         keys = self._drawn[0]
-        self._plan.room = max(self._plan.room, len(keys))
-        batch = self._new_batch(keys, self._rank + self._first * self._ranks, len(keys))
-        batch.first = self._first
-        self._drawn.clear()
-        self._first += len(keys)
-        self._start(batch)
+        rows, first = len(keys), cursor.position - len(keys)
+        self._plan.room = max(self._plan.room, rows)
+        batch = self._new_batch(keys, self._rank + first * self._ranks, rows)
+        batch.first = first
+        self._drawn = []
+        self._submit(batch)
 
     def _open_stream(self) -> bool:
         """Open the next batch of the next worker whose stream has not ended; False if all have."""
@@ -202,179 +400,176 @@ class Epoch(Iterator[Any]):
         batch.lane, batch.task.resume = lane, self._bases[lane]
         self._lanes[lane] += 1
         self._lane = (lane + 1) % len(self._lanes)
-        self._start(batch)
+        self._submit(batch)
         return True
 
     def _new_batch(self, keys: Sequence[Any], position: int, rows: int) -> OpenBatch:
         spec, sizes = self._plan.layout()
-        slot = self._dispatch.engine.pool.acquire([size for size in sizes if size > 0])
+        slot = self._dispatch.pool.acquire([size for size in sizes if size > 0])
         at = iter(slot)
         blocks = [
             (block.offset, block.nbytes) if (block := next(at) if size > 0 else None) else (0, 0) for size in sizes
         ]
-        task = Task(new_ticket(), keys, position, self.progress.epoch, self._seed, spec, tuple(blocks), self._ranks)
+        assert self._seed is not None
+        task = Task(new_ticket(), keys, position, self._at.epoch, self._seed, spec, tuple(blocks), self._ranks)
         opened_ns = time.perf_counter_ns() if events.traces else 0
-        return OpenBatch(task, slot, rows, measures=self.measures, opened_ns=opened_ns)
+        return OpenBatch(task, slot, rows, statistics=self._log.statistics, opened_ns=opened_ns)
 
-    def _start(self, batch: OpenBatch) -> None:
+    def _submit(self, batch: OpenBatch) -> None:
+        dispatch = self._dispatch
         batch.asked = batch.rows
-        if not self._plan.by_runs:
-            runs = [(0, len(batch.task.keys))]
+        if not self._plan.by_spans:
+            spans = [(0, len(batch.task.keys))]
         elif batch.task.spec is None:
-            batch.asked = min(1, batch.rows)
-            runs = [(0, 1)] if batch.rows else []
+            # A sample for each worker, so that none of them has to wait for another's.
+            batch.asked = min(max(1, dispatch.engine.num_workers - self._asked()), batch.rows)
+            spans = [(row, row + 1) for row in range(batch.asked)]
         else:
-            runs = self._dispatch.runs(0, batch.rows)
-        try:
-            self._dispatch.submit(batch, runs)
-        except BaseException:
-            self.delivery.discard(batch)
-            raise
-        self._open.append(batch)
+            spans = dispatch.spans(0, batch.rows)
+        dispatch.submit(batch, spans)
+        self._work.batches.append(batch)
+
+    def _take_open(self) -> deque[OpenBatch]:
+        batches, self._work.batches = self._work.batches, deque()
+        return batches
 
     # -- waiting
 
-    def next_complete(self) -> OpenBatch | None:
+    def _next_complete(self) -> OpenBatch | None:
         """The batch to deliver next, once it is complete; None at the end."""
-        self._collect(0)
-        deadline = time.monotonic() + self._loader.timeout if self._loader.timeout > 0 else None
+        dispatch, timeout_s = self._dispatch, self._options.timeout_s
+        if self._options.num_workers > 0:
+            dispatch.collect()
+        deadline = time.monotonic() + timeout_s if timeout_s > 0 else None
         while True:
             self._top_up(needed=True)
             batch = self._choose()
-            if batch is None and not self._open:
+            if batch is None and not self._work.batches:
                 return None
-            if batch is not None and self._is_whole(batch):
-                self._open.remove(batch)
-                self._dispatch.forget(batch)
-                self._plan.learn(batch.overflow.needs, batch.parcel)
-                if self._loader.num_workers > 0:
-                    self._top_up()
-                return batch
-            if (
-                batch is None
-                and not self._collect(None if deadline is None else max(0.0, deadline - time.monotonic()))
-                and deadline is not None
-                and time.monotonic() >= deadline
-            ):
+            if batch is not None:
+                if self._is_whole(batch):
+                    self._work.batches.remove(batch)
+                    dispatch.forget(batch)
+                    self._plan.learn(batch.received.overflow.needs, batch.received.parcel)
+                    if self._options.num_workers > 0:
+                        self._top_up()
+                    return batch
+                continue
+            self._wait(None if deadline is None else max(0.0, deadline - time.monotonic()))
+            if not dispatch.collect() and deadline is not None and time.monotonic() >= deadline:
                 self._time_out()
 
-    def _collect(self, timeout_s: float | None) -> bool:
-        try:
-            if timeout_s == 0:
-                return self._dispatch.collect(0)
-            since_ns, all_had_work = time.perf_counter_ns(), self._is_work_for_all()
-            try:
-                return self._dispatch.collect(timeout_s)
-            finally:
-                self.measures.waited(since_ns, all_had_work=all_had_work)
-        except Exception:  # workers cannot be kept alive: there is nobody left to wait for
-            self._stop()
-            if self._loader._dispatch is self._dispatch:
-                self._loader._forget_engine()
-            raise
+    def _wait(self, timeout_s: float | None) -> None:
+        """Until there is something to collect. With workers nothing changes meanwhile, whatever a handler raises."""
+        dispatch = self._dispatch
+        since_ns, all_had_work = time.perf_counter_ns(), self._is_work_for_all()
+        if self._options.num_workers > 0:
+            dispatch.intact = True
+            dispatch.engine.wait(timeout_s)
+            dispatch.intact = False
+        else:
+            dispatch.engine.wait(timeout_s)
+        self._log.statistics.waited(since_ns, all_had_work=all_had_work)
 
     def _is_work_for_all(self) -> bool:
-        """Whether every worker has a run, or one waits for it."""
-        if self._plan.by_runs:
-            left = sum(batch.unreported or 0 for batch in self._open)
+        """Whether every worker has a span, or one waits for it."""
+        batches = self._work.batches
+        if self._plan.by_spans:
+            left = sum(batch.unreported or 0 for batch in batches)
         else:
-            left = sum(not batch.complete for batch in self._open)
+            left = sum(not batch.complete for batch in batches)
         return left >= self._dispatch.engine.num_workers
 
     def _choose(self) -> OpenBatch | None:
         """The first open batch if it is complete; without `in_order` the first that is."""
-        for batch in self._open:
+        for batch in self._work.batches:
             if batch.complete:
                 return batch
-            if self._loader.in_order:
+            if self._options.in_order:
                 return None
         return None
 
     def _is_whole(self, batch: OpenBatch) -> bool:
-        """Whether a batch whose runs are all reported can be delivered; else it goes on."""
-        if self._keys is None and batch.rows == 0:
-            self._lanes[batch.lane] = self.progress.lanes[batch.lane] = -1
+        """Whether a batch whose spans are all reported can be delivered; else it goes on."""
+        received, dispatch = batch.received, self._dispatch
+        if self._cursor is None and batch.rows == 0:
+            lanes = list(self._at.lanes)
+            lanes[batch.lane] = self._lanes[batch.lane] = -1
+            self._at = replace(self._at, lanes=tuple(lanes))
             self._drop(batch)
             return False
-        if batch.found_spec is not None and batch.task.spec is None:
+        if received.spec is not None and batch.task.spec is None:
             self._begin_rows(batch)
             if not batch.complete:
                 return False
-        if batch.asked < batch.rows and batch.broken is None and self._loader.on_error != "raise":
-            # The sample that was to show the spec failed: ask the next one.
-            self._dispatch.submit(batch, [(batch.asked, batch.asked + 1)])
+        if batch.asked < batch.rows and received.broken is None and self._options.on_error != "raise":
+            # The samples that were to show the spec failed: ask the next one.
+            dispatch.submit(batch, [(batch.asked, batch.asked + 1)])
             batch.asked += 1
             return False
-        if self._substituting is not None:
-            try:
-                return self._substituting.is_whole(self._dispatch, batch)
-            except Exception:
-                self._drop(batch)
-                raise
+        if self._options.on_error == "substitute":
+            error = self._substituting.replace_failed(dispatch, batch, self._left_out)
+            if error is not None:
+                raise _RefusedError(batch, error)
+            return batch.complete
         return True
 
     def _begin_rows(self, batch: OpenBatch) -> None:
-        """The first sample is there: from now on every batch has a slot."""
+        """The first samples are there: from now on every batch has a slot."""
+        received, dispatch = batch.received, self._dispatch
         if self._plan.spec is None:
-            self._plan.spec = batch.found_spec
+            self._plan.spec = received.spec
         full = self._new_batch(batch.task.keys, batch.task.position, batch.rows)
         full.task.attempt, full.task.resume = batch.task.attempt, batch.task.resume
-        self._dispatch.forget(batch)
+        dispatch.forget(batch)
         offsets = [offset for offset, _ in full.task.blocks]
-        batch.task, batch.slot, seen = full.task, full.slot, batch.overflow.samples
-        batch.overflow.samples = []
-        writer = RowWriter(self._plan.spec, self._dispatch.engine.pool.arena.buffer, offsets, batch.rows)
+        batch.task, batch.slot, seen = full.task, full.slot, received.overflow.samples
+        received.overflow.samples = []
+        assert self._plan.spec is not None
+        writer = RowWriter(self._plan.spec, dispatch.pool.arena.buffer, offsets, batch.rows)
         for row, sample in seen:
-            writer.write(row, sample, batch.overflow)
+            writer.write(row, sample, received.overflow)
         if batch.asked < batch.rows:
             start, batch.asked = batch.asked, batch.rows
-            self._dispatch.submit(batch, self._dispatch.runs(start, batch.rows))
+            dispatch.submit(batch, dispatch.spans(start, batch.rows))
         self._top_up()
 
     def _drop(self, batch: OpenBatch) -> None:
-        self._open.remove(batch)
+        self._work.batches.remove(batch)
         self._dispatch.forget(batch)
-        self._dispatch.engine.pool.discard(batch.slot)
+        self._dispatch.pool.discard(batch.slot)
 
-    def _time_out(self) -> None:
-        dataset, timeout_s = self._loader.dataset, self._loader.timeout
-        tasks = {batch.task.ticket: batch.task for batch in self._open}
+    def _reopen(self, batch: OpenBatch) -> None:
+        """Ask for the samples of a complete batch themselves, but those that failed; it is the next to be complete."""
+        self._dispatch.pool.discard(batch.slot)
+        failures = batch.received.failures
+        task = replace(batch.task, ticket=new_ticket(), spec=None, blocks=(), raw=True)
+        again = OpenBatch(task, [], batch.rows, batch.first, asked=batch.rows, received=Received(failures=failures))
+        again.statistics = self._log.statistics
+        self._dispatch.submit(again, [(row, row + 1) for row in range(batch.rows) if row not in failures])
+        self._work.batches.appendleft(again)
+
+    def _time_out(self) -> NoReturn:
+        dataset, timeout_s = self._options.dataset, self._options.timeout_s
+        tasks = {batch.task.ticket: batch.task for batch in self._work.batches}
         busy = [
             f"{describe_work(dataset, self._plan.fetch, task, reading.row)[-1]} for {reading.since_s:.1f} s"
             for reading in self._dispatch.engine.reading()
             if (task := tasks.get(reading.ticket)) is not None
         ]
-        self._stop()
-        self._loader._forget_engine()
         raise WorkerTimeoutError(
             f"DataLoader timed out after {timeout_s} seconds; being read: {'; '.join(busy[:4]) or 'nothing'}.\n"
             "  Read that sample by itself, or raise timeout=."
         )
 
-    # -- for policies
 
-    def reopen(self, batch: OpenBatch) -> None:
-        """Ask for the samples of a complete batch themselves, but those that failed; it is the next to be complete."""
-        self.delivery.discard(batch)
-        task = replace(batch.task, ticket=new_ticket(), spec=None, blocks=(), raw=True)
-        again = OpenBatch(task, [], batch.rows, batch.first, asked=batch.rows, failures=batch.failures)
-        again.measures = self.measures
-        self._dispatch.submit(again, [(row, row + 1) for row in range(batch.rows) if row not in batch.failures])
-        self._open.appendleft(again)
-
-
-def _stop(
-    pid: int, dispatch: Dispatch, open_batches: deque[OpenBatch], plan: Plan, owns_engine: bool, measures: Measures
-) -> None:
+def _stop(pid: int, engines: Engines, work: _Work, plan: Plan, log: EpochLog) -> None:
     # Runs when an epoch is exhausted, dropped or garbage: it must not know the epoch itself.
     if pid != os.getpid():
         return  # in a forked child: workers and slots are the parent's
-    measures.leave()
-    if owns_engine:
-        dispatch.close(list(open_batches))
-    else:
-        dispatch.abandon(list(open_batches))
-    open_batches.clear()
-    # What the next epoch needs is kept: the open batches, the one being delivered, and the one before it.
-    engine = dispatch.engine
-    engine.pool.trim(plan.sizes() * (plan.depth(engine.num_workers) + 2))
+    log.statistics.leave()
+    batches, work.batches = work.batches, deque()
+    for dispatch in work.dispatches:
+        # What the next epoch needs is kept: the open batches, the one being delivered, and the one before it.
+        engines.release(dispatch, batches, plan.sizes() * (plan.depth(dispatch.engine.num_workers) + 2))
+    work.dispatches = []

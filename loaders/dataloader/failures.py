@@ -1,32 +1,9 @@
-"""Exceptions of the user's code, on their way from a worker to the caller; and the list of those a policy let pass."""
+"""Exceptions of the user's code, on their way from a worker to the caller."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
-
 from loaders.errors import SampleError, UserCodeError, add_note, describe_sample, describe_samples
 from loaders.workers.messages import Failure
-
-
-@dataclass(frozen=True)
-class SkippedSample:
-    """A sample that is missing from an epoch because `on_error` said so.
-
-    Attributes:
-        index: what the dataset was asked for.
-        source: what the dataset says the sample is, usually its path.
-        error: one line: the exception's type and message.
-    """
-
-    index: Any
-    source: str | None
-    error: str
-
-
-def skipped(failure: Failure) -> SkippedSample:
-    """The entry for the loader's list of errors."""
-    return SkippedSample(failure.key, failure.source, failure.summary)
 
 
 def exception_of(failure: Failure, *, apart: bool) -> BaseException:

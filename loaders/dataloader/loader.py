@@ -4,44 +4,34 @@ from __future__ import annotations
 
 import os
 import warnings
-import weakref
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from multiprocessing.context import BaseContext
 from typing import Any, Literal, TypeVar
 
 import torch
 import torch.utils.data
+from torch.utils.data import BatchSampler
 
 from loaders.batch.spec import Field
-from loaders.dataloader.arguments import check_arguments, check_iteration, workers_of
-from loaders.dataloader.auto_workers import Tuner
-from loaders.dataloader.checkpoint import Progress, progress_of, state_of
-from loaders.dataloader.cursor import KeyStream, inner_sampler, order_at_rest, restore, world_of
-from loaders.dataloader.dispatch import Dispatch
+from loaders.dataloader.arguments import check_arguments, check_iteration, check_sampler, workers_of
+from loaders.dataloader.auto_workers import AutoWorkers, Tuner
+from loaders.dataloader.checkpoint import Agreement, Position, position_of, state_of
+from loaders.dataloader.cursor import SamplerCursor, inner_sampler, restore, world_of
+from loaders.dataloader.delivery import Delivery, HeldWarning
+from loaders.dataloader.engines import Engines, EngineSetup
 from loaders.dataloader.epoch import Epoch
-from loaders.dataloader.failures import SkippedSample
-from loaders.dataloader.plan import Plan
+from loaders.dataloader.epochs import EpochLog, Epochs
+from loaders.dataloader.plan import Options, Plan
 from loaders.errors import StateError
 from loaders.memory.accelerator import open_accelerator
-from loaders.memory.arena import Arena
-from loaders.memory.device_reads import Reader
-from loaders.memory.slots import SlotPool
+from loaders.memory.device_reads import PageLocker
 from loaders.randomness.streams import Domain, keyed_word
-from loaders.report.report import Report, report_of
-from loaders.report.statistics import Measures
-from loaders.system.limits import available_nbytes
-from loaders.workers.engine import Engine
-from loaders.workers.inline import InlineEngine
+from loaders.report.report import Report, Snapshot, report_of
+from loaders.report.statistics import EpochStatistics, SkippedSample
 from loaders.workers.messages import Job
-from loaders.workers.processes import ProcessEngine
-from loaders.workers.threads import ThreadEngine
 
 _T_co = TypeVar("_T_co", covariant=True)
-
-# Of the memory available when the first batch is made, the share that batch buffers may take.
-_DEFAULT_SHARE = 0.5
-# Address space per byte of it, so that blocks of changing sizes always find a free run.
-_VIRTUAL_FACTOR = 4
 
 
 class DataLoader(torch.utils.data.DataLoader[_T_co]):
@@ -63,22 +53,16 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
         worker_method: "process", or "thread" for datasets that release the GIL most of the time.
         fields: how fields whose samples differ in shape share a batch: `{"boxes": Field(ragged=True)}`.
             A custom `collate_fn` decides by itself.
-        on_error: what a sample does whose reading raises: "raise" its exception; "skip" it, as if the sampler had not
-            drawn it (with several ranks use "substitute": ranks of unequal length hang); "substitute" another for it.
+        on_error: what becomes of a sample whose reading raises: "raise" its exception; "skip" it, so that its batch is
+            shorter (one in which all samples failed is left out); or "substitute" another for it. "skip" also leaves
+            out samples whose shape or dtype does not fit their batch.
         max_errors: how many samples may fail in a row before the error is raised all the same.
         max_buffer_bytes: the most memory that batches, made and held, may take; half of what is available by default.
         return_index: deliver `(batch, indices)`, indices as int64 (B,), or as a list if they are no ints.
 
-    Attributes:
-        errors: what a policy left out, since the loader was made or a state was loaded: `SkippedSample(index, source,
-            error)`.
-        overflow_count: values that no slot could hold and that travelled beside it.
-
     Raises:
         ValueError, TypeError: as torch does for its arguments.
     """
-
-    errors: list[SkippedSample]
 
     def __init__(
         self,
@@ -136,6 +120,8 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
             pin_memory_device=pin_memory_device,
             in_order=in_order,
         )
+        check_sampler(self._inner_sampler())
+        self.prefetch_factor = prefetch_factor  # torch puts a default of its own there, which is not ours
         self._tuner = Tuner(self._most_workers) if self._most_workers > workers else None
         self.shuffle = shuffle
         self.seed = seed
@@ -145,87 +131,91 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
         self.max_errors = max_errors
         self.max_buffer_bytes = max_buffer_bytes
         self.return_index = return_index
-        self.errors = []
-        self.overflow_count = 0
-        self._depth = prefetch_factor  # torch puts a default of its own into the attribute
         self._planned: tuple[Any, ...] = ()
         self._make_plan()
-        self._sample_seed = seed
-        self._next_epoch = 0
-        self._turns = 0  # epochs begun or gone on with, and states loaded
-        self._sampler_epoch: Any = 0
-        self._progress: Progress | None = None  # of the epoch that was begun last, until it ends
-        self._resume: Progress | None = None  # loaded, for the next epoch
-        self._pool: SlotPool | None = None
-        self._reader: Reader | None = None  # the accelerator that reads the slots where they lie
-        self._dispatch: Dispatch | None = None
-        self._measures: Measures | None = None  # of the epoch that was begun last
-        self._pid = os.getpid()
-        self._told_of_held = False
+        self._epochs = Epochs(seed)
+        self._engines = Engines()
+        self._held = HeldWarning()
+
+    @property
+    def errors(self) -> list[SkippedSample]:
+        """What a policy left out, since the loader was made or a state was loaded."""
+        return self._epochs.errors
+
+    @property
+    def overflow_count(self) -> int:
+        """Values that no slot could hold and that were copied once more."""
+        return self._epochs.overflow_count
 
     def __iter__(self) -> Any:
         """Begin an epoch."""
         if self._is_torchs():
+            if self.prefetch_factor is None and self.num_workers > 0:
+                self.prefetch_factor = 2
             return super().__iter__()
-        if self._pid != os.getpid():
-            # A forked child has none of the parent's workers, and must not touch its slots.
-            self._reader = self._reader if self._pid == -1 else None  # not the parent's
-            self._pid, self._pool, self._dispatch = os.getpid(), None, None
         persistent = self.persistent_workers and self.num_workers > 0
-        if self.pin_memory and self._reader is None:
-            self._reader = open_accelerator()
-        if self._reader is not None and self._pool is not None and not self._pool.arena.shared:
-            self._let_go_of_engine()  # of threads whose memory cannot be page-locked
-        dispatch = self._dispatch if persistent else None
-        if dispatch is None:
-            check_iteration(self)
+        if not persistent or self._engines.kept is None:
+            if self.num_workers > 0:
+                self.check_worker_number_rationality()
+            check_iteration(
+                num_workers=self.num_workers,
+                timeout_s=self.timeout,
+                pin_memory=self.pin_memory,
+                pin_memory_device=self.pin_memory_device,
+            )
             self._make_plan()
-        epoch = self._epoch_number()
-        progress = self._resume.copy() if self._resume is not None else Progress(epoch)
-        keys = KeyStream(self, progress) if self._plan.fetch != "stream" else None
-        if dispatch is None:
-            dispatch = Dispatch(self._new_engine(self._base_seed(progress)))
-            if persistent:
-                self._dispatch = dispatch
-                weakref.finalize(self, dispatch.close, ())
-        if self._reader is not None and self._pool is not None:
-            self._pool.page_lock(self._reader)
-        assert self._sample_seed is not None
-        return Epoch(self, dispatch, keys, progress, self._sample_seed, owns_engine=not persistent)
+        if self.pin_memory and self._engines.page_locker is None:
+            self._engines.page_lock_with(open_accelerator())
+        start = self._epochs.start(self._inner_sampler())
+        # torch makes the sampler's iterator before it draws its base seed.
+        cursor: SamplerCursor | None = self._cursor_at(start) if self._plan.fetch != "stream" else None
+        keep_seed = persistent and self._engines.kept is not None
+        setup = self._setup(0 if keep_seed else self._base_seed(start), persistent=persistent)
+        first = [cursor] if cursor is not None else []
+        options = self._options()
+        return Epoch(
+            self._epochs,
+            EpochLog(start if cursor is None else _with_origin(start, cursor), EpochStatistics(start.epoch)),
+            self._engines,
+            setup,
+            self._plan,
+            options,
+            Delivery(self._plan, options, getattr(self, "_IterableDataset_len_called", None), self._held),
+            None if cursor is None else lambda position: first.pop() if first else self._cursor_at(position),
+            self.__len__,
+            self._tuner,
+            self._have_workers,
+        )
 
     def set_epoch(self, epoch: int) -> None:
         """Number the next epoch, for the randomness of its samples; a sampler that has a `set_epoch` is told as well.
 
-        Without it epochs count themselves. An epoch that is set on the sampler alone counts here, too.
+        Without it epochs count themselves. An epoch that is set on the sampler alone counts here, too. A loaded state
+        of another epoch is given up, with a warning.
         """
-        sampler = inner_sampler(self)
+        sampler = self._inner_sampler()
         if hasattr(sampler, "set_epoch"):
             sampler.set_epoch(epoch)
-        self._next_epoch = epoch
-        self._sampler_epoch = getattr(sampler, "epoch", 0)
-        if self._resume is not None and self._resume.epoch != epoch:
-            self._resume = None
+        self._epochs.set(epoch, sampler)
 
     def state_dict(self) -> dict[str, Any]:
         """Which batch comes next, in a few plain numbers: of batches handed out, not of those made ahead.
 
         May be taken before, during and after an epoch. Whoever loads it into a loader over the same data goes on with
         the same batches to the bit, also with other workers and, at equal global batch, on another number of ranks.
+        After the last batch of an epoch that is the first of the next one.
 
         Raises:
             StateError: with `in_order=False` during an epoch: what comes next depends on who is faster. Also where
                 torch's own DataLoader does the work, which counts nothing.
         """
         self._check_has_state()
-        progress = self._resume or self._progress
-        if progress is None:
-            epoch, drawn = self._epoch_number(), self._dispatch is not None
-            progress = Progress(epoch, origin=order_at_rest(inner_sampler(self), drawn=drawn))
-        elif not self.in_order and self.num_workers > 0:
+        position, is_inside = self._epochs.position(self._inner_sampler(), drawn=self._engines.kept is not None)
+        if is_inside and not self.in_order and self.num_workers > 0:
             raise StateError(
                 "with in_order=False there is no state in the middle of an epoch: batches come as they may."
             )
-        return state_of(self, progress, self._sample_seed)
+        return state_of(self._agreement(), position, self._epochs.seed)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Let the next iteration go on where `state` was taken.
@@ -234,83 +224,81 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
             StateError: the state does not fit this loader; the message names the difference. Nothing has changed then.
         """
         self._check_has_state()
-        progress, sampler = progress_of(self, state), inner_sampler(self)
-        restore(sampler, progress.origin)
-        self._resume, self._progress = progress, None
-        self._turns += 1
-        self._next_epoch, self._sampler_epoch = progress.epoch, getattr(sampler, "epoch", 0)
-        if state["seed"] is not None:
-            self._sample_seed = state["seed"]
-        self.errors = [SkippedSample(*rest) for position, *rest in progress.failed if position < progress.keys]
-        if any(serial > 0 and own is None for serial, own in zip(progress.lanes, progress.streams, strict=True)):
+        position, sampler = position_of(self._agreement(), state), self._inner_sampler()
+        restore(sampler, position.origin)
+        self._epochs.load(position, state["seed"], sampler)
+        if any(serial > 0 and own is None for serial, own in zip(position.lanes, position.streams, strict=True)):
             warnings.warn(
-                f"{type(self.dataset).__name__} has no state_dict(): to go on behind batch {progress.batches}, all "
+                f"{type(self.dataset).__name__} has no state_dict(): to go on after batch {position.batches}, all "
                 "that was delivered is read once more and thrown away.",
                 stacklevel=2,
             )
 
-    def _base_seed(self, progress: Progress) -> int:
-        """What the workers' seeds count from; torch's own where `seed` is not given."""
-        seed = None
-        if progress.batches == 0 and (self.seed is None or self.generator is not None):
-            # Drawn where torch draws it, so that generators are in the same state afterwards: once an epoch, not again
-            # in the middle of it, and not from the process's own generator if there is nothing to be drawn.
-            seed = int(torch.empty((), dtype=torch.int64).random_(generator=self.generator).item())
-            if self._sample_seed is None:
-                self._sample_seed = seed
-        if self.seed is not None or seed is None:
-            assert self._sample_seed is not None
-            seed = keyed_word(Domain.ORDER, self._sample_seed, progress.epoch, 1) >> 1
-        return seed
-
-    def _epoch_number(self) -> int:
-        epoch = getattr(inner_sampler(self), "epoch", self._sampler_epoch)
-        if isinstance(epoch, int) and epoch != self._sampler_epoch:
-            # Set on the sampler by the user, or by a framework.
-            self._sampler_epoch = self._next_epoch = epoch
-            self._resume = None  # of another one
-        return self._next_epoch
-
-    def _has_begun(self, progress: Progress, measures: Measures) -> None:
-        """The first batch of an epoch is asked for. Until then it could have been a stray `iter()`."""
-        if self._progress is not progress:
-            self._measures = measures
-            self._progress, self._resume, self._next_epoch = progress, None, progress.epoch + 1
-            self._turns += 1
-
-    def _has_ended(self, progress: Progress) -> None:
-        if self._progress is progress:
-            self._progress = None
-
-    def _batch_key(self) -> tuple[int, int, int] | None:
-        """(seed, epoch, a number that no other batch of any rank has) of the batch that was handed out last."""
-        progress = self._progress
-        if progress is None or self._sample_seed is None:
-            return None
-        rank, ranks = world_of(inner_sampler(self))
-        # Of map-style datasets the position of its first sample in the epoch: also after resuming on other ranks.
-        number = progress.first if self._plan.fetch != "stream" else progress.batches - 1
-        return self._sample_seed, progress.epoch, number * ranks + rank
-
     def report(self) -> Report:
         """Where the time goes, and what to change: of the epoch that is running, else of the one that ran last.
 
-        It has a verdict in one sentence, and the numbers behind it as attributes; `print` shows them. What it is made
-        of is always measured.
+        It has a verdict in one sentence, and the numbers behind it as attributes; `print` shows them. They are
+        measured in every epoch.
         """
-        return report_of(self)
+        blocks, nbytes, ceiling_nbytes = self._engines.leased()
+        return report_of(
+            Snapshot(
+                statistics=self._epochs.statistics,
+                dataset=self.dataset,
+                num_workers=self.num_workers,
+                worker_method=self.worker_method,
+                depth=self._plan.depth(max(1, self.num_workers)),
+                blocks_per_batch=sum(size > 0 for size in self._plan.sizes()),
+                held_blocks=blocks,
+                held_nbytes=nbytes,
+                ceiling_nbytes=ceiling_nbytes,
+                skipped=tuple(self.errors),
+            )
+        )
 
     def holders(self) -> str:
         """Who holds batches: a line per field of each, with size and age; with LOADERS_DEBUG=slots also from where."""
-        if self._pool is None or self._pid != os.getpid():
-            return ""
-        self._pool.reclaim()
-        return self._pool.holders()
+        return self._engines.holders()
+
+    # -- for the library's own prefetcher
+
+    def page_lock_with(self, locker: PageLocker) -> None:
+        """From the next iteration on batches lie in memory that this accelerator reads where it is."""
+        self._engines.page_lock_with(locker)
+
+    def batch_key(self) -> tuple[int, int, int] | None:
+        """(seed, epoch, a number that no other batch of any rank has) of the batch that was handed out last."""
+        return self._epochs.batch_key(self._inner_sampler(), is_stream=self._plan.fetch == "stream")
+
+    @property
+    def turns(self) -> int:
+        """How many epochs were begun or gone on with, and states loaded."""
+        return self._epochs.turns
+
+    # -- inside
+
+    @property
+    def _iterator(self) -> Any:
+        """Where torch keeps the iterator of persistent workers, and where frameworks end them by putting None there."""
+        return self.__dict__.get("_torchs_iterator")
+
+    @_iterator.setter
+    def _iterator(self, iterator: Any) -> None:
+        self.__dict__["_torchs_iterator"] = iterator
+        if iterator is None and "_engines" in self.__dict__:
+            self._engines.drop_kept()
 
     def __getstate__(self) -> dict[str, Any]:
         # Workers and buffers stay here; a copy makes its own.
-        own = ("_pool", "_dispatch", "_iterator", "_reader", "_measures")
-        return {**self.__dict__, **dict.fromkeys(own), "_pid": -1}
+        state = {
+            name: value
+            for name, value in self.__dict__.items()
+            if name not in ("_engines", "_held", "_torchs_iterator")
+        }
+        return {**state, "_epochs": self._epochs.copied()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _engines=Engines(), _held=HeldWarning())
 
     def _is_torchs(self) -> bool:
         """Whether torch's own iterator does the work: datapipes it seeds and shards by private means."""
@@ -323,33 +311,54 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
                 "torch's own DataLoader does the work here (LOADERS_DISABLE=1, or a datapipe): it has no state."
             )
 
+    def _inner_sampler(self) -> Any:
+        return inner_sampler(self.sampler, self.batch_sampler)
+
+    def _cursor_at(self, position: Position) -> SamplerCursor:
+        return SamplerCursor(
+            self.sampler, self.batch_sampler, self.seed, position.epoch, dict(position.origin), position.keys
+        )
+
+    def _base_seed(self, position: Position) -> int:
+        """What the workers' seeds count from; torch's own where `seed` is not given."""
+        seed = None
+        if position.batches == 0 and (self.seed is None or self.generator is not None):
+            # Drawn where torch draws it, so that generators are in the same state afterwards: once an epoch, not again
+            # in the middle of it, and not from the process's own generator if there is nothing to be drawn.
+            seed = int(torch.empty((), dtype=torch.int64).random_(generator=self.generator).item())
+            if self._epochs.seed is None:
+                self._epochs.seed = seed
+        if self.seed is not None or seed is None:
+            assert self._epochs.seed is not None
+            seed = keyed_word(Domain.ORDER, self._epochs.seed, position.epoch, 1) >> 1
+        return seed
+
+    def _have_workers(self, workers: int) -> None:
+        self.num_workers = AutoWorkers(workers)
+
     def _make_plan(self) -> None:
         """Plan anew if what a plan is made of has changed: torch lets these attributes be set at any time."""
         workers = self.num_workers if self._tuner is None else self._most_workers
-        made_of = (self.collate_fn, workers, self._depth)
+        made_of = (self.collate_fn, workers, self.prefetch_factor)
         if made_of != self._planned:
             self._planned = made_of
-            depth = 1 if workers == 0 else self._depth and self._depth * workers
+            depth = 1 if workers == 0 else self.prefetch_factor and self.prefetch_factor * workers
             batched = self.batch_sampler is not None
             self._plan = Plan(self.dataset, self.collate_fn, self.batch_size, batched, depth)
 
-    def _new_engine(self, seed: int) -> Engine:
-        processes = self.num_workers > 0 and self.worker_method == "process"
-        shared = processes or self._reader is not None
-        context = (self.multiprocessing_context or torch.multiprocessing.get_context()) if processes else None
-        travels = context is not None and context.get_start_method() != "fork"
-        if self._pool is not None:
-            arena = self._pool.arena
-            if arena.shared != shared or (travels and not arena.travels):
-                self._pool.trim()  # an iterator may still use it
-                self._pool = None
-        if self._pool is None:
-            ceiling = self.max_buffer_bytes
-            if ceiling is None:
-                ceiling = int(available_nbytes() * _DEFAULT_SHARE)
-            arena = Arena(ceiling * _VIRTUAL_FACTOR + (1 << 24), shared=shared, travels=travels)
-            self._pool = SlotPool(arena, ceiling_nbytes=ceiling)
-            weakref.finalize(self, _release, self._pool, os.getpid())
+    def _options(self) -> Options:
+        return Options(
+            dataset=self.dataset,
+            num_workers=self.num_workers,
+            in_order=self.in_order,
+            timeout_s=self.timeout,
+            on_error=self.on_error,
+            max_errors=self.max_errors,
+            pin_memory=self.pin_memory,
+            return_index=self.return_index,
+        )
+
+    def _setup(self, seed: int, *, persistent: bool) -> EngineSetup:
         job = Job(
             dataset=self.dataset,
             fetch=self._plan.fetch,
@@ -357,32 +366,44 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
             batched=self._plan.batched,
             fields=dict(self.fields or {}),
             keep_going=self.on_error != "raise",
-            batch_rows=self._plan.room,
+            batch_rows=(self.batch_size or 1) if self._plan.batched else 1,
             drop_last=self.drop_last,
             num_workers=max(self.num_workers, self._most_workers),
             seed=seed,
             init=self.worker_init_fn,
         )
-        if self.num_workers == 0:
-            return InlineEngine(job, self._pool)
-        if context is None:
-            return ThreadEngine(job, self._pool, self.num_workers)
-        return ProcessEngine(job, self._pool, context, self.num_workers)
+        context = self.multiprocessing_context
+        return EngineSetup(job, self.num_workers, self.worker_method, context, self.max_buffer_bytes, persistent)
 
-    def _let_go_of_engine(self) -> None:
-        """The next epoch starts new workers. An iterator that still goes on keeps those that it has."""
-        if self._dispatch is not None and not self._dispatch.is_wanted:
-            self._dispatch.close(())
-        self._dispatch = None
+    def _agreement(self) -> Agreement:
+        sampler = self._inner_sampler()
+        world_size = world_of(sampler)[1]
+        is_stream = self._plan.fetch == "stream"
+        batches, size, drop_last = self.batch_sampler, self.batch_size, self.drop_last
+        if is_stream:
+            # Each worker has a stream of its own: what it holds depends on how many there are.
+            streams = {"num_workers": int(self.num_workers), "batch_size": size, "drop_last": drop_last}
+            return Agreement(streams, self.seed, world_size, True, max(1, self.num_workers))
+        if type(batches) is BatchSampler:
+            size, drop_last = batches.batch_size, batches.drop_last
+        fixed: dict[str, Any] = {
+            "length": _length(self.dataset),
+            "global_batch": None if size is None else size * world_size,
+            "drop_last": drop_last,
+            "sampler": type(sampler).__name__,
+            # An order that the seed fixes is not kept in the state; any other is.
+            "seeded": self.seed is not None,
+        }
+        return Agreement(fixed, self.seed, world_size, False, 0)
 
-    def _forget_engine(self) -> None:
-        """The workers could not be kept: the next epoch starts new ones."""
-        if self._dispatch is not None:
-            self._dispatch.close(())
-            self._dispatch = None
+
+def _with_origin(position: Position, cursor: SamplerCursor) -> Position:
+    # The cursor fills it in when it draws the first key.
+    return replace(position, origin=cursor.origin)
 
 
-def _release(pool: SlotPool, pid: int) -> None:
-    # Batches that outlive the loader keep the mapping alive; everything else of it ends here.
-    if pid == os.getpid():
-        pool.close()
+def _length(dataset: Any) -> int | None:
+    try:
+        return len(dataset)
+    except TypeError:
+        return None

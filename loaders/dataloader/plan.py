@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,42 +22,60 @@ _DEPTH = 3
 _LARGE_NBYTES = 24 << 20
 
 
+@dataclass(frozen=True)
+class Options:
+    """What else an iteration goes by: the loader's arguments, as they are when it begins."""
+
+    dataset: Any
+    num_workers: int
+    in_order: bool
+    timeout_s: float
+    on_error: str
+    max_errors: int
+    pin_memory: bool
+    return_index: bool
+
+
 class Plan:
     """The shape of the work of one loader.
 
     Attributes:
+        collate_fn: the user's, or torch's default.
         fetch: how samples are read.
         batched: False with `batch_size=None`.
         by_rows: samples go into the rows of a slot; else a collate_fn makes the batch in one worker.
-        by_runs: a batch is shared by several workers.
+        by_spans: a batch is shared by several workers.
         spec: of the rows, once the first sample was seen.
         room: rows of a slot, the largest batch so far.
     """
 
     def __init__(self, dataset: Any, collate_fn: Any, batch_size: int | None, batched: bool, depth: int | None) -> None:
         self.batched = batched
+        self.collate_fn = collate_fn
         self.fetch: Fetch = "each"
         if isinstance(dataset, IterableDataset):
             self.fetch = "stream"
         elif batched and reads_batches(dataset):
             self.fetch = "all"
         self.by_rows = batched and collate_fn in (default_collate, numpy_collate)
-        self.by_runs = self.by_rows and self.fetch == "each"
+        self.by_spans = self.by_rows and self.fetch == "each"
         # default_convert only wraps, which the consumer does for nothing; any other function runs in the worker.
         self.collate = None if self.by_rows or (not batched and collate_fn is default_convert) else collate_fn
-        self.room = (batch_size or 1) if batched else 1
+        # Of a stream it is known only when it is read; else it grows with the batches that the sampler gives.
+        self.room = (batch_size or 1) if batched and self.fetch == "stream" else 1
         self.spec: BatchSpec | None = None
         self._depth = depth
+        self._batch_size = (batch_size or 1) if batched else 1
         self._parcel_sizes: list[int] = []
 
     def depth(self, workers: int) -> int:
         """How many batches are open at once."""
         if self._depth is not None:
             return max(1, self._depth)
-        if not self.by_runs:
+        if not self.by_spans:
             return workers + 2
         depth = _DEPTH if sum(self.sizes()) < _LARGE_NBYTES else _DEPTH - 1
-        return max(depth, math.ceil(2 * workers / self.room) + 1)
+        return max(depth, math.ceil(2 * workers / max(self.room, self._batch_size)) + 1)
 
     def sizes(self) -> list[int]:
         """Bytes of the blocks of the next slot; 0 where a field has none."""

@@ -94,7 +94,7 @@ class DevicePrefetcher:
             self._delivered = None
             return self._pass_on(iter(self.loader), keys)
         if isinstance(self.loader, DataLoader) and self._streams.reader is not None:
-            self.loader._reader = self._streams.reader
+            self.loader.page_lock_with(self._streams.reader)
         return self._prefetch(iter(self.loader), keys, self._streams)
 
     def _pass_on(self, batches: Iterator[Any], keys: _Keys) -> Iterator[Any]:
@@ -105,7 +105,7 @@ class DevicePrefetcher:
     def _prefetch(self, batches: Iterator[Any], keys: _Keys, streams: Streams) -> Iterator[Any]:
         transfer = Transfer()
         if isinstance(batches, Epoch):
-            batches.measures.transfer = transfer  # for the loader's report
+            batches.statistics.transfer = transfer  # for the loader's report
         copies = Copies(streams, self.depth, self._buffers, transfer)
         self._delivered = _Position(self.loader)
         end: Exception | None = None
@@ -191,7 +191,7 @@ class _Position:
 
 def _turn(loader: Any) -> Any:
     """Which of its epochs a loader of ours has begun last; of others nothing is known."""
-    return loader._turns if isinstance(loader, DataLoader) else None
+    return loader.turns if isinstance(loader, DataLoader) else None
 
 
 class _Keys:
@@ -204,7 +204,7 @@ class _Keys:
 
     def next(self) -> tuple[int, int, int]:
         """The key of the batch that the loader gave last."""
-        if isinstance(self._loader, DataLoader) and (own := self._loader._batch_key()) is not None:
+        if isinstance(self._loader, DataLoader) and (own := self._loader.batch_key()) is not None:
             return own
         seed, epoch, number = self._key
         self._key = (seed, epoch, number + 1)

@@ -8,7 +8,7 @@ import torch
 
 from loaders.errors import DeviceError
 from loaders.memory.accelerator import Accelerator
-from loaders.memory.device_reads import Event, Reader
+from loaders.memory.device_reads import Event, PageLocker
 
 
 class Streams(Protocol):
@@ -20,7 +20,7 @@ class Streams(Protocol):
         reader: what page-locks the slots of our own loaders, or None where that cannot be done.
     """
 
-    reader: Reader | None
+    reader: PageLocker | None
 
     def pin(self, tensor: torch.Tensor) -> torch.Tensor:
         """The tensor in memory that the copy engine reads: itself if it lies there or on a device, else a copy."""
@@ -91,7 +91,7 @@ class _TorchStreams:
         self._side = torch.Stream(device=device)
         self.current_stream()
         # Elsewhere torch offers nothing to page-lock memory with that is not its own.
-        self.reader: Reader | None = Accelerator(device) if device.type == "cuda" else None
+        self.reader: PageLocker | None = Accelerator(device) if device.type == "cuda" else None
         torch.empty(1, device="cpu", pin_memory=True)
 
     def pin(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -144,7 +144,7 @@ class _TorchStreams:
 class _NoStreams:
     """A device that torch has no streams for: everything happens in order, and copies are done when they return."""
 
-    reader: Reader | None = None
+    reader: PageLocker | None = None
 
     def __init__(self, device: torch.device) -> None:
         self.device = device

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from loaders.benchmark.target import loader_argument
 from loaders.bridge import to_numpy
 from loaders.datasets.wrapped import bases
 from loaders.doctor.finding import Finding
@@ -90,7 +91,7 @@ def check_batching(dataset: Any, indices: Sequence[int], target: Any) -> Finding
     from loaders.dataloader.loader import DataLoader
 
     is_batched = not hasattr(target, "batch_sampler") or target.batch_sampler is not None
-    options = {name: value for name in ("collate_fn", "fields") if (value := getattr(target, name, None)) is not None}
+    options = {name: value for name in ("collate_fn", "fields") if (value := loader_argument(target, name)) is not None}
     try:
         next(iter(DataLoader(dataset, len(indices) if is_batched else None, sampler=list(indices), **options)))
     except Exception as error:

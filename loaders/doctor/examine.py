@@ -6,7 +6,7 @@ import multiprocessing
 from typing import Any
 
 from loaders.benchmark.setups import spread_indices
-from loaders.benchmark.target import dataset_of, is_stock
+from loaders.benchmark.target import dataset_of, is_stock, loader_argument
 from loaders.doctor import behaviour, samples
 from loaders.doctor.finding import Finding, exit_status
 from loaders.doctor.machine import MACHINE_CHECKS
@@ -46,9 +46,9 @@ def examine_dataset(target: Any, *, count: int = SAMPLES, batch_size: int = 64, 
             Finding("dataset", "problem", f"the {type(dataset).__name__} is empty", "Look at the path it was given.")
         ]
     indices = spread_indices(length, min(count, length))
-    batch_size = getattr(target, "batch_size", None) or batch_size
+    batch_size = loader_argument(target, "batch_size") or batch_size
     reads = samples.read_samples(dataset, indices)
-    declared = tuple(getattr(target, "fields", None) or ())
+    declared = tuple(loader_argument(target, "fields") or ())
     method = multiprocessing.get_start_method(allow_none=True) or multiprocessing.get_context().get_start_method()
     readable = [read.index for read in reads if read.error is None][:_TWICE]
     found = [

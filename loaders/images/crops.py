@@ -81,7 +81,7 @@ class Crop(ABC):
         return 1
 
     @abstractmethod
-    def region(self, width: int, height: int, rng: np.random.Generator | None = None) -> Region:
+    def region(self, width: int, height: int, rng: np.random.Generator | None = None) -> tuple[int, int, int, int]:
         """The part of an upright photo of width by height that is to be seen: (left, top, width, height), inside it.
 
         Args:
@@ -131,7 +131,7 @@ class Crop(ABC):
             ValueError: `out` has another shape or dtype.
         """
         height, width = picture.shape[:2]
-        region = self.region(width, height)
+        region = Region(*self.region(width, height))
         if not region.is_inside(width, height):
             raise ValueError(f"the crop's {region} is not inside the picture of {width} x {height} pixels.")
         return self._resized(region.of(picture), self._shape_of(region), out)
@@ -140,7 +140,7 @@ class Crop(ABC):
         if not image.is_jpeg:  # decoded whole
             return self.apply(image.picture(), out)
         width, height = image.size()
-        region = self.region(width, height)
+        region = Region(*self.region(width, height))
         if not region.is_inside(width, height):
             raise ValueError(f"the crop's {region} is not inside the picture of {width} x {height} pixels.")
         shape = self._shape_of(region)

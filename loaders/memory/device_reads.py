@@ -34,7 +34,7 @@ class Event(Protocol):
         ...
 
 
-class Reader(Protocol):
+class PageLocker(Protocol):
     """The accelerator, as `loaders.memory.accelerator.Accelerator` has it."""
 
     def page_lock(self, address: int, nbytes: int) -> None:
@@ -61,7 +61,7 @@ class Reader(Protocol):
 class DeviceReads:
     """Page-locks the blocks of a pool, and says when the device is done with them. The pool calls it under its lock."""
 
-    def __init__(self, reader: Reader, arena: Arena) -> None:
+    def __init__(self, reader: PageLocker, arena: Arena) -> None:
         self._reader = reader
         self._base = ctypes.addressof(ctypes.c_char.from_buffer(arena.buffer))
         self._locked: set[Block] = set()

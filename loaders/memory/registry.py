@@ -6,19 +6,35 @@ import contextlib
 import os
 import threading
 import weakref
-from typing import TYPE_CHECKING
+from typing import Protocol
 
-if TYPE_CHECKING:
-    from loaders.memory.slots import Lease, SlotPool
+from loaders.memory.leases import Lease
 
-    Pools = weakref.WeakValueDictionary[int, SlotPool]
+
+class Pool(Protocol):
+    """A `SlotPool`, as far as others of the process have to do with it."""
+
+    def before_fork(self) -> None:
+        """This process is about to be forked."""
+
+    def after_fork(self, *, in_child: bool) -> None:
+        """It was."""
+
+    def settle(self) -> None:
+        """Take back what can be taken back now."""
+
+    def lease_at(self, address: int) -> Lease | None:
+        """The lease of the block that this byte lies in."""
+
+
+Pools = weakref.WeakValueDictionary[int, Pool]
 
 shared: Pools = weakref.WeakValueDictionary()  # whose memory a child would share
 locked: Pools = weakref.WeakValueDictionary()  # that a device may read where it lies
-unsettled: set[SlotPool] = set()  # with memory that has to be unlocked, which just then was forbidden
+unsettled: set[Pool] = set()  # with memory that has to be unlocked, which just then was forbidden
 
 
-def alive(pools: Pools) -> list[SlotPool]:
+def alive(pools: Pools) -> list[Pool]:
     """Those that there are at this moment."""
     # The dictionary's own iterators fail where another thread makes a pool meanwhile; this list is made at one blow.
     return [pool for ref in pools.valuerefs() if (pool := ref()) is not None]

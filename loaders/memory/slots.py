@@ -8,20 +8,22 @@ from __future__ import annotations
 
 import ctypes
 import os
+import sys
 import threading
 import time
 import traceback
 import weakref
 from collections import Counter, deque
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from loaders.errors import BufferMemoryError, SlotStateError
 from loaders.memory import registry
 from loaders.memory.arena import Arena, round_up
 from loaders.memory.blocks import Block, BlockState
-from loaders.memory.device_reads import DeviceReads, Reader
+from loaders.memory.device_reads import DeviceReads, PageLocker
 from loaders.memory.fork_holds import ForkHolds
+from loaders.memory.leases import Lease
 
 # What a released block is filled with under LOADERS_DEBUG=slots: a reader that outlived its lease shows at once.
 DEBUG_PATTERN = 0xDB
@@ -29,18 +31,6 @@ _WINDOW = 64
 # So many blocks of a size may wait for the device before a new one is asked for in vain: a consumer that runs ahead of
 # its device must not fill the memory with batches that are still to be read.
 _READ_BEHIND = 6
-
-
-class Lease(weakref.ref[Any]):
-    """Dies with the exporter of a block's buffer, and then stands in the pool's queue of ended leases."""
-
-    __slots__ = ("address", "block", "label", "named", "since_s", "streams")
-    block: Block
-    label: str
-    since_s: float
-    address: int
-    streams: set[Hashable] | None  # of the device, that may read the block; None: whoever reads it waits for that
-    named: set[Hashable]  # streams that the user said to read it
 
 
 def _caller() -> str:
@@ -55,14 +45,28 @@ def _caller() -> str:
 class SlotPool:
     """Blocks of an arena, handed out, leased and taken back. One thread at a time fills it; leases end anywhere.
 
+    A signal handler may call any of it in the middle of anything. One that raises may leave a change half made: the
+    pool is not intact then, and only takes back what readers still hold.
+
     Args:
         arena: where the blocks lie.
         ceiling_nbytes: the most bytes all blocks together may take.
+        asked_nbytes: what the user gave for that, None for nothing.
+        others: what other pools take of it; asked with this one.
     """
 
-    def __init__(self, arena: Arena, *, ceiling_nbytes: int) -> None:
+    def __init__(
+        self,
+        arena: Arena,
+        *,
+        ceiling_nbytes: int,
+        asked_nbytes: int | None = None,
+        others: weakref.WeakMethod[Callable[[SlotPool], int]] | None = None,
+    ) -> None:
         self.arena = arena
         self.ceiling_nbytes = ceiling_nbytes
+        self.asked_nbytes = asked_nbytes
+        self._others = others
         self.leased_nbytes = 0
         self.waited_ns = 0  # in all, for the device to read blocks that are needed again
         self._free: dict[int, list[Block]] = {}
@@ -73,7 +77,9 @@ class SlotPool:
         self._reads: DeviceReads | None = None
         self._late: list[tuple[Callable[[], bool], list[Block]]] = []
         self._keep: Counter[int] | None = None  # how many FREE blocks of each size to keep while nothing is acquired
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal handler may come in while its own thread has it
+        self._inside = False  # somebody is between taking it and letting it go
+        self._intact = True  # no change was cut off in the middle
         self._fork_holds = ForkHolds()
         self._pid = os.getpid()
         self._closed = False
@@ -84,7 +90,7 @@ class SlotPool:
         self._acquired = 0
         self._debug = "slots" in os.environ.get("LOADERS_DEBUG", "").split(",")
 
-    def page_lock(self, reader: Reader) -> None:
+    def page_lock(self, reader: PageLocker) -> None:
         """Let an accelerator read the blocks that are handed out from now on where they lie. Of shared memory only.
 
         Private pages would be copied by a fork, and the device go on reading those that are the child's from then on.
@@ -106,19 +112,28 @@ class SlotPool:
         slot: list[Block] = []
         try:
             with self._lock:
-                self._keep = None
-                self._reclaim()
-                slot.extend(self._take(round_up(max(size, 1)), bounded) for size in sizes)
-                if self._reads is not None:
-                    for block in slot:
-                        self._reads.lock(block)
-                self._acquired += 1
-                if self._acquired % _WINDOW == 0:
-                    self._trim()
+                intact = self._intact
+                self._inside, self._intact = True, False
+                try:
+                    self._keep = None
+                    self._reclaim()
+                    slot.extend(self._take(round_up(max(size, 1)), bounded) for size in sizes)
+                    if self._reads is not None:
+                        for block in slot:
+                            self._reads.lock(block)
+                    self._acquired += 1
+                    if self._acquired % _WINDOW == 0:
+                        self._trim()
+                    self._intact = intact
+                except BufferMemoryError:
+                    self._intact = intact
+                    raise
+                finally:
+                    self._inside = False
             if self._reads is not None:
                 self._reads.tell_of_refusal()
                 for pool in (*registry.alive(registry.locked), *tuple(registry.unsettled)):
-                    pool._settle()  # of those that rest: what the device has read meanwhile
+                    pool.settle()  # what the device has read meanwhile of those that nobody uses
         except BaseException:
             self.discard(slot)
             raise
@@ -141,7 +156,7 @@ class SlotPool:
                 raise SlotStateError("a block that is leased is free when its last view dies, and cannot be discarded.")
             block.become(BlockState.FREE)
             self._ended.append(block)
-        self._settle()
+        self.settle()
 
     def discard_after(self, is_written: Callable[[], bool], slot: Iterable[Block]) -> None:
         """Discard blocks once `is_written` says False, maybe now; until then they are ABANDONED to late writers."""
@@ -167,6 +182,7 @@ class SlotPool:
         where = _caller() if self._debug else ""
         streams = self._reads.current_streams() if self._reads is not None else None
         with self._lock:
+            intact, self._intact = self._intact, False
             for block, label in zip(slot, labels, strict=True):
                 block.become(BlockState.LEASED)
                 # The root of every alias. An ndarray or tensor as anchor would let go too early: `.base` collapses,
@@ -181,12 +197,27 @@ class SlotPool:
                 self._leases[block] = lease
                 self.leased_nbytes += block.nbytes
                 roots.append(root)
+            self._intact = intact
         return roots
 
     def reclaim(self) -> None:
         """Take back the blocks whose leases have ended."""
         with self._lock:
-            self._reclaim()
+            self._reclaim_unless_inside()
+
+    def is_intact(self) -> bool:
+        """Whether no change was cut off in the middle, nor goes on further down this thread's stack."""
+        with self._lock:
+            return self._intact and not self._inside
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether nothing is acquired any more."""
+        return self._closed
+
+    def is_alive(self) -> bool:
+        """Whether it is not closed, or a reader still holds some of it."""
+        return not self._closed or bool(self._leases)
 
     def trim(self, keep: Iterable[int] = ()) -> None:
         """Give FREE blocks back to the machine, but one for each size (bytes) in `keep`.
@@ -194,7 +225,7 @@ class SlotPool:
         Until the next `acquire` blocks that become free later are given back in the same way. Never waits.
         """
         self._keep = Counter(round_up(max(size, 1)) for size in keep if not self._closed)
-        self._settle()
+        self.settle()
 
     def close(self) -> None:
         """Nothing is acquired any more: every block goes back to the machine when its last view dies."""
@@ -237,10 +268,10 @@ class SlotPool:
         return block
 
     def _grow(self, size: int, bounded: bool) -> Block:
-        while bounded and self.arena.reserved_nbytes + size > self.ceiling_nbytes:
+        while bounded and self._reserved_nbytes() + size > self.ceiling_nbytes:
             if not self._release_all_free():
                 raise BufferMemoryError(
-                    f"batch buffers would take {self.arena.reserved_nbytes + size:,} bytes, of which batches still "
+                    f"batch buffers would take {self._reserved_nbytes() + size:,} bytes, of which batches still "
                     f"held take {self.leased_nbytes:,}; max_buffer_bytes allows {self.ceiling_nbytes:,}.\n"
                     "  Let go of batches that are kept, copy what you keep (tensor.clone()), or raise max_buffer_bytes."
                 )
@@ -254,6 +285,10 @@ class SlotPool:
                     raise
         return block
 
+    def _reserved_nbytes(self) -> int:
+        others = self._others() if self._others is not None else None
+        return self.arena.reserved_nbytes + (others(self) if others is not None else 0)
+
     def _release_all_free(self) -> bool:
         """Give all FREE blocks back to the machine, else one that the device reads; False if there is nothing."""
         if not any(self._free.values()):
@@ -264,30 +299,49 @@ class SlotPool:
             self._release_free(size, keep=0)
         return True
 
-    def _end(self, lease: Lease) -> None:
+    def _end(self, lease: Lease, is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+        if is_finalizing():  # of the interpreter, when the names of this module may be gone already
+            return
         try:
             if lease.streams is not None and self._reads is not None:
                 lease.streams |= self._reads.current_streams()
         finally:
             self._ended.append(lease.block)
-        self._settle()
+        self.settle()
 
-    def _settle(self) -> None:
+    def settle(self) -> None:
         """Between `trim` and `acquire`: take back and trim, unless somebody else is at it; again if more has ended."""
-        while (keep := self._keep) is not None and self._pid == os.getpid() and self._lock.acquire(blocking=False):
+        while (keep := self._keep) is not None and self._pid == os.getpid():
+            taken: list[bool] = []
             try:
-                has_looked = self._reclaim()
+                # Taken and noted in one step: an exception that comes next still lets it go.
+                taken.extend(map(self._lock.acquire, (False,)))
+                has_looked = taken[0] and self._reclaim_unless_inside()
             finally:
-                self._lock.release()
+                if taken and taken[0]:
+                    self._lock.release()
             if not has_looked or (not self._ended and self._keep is keep):
                 return
+
+    def _reclaim_unless_inside(self) -> bool:
+        """False where this is a signal handler, or a finalizer, in the middle of the pool's own work."""
+        if self._inside:
+            return False
+        intact = self._intact
+        self._inside, self._intact = True, False
+        try:
+            has_looked = self._reclaim()
+            self._intact = intact
+            return has_looked
+        finally:
+            self._inside = False
 
     def before_fork(self) -> None:
         """This process is about to be forked."""
         # Held across the fork: the child must not find it locked, nor a batch be handed out unseen.
         self._lock.acquire()
         try:
-            self._reclaim()
+            self._reclaim_unless_inside()
         finally:
             self._fork_holds.before_fork(self._leases)
 

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import html
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from loaders.report.figures import Figures
 from loaders.report.units import nbytes, percent, seconds, share
-
-if TYPE_CHECKING:
-    from loaders.report.report import Report
 
 _SHOWN = 5  # of the slowest samples, of those that were skipped
 _MANY_WORKERS = 16
@@ -17,7 +15,7 @@ Row = tuple[str, str, str]
 Section = tuple[str, list[Row]]
 
 
-def heading(report: Report) -> str:
+def heading(report: Figures) -> str:
     """What the report is of."""
     state = "done" if report.finished else "running"
     return (
@@ -27,7 +25,7 @@ def heading(report: Report) -> str:
     )
 
 
-def sections(report: Report) -> list[Section]:
+def sections(report: Figures) -> list[Section]:
     """(title, rows of label, value, note)."""
     found = [("the loop", _loop(report)), ("the workers", _workers(report)), ("bytes", _bytes(report))]
     slow = [(f"sample {each.index}", seconds(each.seconds), each.source or "") for each in report.slowest[:_SHOWN]]
@@ -39,7 +37,7 @@ def sections(report: Report) -> list[Section]:
     return [(title, rows) for title, rows in found if rows]
 
 
-def _loop(report: Report) -> list[Row]:
+def _loop(report: Figures) -> list[Row]:
     whole, transfer = report.window_s, report.transfer
     parts = [("waits for data", report.wait_s), ("waits for a slot", report.slot_s)]
     parts.append(("makes batches", report.deliver_s))
@@ -53,7 +51,7 @@ def _loop(report: Report) -> list[Row]:
     return rows
 
 
-def _workers(report: Report) -> list[Row]:
+def _workers(report: Figures) -> list[Row]:
     kind = {"process": "processes", "thread": "threads"}[report.worker_method]
     count = f"{report.num_workers} {kind}" if report.num_workers else "the loop's own thread"
     cpu = "" if report.cpu_share is None else f", of which computing {percent(report.cpu_share)}"
@@ -70,7 +68,7 @@ def _workers(report: Report) -> list[Row]:
     return rows
 
 
-def _bytes(report: Report) -> list[Row]:
+def _bytes(report: Figures) -> list[Row]:
     rows = [("read from files", nbytes(report.read_nbytes), "estimated")] if report.read_nbytes else []
     rows.append(("written into batches", nbytes(report.written_nbytes), "the one host write"))
     if report.overflow_nbytes:
@@ -86,15 +84,15 @@ def _bytes(report: Report) -> list[Row]:
     return rows
 
 
-def plain_text(report: Report) -> str:
+def plain_text(report: Figures, verdict: str) -> str:
     """Lines of text."""
-    lines = [heading(report), report.verdict]
+    lines = [heading(report), verdict]
     for title, rows in sections(report):
         lines += ["", title, *(f"  {label:24}{value:>14}  {note}".rstrip() for label, value, note in rows)]
     return "\n".join(lines)
 
 
-def rich_page(report: Report) -> Any:
+def rich_page(report: Figures, verdict: str) -> Any:
     """For `rich.print`."""
     from rich.console import Group
     from rich.panel import Panel
@@ -109,14 +107,14 @@ def rich_page(report: Report) -> Any:
         table.add_row(Text(title, style="bold"))
         for row in rows:
             table.add_row(*(Text(cell) for cell in row))
-    return Group(Panel(Text(report.verdict, style="bold")), Text(heading(report)), table)
+    return Group(Panel(Text(verdict, style="bold")), Text(heading(report)), table)
 
 
-def html_page(report: Report) -> str:
+def html_page(report: Figures, verdict: str) -> str:
     """For a notebook."""
     body = "".join(
         f'<tr><th colspan="3" style="text-align:left">{html.escape(title)}</th></tr>'
         + "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
         for title, rows in sections(report)
     )
-    return f"<p><b>{html.escape(report.verdict)}</b></p><p>{html.escape(heading(report))}</p><table>{body}</table>"
+    return f"<p><b>{html.escape(verdict)}</b></p><p>{html.escape(heading(report))}</p><table>{body}</table>"

@@ -15,6 +15,21 @@ _SLOWEST = 8
 _AT_ONCE = 64
 
 
+@dataclass(frozen=True)
+class SkippedSample:
+    """A sample that is missing from an epoch because `on_error` said so.
+
+    Attributes:
+        index: what the dataset was asked for.
+        source: what the dataset says the sample is, usually its path.
+        error: one line: the exception's type and message.
+    """
+
+    index: Any
+    source: str | None
+    error: str
+
+
 @dataclass
 class WorkerSums:
     """What one worker has done. `busy_ns` counts from the first batch of the epoch on; `seen_ns` is what of it the
@@ -48,7 +63,7 @@ class Transfer:
 
 
 @dataclass
-class Measures:
+class EpochStatistics:
     """The sums of one epoch. All times are nanoseconds of `time.perf_counter_ns`.
 
     What happens before the first batch is handed out, such as the start of workers, counts for `first_ns` alone.

@@ -7,12 +7,9 @@ long as there are cores for them; the loop takes a batch each time it has comput
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
+from loaders.report.figures import Figures
 from loaders.report.units import nbytes, percent, seconds
-
-if TYPE_CHECKING:
-    from loaders.report.report import Report
 
 # Fewer batches than these say nothing.
 FEWEST = 3
@@ -43,7 +40,7 @@ _REMEDIES = {
 }
 
 
-def model_s(report: Report) -> float:
+def model_s(report: Figures) -> float:
     """What the loop needs for one batch when nobody lets it wait; by the device's own events where there are any."""
     own = report.compute_s / report.batches
     transfer = report.transfer
@@ -55,7 +52,7 @@ def model_s(report: Report) -> float:
     return max(own, transfer.compute_s)
 
 
-def waiting_share(report: Report) -> float:
+def waiting_share(report: Figures) -> float:
     """Share of the time in which the model has nothing to do."""
     period = report.window_s / report.batches
     transfer = report.transfer
@@ -65,18 +62,18 @@ def waiting_share(report: Report) -> float:
     return max(0.0, 1 - (model_s(report) + report.deliver_s / report.batches) / period)
 
 
-def needed_workers(report: Report) -> float:
+def needed_workers(report: Figures) -> float:
     """How many workers at work all the time give as much as the loop takes."""
     consumed_s = model_s(report) + report.deliver_s / report.batches
     return report.service_s * report.samples / report.batches / max(consumed_s, 1e-9)
 
 
-def predicted_share(report: Report, workers: int) -> float:
+def predicted_share(report: Figures, workers: int) -> float:
     """Share of the time in which the model would wait with so many workers, if each stayed as fast as it is."""
     return max(0.0, 1 - workers / needed_workers(report)) if report.service_s else 0.0
 
 
-def room_for_workers(report: Report) -> int:
+def room_for_workers(report: Figures) -> int:
     """How many workers more there are cores for."""
     per_worker = max(0.05, 1.0 if report.cpu_share is None else report.cpu_share)
     free = report.cores - report.cores_busy
@@ -85,7 +82,7 @@ def room_for_workers(report: Report) -> int:
     return max(0, int(free / per_worker + 0.25))
 
 
-def verdict_on(report: Report) -> str:
+def verdict_on(report: Figures) -> str:
     """The sentence."""
     if report.batches < FEWEST or report.window_s <= 0:
         return f"too few batches to tell: {report.batches} so far, beside the first."
@@ -127,7 +124,7 @@ def verdict_on(report: Report) -> str:
     return _slow_workers(report, head)
 
 
-def _slow_transfer(report: Report) -> str | None:
+def _slow_transfer(report: Figures) -> str | None:
     transfer = report.transfer
     if transfer is None or not transfer.batches:
         return None
@@ -148,7 +145,7 @@ def _slow_transfer(report: Report) -> str | None:
     )
 
 
-def _fast_enough(report: Report, waits: float) -> str:
+def _fast_enough(report: Figures, waits: float) -> str:
     head = "the model never waits" if waits < 0.005 else f"the model waits {percent(waits)} of the time"
     deliver = report.deliver_s / report.window_s
     if deliver > 0.1:
@@ -161,7 +158,7 @@ def _fast_enough(report: Report, waits: float) -> str:
     return f"{head}: the loader keeps up, and the model limits."
 
 
-def _slow_workers(report: Report, head: str) -> str:
+def _slow_workers(report: Figures, head: str) -> str:
     stage = max(report.stages_s, key=lambda name: report.stages_s[name]) if report.stages_s else "sample"
     share = report.stages_s[stage] / sum(report.stages_s.values()) if report.stages_s else 1.0
     limit = f"{head}: {_DOING[stage]} limits ({percent(share)} of the workers' time)"

@@ -44,6 +44,12 @@ class Engine(Protocol):
             WorkerLostError: a worker died again and again on one sample.
         """
 
+    def wait(self, timeout_s: float | None) -> None:
+        """Until there is something to collect, at most `timeout_s` (None: for ever). An engine without workers works.
+
+        With workers nothing changes meanwhile: an exception of a signal handler may come at any instruction.
+        """
+
     def cancel(self, task: Task) -> None:
         """Spend no more time on this task. Its spans are still reported, so that its slot can be taken back."""
 
@@ -54,7 +60,9 @@ class Engine(Protocol):
         """Let so many work from now on, 1 to the `num_workers` of the job. Not for streams: each worker has one."""
 
     def close(self, *, force: bool = False) -> None:
-        """Stop all workers, by `force` at once. Safe to call twice, and in a forked child, where it does nothing."""
+        """Stop all workers; with `force` at once, in whatever state an exception has left this engine.
+
+        Safe to call twice, and in a forked child, where it does nothing."""
 
 
 def describe_work(dataset: Any, fetch: Fetch, task: Task, row: int) -> tuple[Any, str | None, str]:

@@ -19,6 +19,7 @@ class InlineEngine:
     def __init__(self, job: Job, pool: SlotPool) -> None:
         self.pool = pool
         self._worker = Worker(job, 0, pool.arena.buffer, apart=False)
+        self._results: list[Result] = []
         self._queue: deque[tuple[Task, int, int]] = deque()
 
     def submit(self, task: Task, spans: Sequence[tuple[int, int]], lane: int = 0) -> None:
@@ -26,13 +27,18 @@ class InlineEngine:
         self._queue.extend((task, start, stop) for start, stop in spans)
 
     def collect(self, timeout_s: float | None) -> list[Result]:
-        """Execute the next span, unless no time is given."""
-        if not self._queue or timeout_s == 0:
-            return []
-        task, start, stop = self._queue[0]
-        result = self._worker.execute(task, start, stop, lambda row: not task.cancelled)
-        self._queue.popleft()  # only now: what Ctrl-C has interrupted is done when it is asked for again
-        return [result]
+        """What was executed; without that the next span is, unless no time is given."""
+        if not self._results and timeout_s != 0:
+            self.wait(timeout_s)
+        results, self._results = self._results, []
+        return results
+
+    def wait(self, timeout_s: float | None) -> None:
+        """Execute the next span."""
+        if self._queue:
+            task, start, stop = self._queue[0]
+            self._results.append(self._worker.execute(task, start, stop, lambda row: not task.cancelled))
+            self._queue.popleft()  # only now: what Ctrl-C has interrupted is done when it is asked for again
 
     def cancel(self, task: Task) -> None:
         """Skip what is queued of this task."""

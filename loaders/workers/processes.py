@@ -35,6 +35,7 @@ from loaders.workers.wire import (
     SPAN,
     STOP,
     STOPPED,
+    open_pipes,
     widen_pipe,
 )
 
@@ -75,8 +76,15 @@ class ProcessEngine:
         # Blocks that are no batch: the workers' cells, then every spec.
         self._own = pool.acquire([CELL_NBYTES * (2 * job.num_workers + 4)], bounded=False)
         self._memory = TaskMemory(pool, self._own)
-        with undisturbed():
-            self._lanes, self._done = self._open_pipes(job.num_workers if job.fetch == "stream" else 1)
+        try:
+            with undisturbed():
+                *self._lanes, self._done = open_pipes(1 + (job.num_workers if job.fetch == "stream" else 1))
+        except OSError:
+            pool.discard(self._own)
+            raise
+        for fd in (*(write for _, write in self._lanes), self._done[0]):
+            os.set_blocking(fd, False)
+        widen_pipe(self._done[1])
         self._unsent: list[deque[bytes]] = [deque() for _ in self._lanes]
         self._poll.register(self._done[0], select.POLLIN)
         self._supervisor = Supervisor(
@@ -89,21 +97,6 @@ class ProcessEngine:
             not_theirs=[self._done[0], *(write for _, write in self._lanes)],
             poll=self._poll,
         )
-
-    def _open_pipes(self, lanes: int) -> tuple[list[tuple[int, int]], tuple[int, int]]:
-        pipes: list[tuple[int, int]] = []
-        try:
-            pipes.extend(os.pipe() for _ in range(lanes + 1))
-        except OSError:  # no more descriptors
-            for fd in itertools.chain(*pipes):
-                os.close(fd)
-            self.pool.discard(self._own)
-            raise
-        *to_workers, done = pipes
-        for fd in (*(write for _, write in to_workers), done[0]):
-            os.set_blocking(fd, False)
-        widen_pipe(done[1])
-        return to_workers, done
 
     # -- the engine protocol
 
@@ -139,13 +132,12 @@ class ProcessEngine:
         while True:
             self._send_later()
             self._flush()
-            until = [each for each in (deadline, *(due for due, *_ in self._later)) if each is not None]
-            left = max(0.0, min(until) - time.monotonic()) if until else None
+            left = None if deadline is None else max(0.0, deadline - time.monotonic())
             if self._ready:
                 left = 0.0
             dead = []
             self.intact = True  # what is seen here is seen again
-            events = self._poll.poll(None if left is None else left * 1000)
+            events = self._poll.poll(self._until_due_ms(left))
             self.intact = False
             for fd, _ in events:
                 if fd == self._done[0]:
@@ -163,9 +155,17 @@ class ProcessEngine:
                 self._supervisor.refused(self._refusal)
             if self._ready or (deadline is not None and time.monotonic() >= deadline):
                 ready = self._ready
-                self._ready = []  # from here to the caller there is no call, behind which a signal handler could run
-                self.intact = True
+                self._ready, self.intact = [], True  # from here to the caller no signal handler can come in between
                 return ready
+
+    def wait(self, timeout_s: float | None) -> None:
+        """Until a worker has reported or died, or a span has waited long enough."""
+        if not self._ready:
+            self._poll.poll(self._until_due_ms(timeout_s))
+
+    def _until_due_ms(self, timeout_s: float | None) -> float | None:
+        waits = [due - time.monotonic() for due, *_ in self._later] + ([] if timeout_s is None else [timeout_s])
+        return max(0.0, min(waits)) * 1000 if waits else None
 
     def cancel(self, task: Task) -> None:
         """Raise the task's flag in shared memory: workers look at it before every row."""
@@ -303,8 +303,8 @@ class ProcessEngine:
                     self._poll.register(worker.channel.fileno(), select.POLLIN)
                     self._read_channel(worker)
             else:
-                number = worker.number if worker is not None else 0
-                result = Result(number or 0, ticket, start, stop, elapsed_ns / 1e9, bool(flags & CANCELLED))
+                number = (worker.number if worker is not None else 0) or 0
+                result = Result(number, ticket, start, stop, elapsed_ns / 1e9, bool(flags & CANCELLED))
                 result.times = Times._make(times)
                 self._finish(result)
         self._tail = tail[at:]

@@ -37,7 +37,7 @@ class ThreadEngine:
         self._closed = False
         self._threads: list[threading.Thread] = []  # by number
         self._started = 0  # and not told to end
-        self._start()
+        self._ready: list[Result] = []
 
     def submit(self, task: Task, spans: Sequence[tuple[int, int]], lane: int = 0) -> None:
         """Queue spans for whichever thread is free."""
@@ -47,13 +47,24 @@ class ThreadEngine:
 
     def collect(self, timeout_s: float | None) -> list[Result]:
         """The results that are there."""
-        results: list[Result] = []
+        if timeout_s != 0:
+            self.wait(timeout_s)
         try:
-            results.append(self._done.get(block=timeout_s != 0, timeout=timeout_s))
             while True:
-                results.append(self._done.get_nowait())
+                self._ready.extend(map(self._done.get, (False,)))
         except queue.Empty:
-            return results
+            pass
+        results, self._ready = self._ready, []
+        return results
+
+    def wait(self, timeout_s: float | None) -> None:
+        """Until a thread has reported."""
+        if not self._ready:
+            try:
+                # Taken and noted in one step, so that a signal handler that raises loses nothing.
+                self._ready.extend(map(self._done.get, (True,), (timeout_s,)))
+            except queue.Empty:
+                pass
 
     def cancel(self, task: Task) -> None:
         """Threads look at this before every row."""
@@ -88,8 +99,8 @@ class ThreadEngine:
             self._started += 1
 
     def close(self, *, force: bool = False) -> None:
-        """Ask every thread to end, and wait a moment for those that are reading, unless it is by `force`."""
-        if self._pid != os.getpid() or self._closed:
+        """Ask every thread to end, and wait a moment for those that are reading, but with `force`."""
+        if self._pid != os.getpid() or (self._closed and not force):
             return
         self._closed = True
         for _ in self._threads:

@@ -10,6 +10,8 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 import socket
 import struct
 from collections.abc import Sequence
@@ -62,6 +64,22 @@ def as_keys(keys: Sequence[Any]) -> Any:
         except OverflowError:
             pass
     return list(keys)
+
+
+def open_pipes(count: int) -> list[tuple[int, int]]:
+    """So many pipes (read end, write end), or none.
+
+    Raises:
+        OSError: there are not enough descriptors.
+    """
+    pipes: list[tuple[int, int]] = []
+    try:
+        pipes.extend(os.pipe() for _ in range(count))
+    except OSError:
+        for fd in itertools.chain(*pipes):
+            os.close(fd)
+        raise
+    return pipes
 
 
 def widen_pipe(fd: int) -> None:

@@ -8,6 +8,7 @@ import traceback
 
 import numpy as np
 import pytest
+from support import inside
 
 from loaders import DataLoader
 from loaders.errors import WorkerLostError
@@ -174,8 +175,8 @@ def test_a_batch_the_child_inherited_keeps_its_bytes_while_the_parent_goes_on(lo
     assert_epoch(batches, 1)
     assert_epoch(loader)
     child.end()
-    loader._pool.reclaim()
-    assert loader._pool.leased_count == 0
+    inside.pool_of(loader).reclaim()
+    assert inside.pool_of(loader).leased_count == 0
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -187,8 +188,8 @@ def test_the_workers_of_a_loader_hold_no_batch_that_was_held_when_they_started()
     held.clear()
     assert_epoch(loader)
     gc.collect()
-    loader._pool.reclaim()
-    assert loader._pool.leased_count == 0
+    inside.pool_of(loader).reclaim()
+    assert inside.pool_of(loader).leased_count == 0
 
 
 def test_torchs_own_workers_may_read_a_batch_that_their_parent_lets_go_of():

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from support import consumer, saboteurs
+from support import consumer, inside, saboteurs
 from support.saboteurs import Blocks, Drawn, Numbers
 from support.waiting import Killer, assert_no_workers, assert_nothing_is_held, is_gone, wait_until
 from torch.utils.data import IterableDataset
@@ -104,7 +104,7 @@ def test_persistent_workers_that_are_killed_between_epochs_change_nothing() -> N
     reference, loader = (seeded(dataset, num_workers=2, persistent_workers=True) for _ in range(2))
     for _ in range(3):
         assert_same(list(loader), list(reference))
-        engine = loader._dispatch.engine
+        engine = inside.kept_of(loader).engine
         for member in list(engine._supervisor.processes.values()):
             os.kill(member.process.pid, signal.SIGKILL)
     assert_nothing_is_held(loader)
@@ -115,10 +115,10 @@ def test_strike_counts_against_the_row_that_was_being_read_and_no_other(tmp_path
     loader = DataLoader(dataset, batch_size=8, num_workers=2, on_error="skip")
     iterator = iter(loader)
     assert next(iterator)["i"].tolist() == list(range(8))
-    dispatch = iterator._dispatch
+    dispatch = inside.dispatch_of(iterator)
 
     def strikes() -> dict[tuple[int, int], int]:
-        dispatch.collect(0)
+        dispatch.collect()
         return dict(dispatch.engine._strikes.counts)
 
     for count in (1, 2):
@@ -169,6 +169,7 @@ def test_worker_that_is_killed_while_starting_strikes_no_sample(method: str, tmp
         worker_init_fn=saboteurs.WaitsInInit(tmp_path, patient=5),
     )
     iterator = iter(loader)
+    engine = inside.engine_of(iterator)
     killed: list[int] = []
 
     def kill() -> None:
@@ -184,7 +185,7 @@ def test_worker_that_is_killed_while_starting_strikes_no_sample(method: str, tmp
     thread.join()
     assert batches == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
     assert len(set(killed)) == 5
-    assert iterator._dispatch.engine._strikes.counts == {}
+    assert engine._strikes.counts == {}
 
 
 def test_kills_every_tenth_of_a_second_do_not_stop_progress_under_spawn() -> None:
@@ -313,7 +314,7 @@ def test_loader_closes_at_once_although_workers_of_another_have_inherited_its_pi
     next(iterator)  # the others are in the middle of sending
     other = iter(second)
     next(other)
-    for member in list(iterator._dispatch.engine._supervisor.processes.values())[:1]:
+    for member in list(inside.processes_of(iterator))[:1]:
         os.kill(member.process.pid, signal.SIGKILL)
     next(iterator)  # there is a spare now, which has inherited everything
     del iterator, member
@@ -330,7 +331,7 @@ def test_worker_that_is_killed_before_it_reads_a_sample_strikes_none(tmp_path: P
 SIGCHLD_IGNORED = """
 import pathlib, signal, sys
 from support.saboteurs import Numbers, sigkill
-from loaders import DataLoader
+from loaders.dataloader.loader import DataLoader
 signal.signal(signal.SIGCHLD, signal.SIG_IGN)
 loader = DataLoader(Numbers(12, sigkill, at={5}, once=pathlib.Path(sys.argv[1])), batch_size=4, num_workers=2)
 print([i for batch in loader for i in batch["i"].tolist()])

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support import inside
 
 from loaders import DataLoader
 from loaders.memory import registry
@@ -167,13 +168,13 @@ def test_a_hundred_epochs_of_one_loader_that_end_in_every_way_add_nothing(engine
     loader = DataLoader(Numbers(), batch_size=4, **engine)
     half_way(loader)
     exhausted(loader)
-    before, reserved = left(), loader._pool.arena.reserved_nbytes
+    before, reserved = left(), inside.pool_of(loader).arena.reserved_nbytes
     for number in range(TIMES):
         ENDS[number % len(ENDS)](loader)
     assert left() == before
-    loader._pool.reclaim()
-    assert loader._pool.leased_count == 0
-    assert loader._pool.arena.reserved_nbytes <= 2 * reserved
+    inside.pool_of(loader).reclaim()
+    assert inside.pool_of(loader).leased_count == 0
+    assert inside.pool_of(loader).arena.reserved_nbytes <= 2 * reserved
 
 
 @every_engine
@@ -268,5 +269,5 @@ def test_memory_of_abandoned_epochs_is_used_again():
         never_advanced(loader)
         half_way(loader)
         # Those of this epoch, of the last, and of one whose workers have not said yet that they are done.
-        assert loader._pool.arena.reserved_nbytes <= 4 * open_at_once * slot
+        assert inside.pool_of(loader).arena.reserved_nbytes <= 4 * open_at_once * slot
     exhausted(loader)

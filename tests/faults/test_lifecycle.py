@@ -389,8 +389,8 @@ def test_loader_is_iterated_in_several_threads_at_once() -> None:
 EXITS = """
 import multiprocessing, sys, threading
 from support.saboteurs import Carries, Numbers, eight_megabytes, hang
-from loaders.dataloader import DataLoader
-from loaders.engines import crew
+from loaders.dataloader.loader import DataLoader
+from loaders.workers import crew
 supervisor._GRACE_S = 0.5
 how, engine = sys.argv[1:]
 more = {"worker_method": "thread"} if engine == "thread" else {"multiprocessing_context": engine}

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from support import saboteurs
+from support import inside, saboteurs
 from support.saboteurs import Carries, Numbers
-from support.waiting import assert_no_workers, assert_nothing_is_held, results, wait_until, worker_pids
+from support.waiting import assert_no_workers, assert_nothing_is_held, outcomes, wait_until, worker_pids
 
 from loaders.dataloader.loader import DataLoader
 from loaders.errors import SampleError, UserCodeError, WorkerLostError, WorkerTimeoutError
@@ -68,7 +68,7 @@ def test_saboteur_costs_its_own_batch_and_is_named(
     dataset = Numbers(10, getattr(saboteurs, saboteur), at={5})
     loader = DataLoader(dataset, batch_size=2, num_workers=2, multiprocessing_context=FORK)
 
-    first, second, error, *rest = results(loader)
+    first, second, error, *rest = outcomes(loader)
 
     assert [indices(batch) for batch in (first, second, *rest)] == [[0, 1], [2, 3], [6, 7], [8, 9]]
     assert type(error) is expected
@@ -84,7 +84,7 @@ def test_saboteur_costs_its_own_batch_and_is_named(
 def test_exceptions_cost_their_own_batch_without_processes_too(engine: dict[str, Any], saboteur: str) -> None:
     loader = DataLoader(Numbers(10, getattr(saboteurs, saboteur), at={5}), batch_size=2, **engine)
 
-    first, second, error, *rest = results(loader)
+    first, second, error, *rest = outcomes(loader)
 
     assert [indices(batch) for batch in (first, second, *rest)] == [[0, 1], [2, 3], [6, 7], [8, 9]]
     told = "\n".join([str(error), *getattr(error, "__notes__", [])])
@@ -170,7 +170,7 @@ def test_timeout_in_a_collate_fn_blames_no_sample() -> None:
 
 def test_crash_in_a_collate_fn_blames_no_sample() -> None:
     loader = DataLoader(Numbers(8), batch_size=2, num_workers=2, collate_fn=saboteurs.collate_dies)
-    first, second, error, last = results(loader)
+    first, second, error, last = outcomes(loader)
     assert [indices(batch) for batch in (first, second, last)] == [[0, 1], [2, 3], [6, 7]]
     assert isinstance(error, WorkerLostError)
     assert re.match(r"worker \d was lost 3 times on collate_fn of samples 4, 5, the last time by SIGSEGV", str(error))
@@ -181,7 +181,7 @@ def test_crash_in_a_collate_fn_blames_no_sample() -> None:
 
 def test_dataset_that_reads_whole_batches_is_blamed_by_batch() -> None:
     loader = DataLoader(saboteurs.ReadAtOnce(8, saboteurs.segfault, at={5}), batch_size=2, num_workers=2)
-    first, second, error, last = results(loader)
+    first, second, error, last = outcomes(loader)
     assert [indices(batch) for batch in (first, second, last)] == [[0, 1], [2, 3], [6, 7]]
     assert re.match(r"worker \d was lost 3 times on samples 4, 5, the last time by SIGSEGV", str(error))
 
@@ -189,7 +189,7 @@ def test_dataset_that_reads_whole_batches_is_blamed_by_batch() -> None:
 @pytest.mark.parametrize("batch_size", [2, 8])
 def test_sample_that_cannot_be_pickled_is_named(batch_size: int) -> None:
     loader = DataLoader(Carries(8, saboteurs.a_lambda, at={5}), batch_size=batch_size, num_workers=2)
-    found = results(loader)
+    found = outcomes(loader)
     [error] = [each for each in found if isinstance(each, Exception)]
     assert re.search(rf"while sending back {NAMED} in worker \d", "\n".join([str(error), *error.__notes__]))
     assert len(found) == 8 // batch_size
@@ -197,13 +197,13 @@ def test_sample_that_cannot_be_pickled_is_named(batch_size: int) -> None:
 
 def test_result_of_a_collate_fn_that_cannot_be_pickled_names_its_batch() -> None:
     loader = DataLoader(Numbers(4), batch_size=2, num_workers=1, collate_fn=lambda samples: lambda: samples)
-    for error, name in zip(results(loader), ["samples 0, 1", "samples 2, 3"], strict=True):
+    for error, name in zip(outcomes(loader), ["samples 0, 1", "samples 2, 3"], strict=True):
         assert f"while sending back {name} in worker 0" in "\n".join([str(error), *getattr(error, "__notes__", [])])
 
 
 def test_sample_that_cannot_be_unpickled_raises_its_own_error() -> None:
     loader = DataLoader(Carries(8, saboteurs.not_here, at={5}), batch_size=2, num_workers=2)
-    first, second, error, last = results(loader)
+    first, second, error, last = outcomes(loader)
     assert [indices(batch) for batch in (first, second, last)] == [[0, 1], [2, 3], [6, 7]]
     assert re.match("rebuilt in the wrong process\n  while receiving samples 5 in worker", str(error))
 
@@ -232,7 +232,7 @@ def test_hundred_megabytes_beside_the_slot_arrive() -> None:
 def test_worker_killed_in_the_middle_of_a_large_payload_changes_nothing(collate_fn: Any, value: Any) -> None:
     loader = DataLoader(Carries(6, value, at={0, 1, 4}), batch_size=1, num_workers=2, collate_fn=collate_fn, timeout=20)
     iterator = iter(loader)
-    engine = iterator._dispatch.engine
+    engine = inside.engine_of(iterator)
     # The header is told before the payload, which is too large to be sent while nobody reads it.
     assert select.select([engine._done[0]], [], [], 20)[0]
     for pid in worker_pids():
@@ -303,7 +303,7 @@ def test_key_that_ends_the_worker_is_given_up(capfd: Any) -> None:
 
 def test_key_that_cannot_be_pickled_costs_its_own_batch() -> None:
     loader = DataLoader(Numbers(8), sampler=[0, Stubborn(), 2], num_workers=2)
-    first, error, last = results(loader)
+    first, error, last = outcomes(loader)
     assert (indices(first), indices(last)) == ([0], [2])
     assert re.match(r"bad luck at pickle\n  while ordering samples a stubborn key", str(error))
 
@@ -327,7 +327,7 @@ def test_many_values_beside_the_slot_while_the_consumer_is_away() -> None:
     dataset = Carries(64, saboteurs.eight_megabytes, at=set())
     loader = DataLoader(dataset, batch_size=16, num_workers=2)
     iterator = iter(loader)
-    wait_until(lambda: select.select([iterator._dispatch.engine._done[0]], [], [], 0)[0], "a worker has reported")
+    wait_until(lambda: select.select([inside.engine_of(iterator)._done[0]], [], [], 0)[0], "a worker has reported")
     values = [value for batch in iterator for value in batch["value"]]
     assert values == [f"plain {i}" for i in range(64)]
     assert np.array_equal(values, values)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import saboteurs
+from support import inside, saboteurs
 from support.saboteurs import Numbers
 from support.waiting import assert_no_workers
 
@@ -104,7 +104,7 @@ def test_a_worker_that_ends_before_it_has_read_its_dataset_is_not_started_again(
 ) -> None:
     loader = DataLoader(dataset(8), batch_size=2, num_workers=1, multiprocessing_context="forkserver")
     iterator = iter(loader)
-    engine = iterator._dispatch.engine
+    engine = inside.engine_of(iterator)
     with pytest.raises(WorkerLostError, match=rf"cannot be kept alive.*\n.*`support.saboteurs.{dataset.__name__}`"):
         next(iterator)
     assert engine._supervisor._serial == 1
@@ -216,6 +216,7 @@ def test_a_large_dataset_arrives_although_its_workers_read_in_pieces() -> None:
 
 SIGPIPE = """
 import os, signal
+from support import inside
 from support.saboteurs import Numbers
 from support.waiting import is_gone, wait_until
 from loaders import DataLoader
@@ -226,7 +227,7 @@ for batch in batches:
     seen += batch["i"].tolist()
     if len(seen) % 100 == 0:
         # Among them the spare, which is promoted before it is known that it has died.
-        pids = [member.process.pid for member in batches._dispatch.engine._supervisor.processes.values()]
+        pids = [member.process.pid for member in inside.processes_of(batches)]
         for pid in pids:
             os.kill(pid, signal.SIGKILL)
         wait_until(lambda: all(map(is_gone, pids)), "all have died")

@@ -13,6 +13,7 @@ import warnings
 
 import pytest
 import torch
+from support import inside
 from support.numpy_datasets import Modules
 from support.pictures import Pictures
 
@@ -69,7 +70,7 @@ def test_every_tensor_of_a_batch_is_page_locked_where_the_worker_wrote_it(engine
         for batch in loader:
             for tensor in batch.values():
                 assert tensor.is_pinned()
-                assert lies_in(loader._pool.arena, tensor)
+                assert lies_in(inside.pool_of(loader).arena, tensor)
             assert (batch["image"][:, 0, 0, 0] == batch["label"]).all()
             labels += batch["label"].tolist()
         assert labels == list(range(STEPS * BATCH))
@@ -81,13 +82,17 @@ def test_slots_that_are_added_while_batches_are_held_are_page_locked_too():
         warnings.simplefilter("ignore")  # about how many are held
         held = list(loader)
     assert len({batch["image"].data_ptr() for batch in held}) == 40
-    assert all(tensor.is_pinned() and lies_in(loader._pool.arena, tensor) for each in held for tensor in each.values())
+    assert all(
+        tensor.is_pinned() and lies_in(inside.pool_of(loader).arena, tensor)
+        for each in held
+        for tensor in each.values()
+    )
 
 
 def test_pages_are_unlocked_when_the_loader_is_gone_and_those_of_a_kept_batch_when_it_is():
     loader = pinned_loader()
     batches = list(loader)
-    arena = loader._pool.arena
+    arena = inside.pool_of(loader).arena
     offsets = {batch["image"].data_ptr() - base_of(arena) for batch in batches}
     kept = batches[3]["image"]
     last = kept.data_ptr() - base_of(arena)
@@ -128,7 +133,7 @@ def test_where_page_locking_is_refused_it_is_said_once_and_batches_are_staged(re
             for batch in loader:
                 for tensor in batch.values():
                     assert tensor.is_pinned()
-                    assert not lies_in(loader._pool.arena, tensor)
+                    assert not lies_in(inside.pool_of(loader).arena, tensor)
                 assert (batch["image"][:, 0, 0, 0] == batch["label"]).all()
                 labels += batch["label"].tolist()
     assert labels == 2 * list(range(STEPS * BATCH))
@@ -225,10 +230,10 @@ def test_a_block_is_device_reading_from_its_last_view_until_its_copy_is_done():
     target.copy_(image, non_blocking=True)
     assert block.state is BlockState.LEASED
     del image
-    loader._pool.reclaim()
+    inside.pool_of(loader).reclaim()
     assert block.state is BlockState.DEVICE_READING
     torch.cuda.synchronize()
-    loader._pool.reclaim()
+    inside.pool_of(loader).reclaim()
     assert block.state is BlockState.FREE
 
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.photo_zoo import SAMPLINGS, exif, jpeg, photo, with_exif
 
-from loaders.demo.photos import read_photo
+from examples.demo.photos import read_photo
 from loaders.images.decode import image, read_image, restart
 from loaders.images.decode.header import read_header
 from loaders.images.decode.jpeg import read_jpeg_header

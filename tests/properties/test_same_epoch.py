@@ -15,6 +15,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from support import inside
 from support.photo_zoo import jpeg, photo
 from support.waiting import assert_no_workers
 
@@ -120,9 +121,7 @@ def read(case: Case, world: int, workers: int, state: dict[str, Any] | None, sto
         for batch in iterator:
             batches.append({name: value.clone() for name, value in batch.items()})
             if case.kill == len(batches) and case.engine not in ("inline", "thread") and workers:
-                os.kill(
-                    next(iter(iterator._dispatch.engine._supervisor.processes.values())).process.pid, signal.SIGKILL
-                )
+                os.kill(next(iter(inside.processes_of(iterator))).process.pid, signal.SIGKILL)
             if len(batches) == stop:
                 break
         ranks.append(batches)

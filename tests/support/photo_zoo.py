@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from loaders.demo.photos import read_photo
+from examples.demo.photos import read_photo
 
 WIDTH, HEIGHT = 131, 97
 SAMPLINGS = ("444", "422", "420", "440", "411")

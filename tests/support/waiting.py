@@ -13,6 +13,8 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
+from support import inside
+
 from loaders.workers.processes import ProcessEngine
 
 # What is there by now stays: the collections below look at what the tests make, not at all of torch every time.
@@ -51,7 +53,7 @@ def worker_threads() -> list[threading.Thread]:
 def assert_nothing_is_held(loader: Any) -> None:
     """No block of the loader's slots is leased or in use, but those of persistent workers; no ticket is left over."""
     gc.collect()
-    pool, dispatch = loader._pool, loader._dispatch
+    pool, dispatch = inside.pool_of(loader), inside.kept_of(loader)
     if pool is None:
         return
     engine = dispatch.engine if dispatch is not None else None
@@ -59,7 +61,7 @@ def assert_nothing_is_held(loader: Any) -> None:
 
     def is_free() -> bool:
         if dispatch is not None and not dispatch._closed:
-            dispatch.collect(0)  # what was abandoned is reported by and by
+            dispatch.collect()  # what was abandoned is reported by and by
         pool.reclaim()
         tickets = len(dispatch._open) if dispatch is not None else 0
         return (pool.leased_count, sum(pool._in_use.values()), tickets) == (0, own, 0)
@@ -74,7 +76,7 @@ def assert_no_workers() -> None:
     wait_until(lambda: not worker_threads(), "no worker thread is left", timeout_s=10.0)
 
 
-def results(loader: Any) -> list[Any]:
+def outcomes(loader: Any) -> list[Any]:
     """The batches of an epoch, and the exceptions that came in place of some: what a patient consumer sees."""
     found: list[Any] = []
     iterator = iter(loader)
@@ -114,7 +116,7 @@ class Killer(threading.Thread):
     def __init__(self, iterator: Any, rng: random.Random, mean_s: float, at_most: int | None = None) -> None:
         super().__init__(name="killer", daemon=True)
         self.killed = 0
-        self._members = iterator._dispatch.engine._supervisor.processes
+        self._members = inside.engine_of(iterator)._supervisor.processes
         self._rng = rng
         self._mean_s = mean_s
         self._at_most = at_most

@@ -1,34 +1,7 @@
-import importlib.util
-import os
-import re
+"""The command line as a whole; each command has tests of its own."""
+
 import subprocess
 import sys
-
-import cv2
-import pytest
-from typer.testing import CliRunner
-
-from loaders.cli import app
-
-EPOCHS = 16
-
-
-def demo_command(*options: object) -> list[str]:
-    return [sys.executable, "-m", "loaders", "demo", *map(str, options)]
-
-
-@pytest.fixture(scope="module")
-def runs(few_photos, tmp_path_factory):
-    """Two small runs of the demo with the same settings: what each printed, and the folder with its results."""
-    done = []
-    for name in ("first", "second"):
-        folder = tmp_path_factory.mktemp(name)
-        command = demo_command("--data", few_photos, "--out", folder / "demo.png", "--epochs", EPOCHS, "--workers", 2)
-        environment = os.environ | {"XDG_CACHE_HOME": str(folder / "cache")}
-        run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-        assert run.returncode == 0, run.stderr
-        done.append((run, folder))
-    return done
 
 
 def test_help_names_the_commands_and_imports_nothing_heavy():
@@ -41,63 +14,5 @@ finally:
     print({"torch", "numpy", "cv2", "albumentations", "matplotlib"} & set(sys.modules))
 """
     found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert "demo" in found.stdout
+    assert all(name in found.stdout for name in ("bench", "doctor", "prepare"))
     assert found.stdout.splitlines()[-1] == "set()"
-
-
-def test_the_demo_reports_every_epoch_in_plain_lines_when_piped(runs):
-    run, _ = runs[0]
-    lines = re.findall(
-        rf"^epoch +(\d+)/{EPOCHS} +[\d,]+ samples/s  waiting +\d+%  loss \d\.\d+  accuracy +[\d.]+%$",
-        run.stdout,
-        re.MULTILINE,
-    )
-    assert lines == [str(epoch) for epoch in range(1, EPOCHS + 1)]
-    assert "\x1b" not in run.stdout
-    assert run.stderr == ""
-
-
-def test_the_demo_leaves_a_picture_and_a_network_and_says_where(runs):
-    run, folder = runs[0]
-    network = next(folder.glob("cache/loaders/*/network.pt"))
-    assert f"Picture: {folder / 'demo.png'}\nNetwork: {network}\n" in run.stdout
-    assert cv2.imread(str(folder / "demo.png")).shape == (800, 1400, 3)
-
-
-def test_the_demo_learns(runs):
-    run, _ = runs[0]
-    accuracy = re.findall(r"^([\d.]+)% of the validation photographs", run.stdout, re.MULTILINE)
-    assert float(accuracy[0]) > 60  # chance is 33
-
-
-def test_equal_settings_give_equal_losses_and_accuracies(runs):
-    losses = [re.findall(r"loss (\S+)  accuracy +(\S+)", run.stdout) for run, _ in runs]
-    assert len(losses[0]) == EPOCHS
-    assert losses[0] == losses[1]
-
-
-def test_a_folder_without_photographs_is_an_error_of_one_line(tmp_path):
-    command = demo_command("--data", tmp_path / "nowhere")
-    run = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert run.returncode == 1
-    assert "nowhere" in run.stderr
-    assert "Traceback" not in run.stderr
-
-
-def test_classes_that_differ_between_train_and_val_are_refused(few_photos, tmp_path):
-    (tmp_path / "train").symlink_to(few_photos / "train")
-    (tmp_path / "val" / "coffee").mkdir(parents=True)
-    file = next((few_photos / "val" / "coffee").iterdir())
-    (tmp_path / "val" / "coffee" / file.name).symlink_to(file)
-    found = CliRunner().invoke(app, ["demo", "--data", str(tmp_path)])
-    assert found.exit_code == 1
-    assert "folders of the same names" in found.output
-
-
-def test_a_missing_extra_is_named_before_anything_is_trained(monkeypatch):
-    find = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "matplotlib" else find(name))
-    found = CliRunner().invoke(app, ["demo"])
-    assert found.exit_code == 1
-    assert "pip install 'loaders[demo]'" in found.output
-    assert "Training" not in found.output

@@ -41,7 +41,7 @@ def test_every_public_name_is_importable_from_loaders(name):
 
 def test_the_list_of_public_names_is_complete_and_without_doubles():
     assert len(set(loaders.__all__)) == len(loaders.__all__)
-    assert set(loaders.__all__) == {"__version__", *loaders._HOME}
+    assert set(loaders.__all__) == {"__version__", "errors", *loaders._HOME}
     assert set(loaders.__all__) <= set(dir(loaders))
     for name, module in loaders._HOME.items():
         assert getattr(importlib.import_module(module), name) is getattr(loaders, name)
@@ -88,9 +88,16 @@ def test_the_docstring_draws_the_whole_tree_of_exceptions():
     assert drawn == {each.__name__: {base.__name__ for base in each.__bases__} for each in classes_of(LoadersError)}
 
 
-def test_every_exception_is_public_documented_and_also_a_built_in_one():
+CAUGHT = ("Conversion", "Dataset", "Decode", "Loaders", "Sample", "State", "WorkerLost", "WorkerTimeout")
+
+
+def test_the_exceptions_that_people_catch_are_at_the_top_and_all_are_in_errors():
+    assert {name for name in loaders.__all__ if name.endswith("Error")} == {f"{name}Error" for name in CAUGHT}
+
+
+def test_every_exception_is_documented_and_also_a_built_in_one():
     for each in classes_of(LoadersError):
-        assert getattr(loaders, each.__name__) is each
+        assert getattr(errors, each.__name__) is each
         assert inspect.getdoc(each)
         if not each.__subclasses__():
             built_in = [base for base in each.__mro__ if base.__module__ == "builtins"]

@@ -128,6 +128,12 @@ def test_a_loader_is_rebuilt_with_its_own_arguments():
     assert Setup("torch", 0).make(given, [0, 1], 64).batch_size == 2
 
 
+def test_attributes_of_a_dataset_are_not_taken_for_arguments_of_a_loader():
+    dataset = ArrayDataset({"image": np.zeros((8, 4, 4), np.uint8)})  # its `fields` are arrays
+    batch = next(iter(Setup("ours").make(dataset, None, 4)))
+    assert batch["image"].shape == (4, 4, 4)
+
+
 def test_an_epoch_is_spread_over_all_of_a_dataset():
     counts = [spread_indices(10, 25).count(index) for index in range(10)]
     assert set(counts) == {2, 3}

@@ -4,12 +4,13 @@ import itertools
 
 import numpy as np
 import pytest
+from support import inside
 from support.numpy_datasets import Numbers
 from torch.utils.data import IterableDataset
 
 from loaders import DataLoader
-from loaders.dataloader import auto_workers
 from loaders.dataloader.auto_workers import SETTLED, Seen, Tuner
+from loaders.dataloader.loader import auto_workers
 from loaders.report.statistics import Measures, WorkerSums
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
@@ -113,7 +114,7 @@ def test_workers_that_come_and_go_change_no_batch(monkeypatch, method, persisten
     def epochs(**arguments):
         loader = DataLoader(Numbers(160), 8, shuffle=True, seed=5, **arguments)
         if arguments:
-            loader._tuner = Restless(4)
+            inside.tune_by(loader, Restless(4))
         return [{name: value.tolist() for name, value in batch.items()} for _ in range(2) for batch in loader]
 
     assert epochs(num_workers="auto", worker_method=method, persistent_workers=persistent) == epochs()
@@ -123,11 +124,11 @@ def test_workers_that_were_sent_home_are_gone_and_a_killed_one_is_replaced():
     loader = DataLoader(Numbers(400), 4, num_workers=4, persistent_workers=True)
     batches = iter(loader)
     next(batches)
-    engine = loader._dispatch.engine
+    engine = inside.kept_of(loader).engine
     engine.resize(2)
     rest = [next(batches)["label"].tolist() for _ in range(20)]
     while sum(member.number is not None for member in engine._supervisor.processes.values()) > 2:
-        loader._dispatch.collect(0.01)
+        inside.kept_of(loader).collect(0.01)
     assert rest == [list(range(at, at + 4)) for at in range(4, 84, 4)]
     victim = next(member for member in engine._supervisor.processes.values() if member.number is not None)
     victim.process.kill()
@@ -138,7 +139,7 @@ def test_workers_that_were_sent_home_are_gone_and_a_killed_one_is_replaced():
 def test_auto_is_an_int_wherever_it_is_looked_at(monkeypatch):
     monkeypatch.setattr(auto_workers, "whole_cores", lambda: 16)
     loader = DataLoader(Numbers(8), num_workers="auto")
-    assert (loader.num_workers, loader._most_workers) == (8, 16)
+    assert (loader.num_workers, inside.most_workers_of(loader)) == (8, 16)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     assert DataLoader(Numbers(8), num_workers="auto").num_workers == 2
     with pytest.raises(ValueError, match="num_workers should be an int or \"auto\", but got 'many'"):

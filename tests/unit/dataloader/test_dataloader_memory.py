@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
+from support import inside
 
 from loaders import DataLoader
 from loaders.errors import BufferMemoryError
@@ -63,12 +64,12 @@ def test_a_list_of_all_batches_is_right_and_warns_once_naming_how_much_is_held(e
             assert_is(batch, number)
     held = [warning for warning in caught if "held at once" in str(warning.message)]
     [warning] = held
-    depth = loader._plan.depth(max(1, loader.num_workers))
+    depth = inside.plan_of(loader).depth(max(1, loader.num_workers))
     many = max(8, 4 * depth) + 1
     assert f"{many} batches of this loader are held at once (" in str(warning.message)
     assert "loader.holders() lists them" in str(warning.message)
     assert warning.filename == __file__
-    assert loader._pool.leased_nbytes == 32 * (IMAGES_NBYTES + PAGE)
+    assert inside.pool_of(loader).leased_nbytes == 32 * (IMAGES_NBYTES + PAGE)
 
 
 def test_holding_little_is_no_reason_to_warn():
@@ -79,9 +80,9 @@ def test_holding_little_is_no_reason_to_warn():
 def test_keeping_the_labels_of_an_epoch_does_not_keep_its_images(engine):
     loader = DataLoader(Pictures(), batch_size=4, **engine)
     labels = [batch["label"] for batch in loader]
-    loader._pool.reclaim()
-    assert loader._pool.leased_nbytes == 16 * PAGE
-    assert loader._pool.arena.reserved_nbytes < 8 * IMAGES_NBYTES
+    inside.pool_of(loader).reclaim()
+    assert inside.pool_of(loader).leased_nbytes == 16 * PAGE
+    assert inside.pool_of(loader).arena.reserved_nbytes < 8 * IMAGES_NBYTES
     assert torch.cat(labels).tolist() == list(range(64))
 
 
@@ -103,11 +104,11 @@ def test_memory_comes_back_while_an_epoch_goes_on_after_a_burst_of_holding(engin
     loader = DataLoader(Pictures(4 * 400), batch_size=4, **engine)
     batches = iter(loader)
     burst = [next(batches) for _ in range(40)]
-    assert loader._pool.arena.reserved_nbytes >= 40 * IMAGES_NBYTES
+    assert inside.pool_of(loader).arena.reserved_nbytes >= 40 * IMAGES_NBYTES
     burst.clear()
     for batch in batches:
         assert batch["image"].shape == (4, *IMAGE)
-    assert loader._pool.arena.reserved_nbytes < 10 * IMAGES_NBYTES
+    assert inside.pool_of(loader).arena.reserved_nbytes < 10 * IMAGES_NBYTES
 
 
 @every_engine
@@ -121,7 +122,7 @@ def test_memory_comes_back_after_the_epoch_has_ended_and_all_is_dropped(engine, 
     held += batches
     held.clear()
     del batches
-    assert loader._pool.arena.reserved_nbytes < 8 * IMAGES_NBYTES  # what the next epoch begins with
+    assert inside.pool_of(loader).arena.reserved_nbytes < 8 * IMAGES_NBYTES  # what the next epoch begins with
 
 
 @every_engine
@@ -129,7 +130,7 @@ def test_an_iterator_that_is_dropped_half_way_keeps_no_more_than_the_next_epoch_
     loader = DataLoader(Pictures(), batch_size=4, **engine)
     for _ in range(5):
         next(iter(loader))
-    assert loader._pool.arena.reserved_nbytes < 8 * IMAGES_NBYTES
+    assert inside.pool_of(loader).arena.reserved_nbytes < 8 * IMAGES_NBYTES
     assert len(list(loader)) == 16
 
 
@@ -146,7 +147,7 @@ def test_above_max_buffer_bytes_the_error_says_what_is_held_and_the_same_iterato
     assert isinstance(raised.value, MemoryError)
     assert "tensor.clone()" in str(raised.value)
     assert "max_buffer_bytes allows" in str(raised.value)
-    assert f"{loader._pool.leased_nbytes:,}" in str(raised.value)
+    assert f"{inside.pool_of(loader).leased_nbytes:,}" in str(raised.value)
     assert len(held) >= 4
     for number, batch in enumerate(held):
         assert_is(batch, number)
@@ -258,8 +259,8 @@ def test_every_field_lies_inside_the_slot_in_a_range_of_its_own(engine):
     loader = DataLoader(Pictures(), batch_size=4, **engine)
     base = None
     for batch in loader:
-        base = base or np.frombuffer(loader._pool.arena.buffer, np.uint8).__array_interface__["data"][0]
-        leased = {(block.offset, block.nbytes) for block in list(loader._pool._leases)}
+        base = base or np.frombuffer(inside.pool_of(loader).arena.buffer, np.uint8).__array_interface__["data"][0]
+        leased = {(block.offset, block.nbytes) for block in list(inside.pool_of(loader)._leases)}
         for tensor in batch.values():
             at = tensor.data_ptr() - base
             assert any(start <= at and at + tensor.nbytes <= start + nbytes for start, nbytes in leased)
@@ -283,8 +284,8 @@ def test_debug_mode_says_who_holds_what_from_where_and_fills_what_is_released(mo
     assert f"{__file__}:" in lines[0]
     assert f"{IMAGES_NBYTES:,} bytes for" in lines[0]
     address, image = image.data_ptr(), None
-    loader._pool.reclaim()
-    base = np.frombuffer(loader._pool.arena.buffer, np.uint8)
+    inside.pool_of(loader).reclaim()
+    base = np.frombuffer(inside.pool_of(loader).arena.buffer, np.uint8)
     at = address - base.__array_interface__["data"][0]
     assert (base[at : at + IMAGES_NBYTES] == 0xDB).all()
     for number, batch in enumerate(batches, 2):
@@ -328,9 +329,9 @@ def test_a_thread_that_is_late_writes_into_no_batch_of_the_next_epoch(monkeypatc
         assert_is(batch, number)
     epoch.clear()
     del batch
-    loader._pool.reclaim()
-    assert loader._pool._late == []  # its slot is used again now
-    assert loader._pool.arena.reserved_nbytes < 8 * IMAGES_NBYTES
+    inside.pool_of(loader).reclaim()
+    assert inside.pool_of(loader)._late == []  # its slot is used again now
+    assert inside.pool_of(loader).arena.reserved_nbytes < 8 * IMAGES_NBYTES
 
 
 def test_a_loader_serves_a_thread_other_than_the_one_that_made_it():

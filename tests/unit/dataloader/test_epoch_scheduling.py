@@ -4,11 +4,12 @@ import threading
 
 import numpy as np
 import pytest
+from support import inside
 from support.numpy_datasets import Gate, Numbers
 from torch.utils.data import Sampler
 
 from loaders import DataLoader, worker_info
-from loaders.dataloader.dispatch import _RUN_S
+from loaders.dataloader.dispatch import _SPAN_S
 from loaders.dataloader.plan import Plan
 
 # torch warns of more workers than processors.
@@ -56,13 +57,13 @@ def primed(gate, length=48, **arguments):
     for _ in loader:
         pass
     assert len(gate.entered(length)) == length
-    loader._dispatch.cost_s = 1e-6  # as on a machine without other work: a run is a worker's share of a batch
+    inside.kept_of(loader).cost_s = 1e-6  # as on a machine without other work: a run is a worker's share of a batch
     return loader
 
 
 def rows_ahead(loader):
     """How many samples workers may read before a batch is asked for."""
-    return loader.batch_size * loader._plan.depth(loader.num_workers)
+    return loader.batch_size * inside.plan_of(loader).depth(loader.num_workers)
 
 
 def labels(batches):
@@ -194,8 +195,8 @@ def test_in_order_the_first_batch_comes_first_however_slow(gate, how):
     ("cost_s", "rows", "workers", "length"),
     [
         (1.0, 64, 2, 1),  # slow samples: each is a run
-        (_RUN_S, 64, 2, 2),
-        (_RUN_S / 4, 64, 2, 5),
+        (_SPAN_S, 64, 2, 2),
+        (_SPAN_S / 4, 64, 2, 5),
         (1e-7, 64, 2, 32),  # quick ones: at least one run per worker
         (1e-7, 64, 3, 22),
         (1e-7, 1, 3, 1),
@@ -205,11 +206,11 @@ def test_in_order_the_first_batch_comes_first_however_slow(gate, how):
 def test_runs_take_about_as_long_as_they_should_and_every_worker_has_a_share(cost_s, rows, workers, length):
     loader = DataLoader(Numbers(64), 8, num_workers=workers, worker_method="thread")
     epoch = iter(loader)
-    epoch._dispatch.cost_s = cost_s
-    runs = epoch._dispatch.runs(0, rows)
+    inside.dispatch_of(epoch).cost_s = cost_s
+    runs = inside.dispatch_of(epoch).spans(0, rows)
     assert {stop - start for start, stop in runs[:-1]} <= {length}
     assert [row for start, stop in runs for row in range(start, stop)] == list(range(rows))
-    assert epoch._dispatch.runs(rows, rows) == []
+    assert inside.dispatch_of(epoch).spans(rows, rows) == []
 
 
 def test_the_cost_of_a_sample_is_learned_from_what_was_read():
@@ -222,7 +223,7 @@ def test_the_cost_of_a_sample_is_learned_from_what_was_read():
     epoch = iter(loader)
     for _ in epoch:
         pass
-    assert 1e-5 < epoch._dispatch.cost_s < 1
+    assert 1e-5 < inside.dispatch_of(epoch).cost_s < 1
 
 
 # -- leaving
@@ -268,8 +269,10 @@ def test_a_thread_that_is_late_never_writes_into_a_batch_of_another_epoch(gate, 
     del epoch
     dataset.late = False
     batches = list(loader)
-    blocks = [block for _ in range(16) for block in loader._pool.acquire([1, 1])]  # whatever is free, and more
-    memory = loader._pool.arena.buffer
+    blocks = [
+        block for _ in range(16) for block in inside.pool_of(loader).acquire([1, 1])
+    ]  # whatever is free, and more
+    memory = inside.pool_of(loader).arena.buffer
     before = [memory[block.offset : block.offset + block.nbytes] for block in blocks]
     gate.open()
     assert gate.entered(1) == [99]

@@ -5,6 +5,7 @@ from collections import namedtuple
 import numpy as np
 import pytest
 import torch
+from support import inside
 from torch.utils.data import ConcatDataset, Dataset, IterableDataset, Subset, default_convert
 
 from loaders import DataLoader, Field, Padded, Ragged, numpy_collate
@@ -21,7 +22,7 @@ every_engine = pytest.mark.parametrize("how", ENGINES.values(), ids=ENGINES)
 
 
 def lies_in_a_slot(loader, tensor):
-    arena = loader._pool.arena
+    arena = inside.pool_of(loader).arena
     start = np.frombuffer(arena.buffer, np.uint8).ctypes.data
     return start <= tensor.data_ptr() <= start + arena.capacity - tensor.nbytes
 
@@ -238,7 +239,7 @@ def test_the_arrays_of_a_collate_fn_land_in_the_slot():
         assert (batch["none"].shape, batch["n"]) == ((0, 3), 4)
         inside.append((lies_in_a_slot(loader, batch["images"]), lies_in_a_slot(loader, batch["labels"][0])))
     # The batches that were begun before the first one was seen cannot have known its size.
-    ahead = loader._plan.depth(2)
+    ahead = inside.plan_of(loader).depth(2)
     assert inside[ahead:] == [(True, True)] * (16 - ahead)
     assert loader.overflow_count == 2 * inside.count((False, False))
     assert all(lies_in_a_slot(loader, batch["images"]) for batch in loader)

@@ -11,6 +11,7 @@ from collections import deque
 import numpy as np
 import pytest
 import torch
+from support import inside
 from support.simulated_device import SimulatedDevice, SimulatedEvent, SimulatedStreams, prefetch
 from support.waiting import run_in_child
 
@@ -39,7 +40,7 @@ class Photos:
 
 def loader_read_by(device, **options):
     loader = DataLoader(Photos(), BATCH, **options)
-    loader._reader = device  # as pin_memory=True does where there is a CUDA device
+    loader.page_lock_with(device)  # as pin_memory=True does where there is a CUDA device
     return loader
 
 
@@ -83,13 +84,13 @@ def test_page_locked_batches_that_are_dropped_between_epochs_go_back_when_any_lo
     kept = list(loader)
     busy(device)
     kept.clear()
-    assert loader._pool.arena.reserved_nbytes > 90 * 4096  # the device may still be reading
+    assert inside.pool_of(loader).arena.reserved_nbytes > 90 * 4096  # the device may still be reading
     del device.let_work_run
     device.drain()
     batches = iter(other)
     next(batches)
     next(batches)
-    assert loader._pool.arena.reserved_nbytes <= KEPT
+    assert inside.pool_of(loader).arena.reserved_nbytes <= KEPT
 
 
 @pytest.mark.parametrize(
@@ -106,7 +107,7 @@ def test_a_loader_that_was_looked_into_before_is_page_locked_from_the_next_epoch
     device = SimulatedDevice(0)
     loader = DataLoader(Photos(), BATCH, **options)
     look = iter(loader)
-    held, first_pool = deque([next(look), next(look)]), loader._pool
+    held, first_pool = deque([next(look), next(look)]), inside.pool_of(loader)
     del look
     prefetcher = prefetch(device, loader)
     staged = []
@@ -118,7 +119,7 @@ def test_a_loader_that_was_looked_into_before_is_page_locked_from_the_next_epoch
     for _ in prefetcher:
         pass
     assert not any(staged)
-    assert loader._pool is first_pool or first_pool.arena.reserved_nbytes == 0
+    assert inside.pool_of(loader) is first_pool or first_pool.arena.reserved_nbytes == 0
 
 
 # -- a device that fails
@@ -144,7 +145,7 @@ def test_a_failed_device_reads_nothing_any_more_so_all_memory_goes_back(failing)
     loader = loader_read_by(device)
     batches = iter(loader)
     held = [next(batches) for _ in range(4)]
-    pool = loader._pool
+    pool = inside.pool_of(loader)
     busy(device)
     del held[:2]
     pool.reclaim()
@@ -201,7 +202,7 @@ def test_a_refusal_that_a_filter_turns_into_an_error_leaks_no_block():
     gc.collect()
     labels = [int(batch["image"][0, 0]) for batch in loader]
     assert labels == [BATCH * number % 251 for number in range(100)]
-    pool = loader._pool
+    pool = inside.pool_of(loader)
     pool.reclaim()
     assert sum(pool._in_use.values()) == 0
     assert pool.arena.reserved_nbytes == sum(size * len(free) for size, free in pool._free.items())
@@ -214,15 +215,15 @@ def test_while_a_graph_is_captured_no_event_is_asked_and_nothing_is_lost():
     device = SimulatedDevice(0)
     loader = loader_read_by(device)
     kept = list(loader)
-    reserved = loader._pool.arena.reserved_nbytes
+    reserved = inside.pool_of(loader).arena.reserved_nbytes
     device.captures = True
     kept.clear()  # would be looked after at once: the loader rests
-    assert loader._pool.arena.reserved_nbytes == reserved
+    assert inside.pool_of(loader).arena.reserved_nbytes == reserved
     device.captures = False
     device.drain()
-    loader._pool.reclaim()
-    loader._pool.reclaim()
-    assert loader._pool.arena.reserved_nbytes <= KEPT
+    inside.pool_of(loader).reclaim()
+    inside.pool_of(loader).reclaim()
+    assert inside.pool_of(loader).arena.reserved_nbytes <= KEPT
 
 
 def test_a_loop_inside_a_capture_takes_new_memory_rather_than_wait():
@@ -338,7 +339,7 @@ def test_a_forked_child_asks_nothing_of_the_device_of_its_parent():
         for name in ("page_unlock", "current_streams", "record_event", "is_capturing"):
             setattr(device, name, fail)
         held.clear()
-        loader._pool.trim()
+        inside.pool_of(loader).trim()
         return [int(batch["image"][0, 0]) for batch in loader] == [BATCH * number % 251 for number in range(100)]
 
     assert run_in_child(in_child)
@@ -359,7 +360,7 @@ def test_a_pickled_loader_is_read_by_nothing_yet():
     loader = loader_read_by(SimulatedDevice(0))
     next(iter(loader))
     twin = pickle.loads(pickle.dumps(loader))
-    assert twin._reader is None
+    assert inside.page_locker_of(twin) is None
     assert int(next(iter(twin))["image"][1, 0]) == 1
 
 

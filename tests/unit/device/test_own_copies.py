@@ -15,6 +15,7 @@ from collections import deque
 import numpy as np
 import pytest
 import torch
+from support import inside
 from support.simulated_device import SimulatedDevice, SimulatedStreams
 
 import loaders
@@ -52,7 +53,7 @@ ENGINES = {
 
 def loader_for(device, engine="inline", steps=STEPS, **options):
     loader = DataLoader(Photos(steps * BATCH), batch_size=BATCH, **ENGINES[engine], **options)
-    loader._reader = device  # as pin_memory=True does where there is a CUDA device
+    loader.page_lock_with(device)  # as pin_memory=True does where there is a CUDA device
     return loader
 
 
@@ -181,7 +182,7 @@ def test_a_device_that_never_gets_on_stops_the_pool_from_growing_and_not_the_loo
             device.current.is_awake = False
         del batch
     # What is in work, what the device may be behind by, and two fields that share a size.
-    assert loader._pool.arena.reserved_nbytes <= 4096 * 16
+    assert inside.pool_of(loader).arena.reserved_nbytes <= 4096 * 16
 
 
 def test_memory_that_the_device_reads_is_waited_for_before_the_ceiling_refuses():
@@ -198,15 +199,15 @@ def test_a_block_is_device_reading_between_its_last_view_and_the_event():
     batches = iter(loader)
     next(batches)
     batch = next(batches)
-    block = next(iter(loader._pool._leases))
+    block = next(iter(inside.pool_of(loader)._leases))
     assert block.state is BlockState.LEASED
     device.let_work_run = lambda: None  # it sleeps
     device.enqueue(device.current, lambda: None)
     del batch
-    loader._pool.reclaim()
+    inside.pool_of(loader).reclaim()
     assert block.state is BlockState.DEVICE_READING
     device.drain()
-    loader._pool.reclaim()
+    inside.pool_of(loader).reclaim()
     assert block.state is BlockState.FREE
 
 
@@ -266,8 +267,8 @@ def test_a_block_that_the_prefetcher_let_go_waits_for_nobody_elses_work():
     for batch in prefetcher:
         device.launch(lambda image: None, batch["image"])
         device.current.is_awake = False  # the model takes its time
-        loader._pool.reclaim()
-        reads = loader._pool._reads
+        inside.pool_of(loader).reclaim()
+        reads = inside.pool_of(loader)._reads
         assert reads is None or not reads._reading
 
 

@@ -293,3 +293,10 @@ def test_samples_that_make_no_batch_are_a_problem():
     collated = DataLoader([{"label": None}] * 8, 4, collate_fn=len)
     found = {each.check: each for each in examine_dataset(collated, spawn=False)}
     assert found["batches"].severity == "fine"
+
+
+def test_attributes_of_a_dataset_are_not_taken_for_arguments_of_a_loader():
+    dataset = ArrayDataset({"image": image(8, 4, 4)})  # its `fields` are arrays
+    dataset.batch_size, dataset.collate_fn = "many", None
+    found = examine_dataset(dataset, spawn=False)
+    assert [(each.check, each.what) for each in found if each.severity == "problem"] == []

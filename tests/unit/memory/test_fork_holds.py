@@ -211,7 +211,7 @@ def test_a_fork_while_another_thread_uses_the_pool_leaves_the_childs_copy_unlock
 
     thread = threading.Thread(target=work)
     thread.start()
-    seen = {Child(lambda: b"locked" if pool._lock.locked() else b"free").end() for _ in range(20)}
+    seen = {Child(lambda: b"locked" if pool._lock._is_owned() else b"free").end() for _ in range(20)}
     stop.set()
     thread.join()
     assert seen == {b"free"}

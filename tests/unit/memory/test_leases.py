@@ -15,6 +15,7 @@ import weakref
 import numpy as np
 import pytest
 import torch
+from support import inside
 
 from loaders import DataLoader
 from loaders.memory.arena import Arena
@@ -224,8 +225,8 @@ def loader(request):
 
 def held(loader) -> int:
     gc.collect()
-    loader._pool.reclaim()
-    return loader._pool.leased_count
+    inside.pool_of(loader).reclaim()
+    return inside.pool_of(loader).leased_count
 
 
 @pytest.mark.parametrize("name", ALIASES)

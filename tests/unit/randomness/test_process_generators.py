@@ -236,8 +236,8 @@ def test_only_what_draws_is_keyed() -> None:
 
 LATE = """
 import sys
-from loaders.process_rng import ProcessGenerators
-from loaders.rng import Domain
+from loaders.randomness.process_generators import ProcessGenerators
+from loaders.randomness.streams import Domain
 generators = ProcessGenerators(shared=False, keyed=False)
 generators.begin()
 assert "torch" not in sys.modules

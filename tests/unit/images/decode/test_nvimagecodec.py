@@ -135,7 +135,7 @@ def test_a_forked_process_makes_a_decoder_of_its_own():
 QUIET = """
 import os, sys
 from loaders import read_image
-from loaders.decode import nvimagecodec
+from loaders.images.decode import nvimagecodec
 assert "nvidia.nvimgcodec" not in sys.modules
 before = dict(os.environ)
 data = bytes.fromhex(sys.stdin.read())

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from loaders.device.normalize import Normalize
+from loaders import Normalize
 
 SIZE = 80  # pixels, the side of the images the network is trained on
 MEAN = (0.485, 0.456, 0.406)  # of RGB in 0 … 1: the values that torchvision's ImageNet models were trained with
@@ -58,10 +58,10 @@ def load(path: Path) -> tuple[SmallNet, list[str]]:
     """The network that `save` kept, in evaluation mode on the CPU, and the names of its classes.
 
     Raises:
-        FileNotFoundError: nothing was kept there; `python -m loaders demo` trains a network.
+        FileNotFoundError: nothing was kept there; `python -m examples.demo` trains a network.
     """
     if not path.exists():
-        raise FileNotFoundError(f'no trained network at "{path}": run `python -m loaders demo` first.')
+        raise FileNotFoundError(f'no trained network at "{path}": run `python -m examples.demo` first.')
     kept = torch.load(path, map_location="cpu", weights_only=True)
     net = SmallNet(len(kept["classes"]))
     net.load_state_dict(kept["weights"])

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+ROOT = Path(__file__).parents[3]
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc to find processes that were left")
 
 # A session of its own, with the terminal that is its stdin as the one that Ctrl-C is typed on.
@@ -20,7 +21,7 @@ os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
 
 
 def demo(folder: Path, out: Path) -> list[str]:
-    return ["-m", "loaders", "demo", "--data", str(folder), "--out", str(out), "--epochs", "10000", "--workers", "2"]
+    return ["-m", "examples.demo", "--data", str(folder), "--out", str(out), "--epochs", "10000", "--workers", "2"]
 
 
 def members(group: int) -> list[int]:
@@ -46,7 +47,7 @@ def assert_none_left(group: int) -> None:
 def test_ctrl_c_ends_the_demo_and_its_workers(few_photos, tmp_path):
     command = [sys.executable, *demo(few_photos, tmp_path / "demo.png")]
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT, start_new_session=True
     ) as process:
         while not process.stdout.readline().startswith("epoch"):
             assert process.poll() is None
@@ -64,7 +65,13 @@ def test_ctrl_c_typed_in_a_terminal_gives_the_cursor_back(few_photos, tmp_path):
     ours, theirs = os.openpty()
     command = [sys.executable, "-c", IN_TERMINAL, *demo(few_photos, tmp_path / "demo.png")]
     with subprocess.Popen(
-        command, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True, env=os.environ | {"TERM": "xterm"}
+        command,
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        cwd=ROOT,
+        start_new_session=True,
+        env=os.environ | {"TERM": "xterm"},
     ) as process:
         os.close(theirs)
         output = b""

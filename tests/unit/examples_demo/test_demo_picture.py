@@ -4,8 +4,8 @@ import sys
 import cv2
 import numpy as np
 
-from loaders.demo.picture import RIGHT, WRONG, draw
-from loaders.demo.record import Epoch, Guess, Run, Window
+from examples.demo.picture import RIGHT, WRONG, draw
+from examples.demo.record import Epoch, Guess, Run, Window
 
 
 def run_with(*guesses: tuple[str, str]) -> Run:
@@ -41,6 +41,6 @@ def test_nothing_is_cut_at_the_edges_of_the_picture(tmp_path):
 
 
 def test_drawing_needs_neither_pyplot_nor_a_display():
-    script = "import sys; import loaders.demo.picture; print('matplotlib.pyplot' in sys.modules)"
+    script = "import sys; import examples.demo.picture; print('matplotlib.pyplot' in sys.modules)"
     found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert found.stdout == "False\n"

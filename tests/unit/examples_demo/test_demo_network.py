@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from loaders.demo.network import MEAN, STD, SmallNet, load, normalise, save
+from examples.demo.network import MEAN, STD, SmallNet, load, normalise, save
 
 
 def test_normalise_takes_mean_and_deviation_out_and_keeps_the_other_fields():
@@ -34,5 +34,5 @@ def test_a_kept_network_comes_back_with_its_weights_and_classes(tmp_path):
 
 
 def test_a_missing_network_names_the_command_that_makes_it(tmp_path):
-    with pytest.raises(FileNotFoundError, match="python -m loaders demo"):
+    with pytest.raises(FileNotFoundError, match=r"python -m examples\.demo"):
         load(tmp_path / "network.pt")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-from loaders.demo.record import Epoch, Window, samples_per_s, waiting_share
+from .record import Epoch, Window, samples_per_s, waiting_share
 
 
 class Display:

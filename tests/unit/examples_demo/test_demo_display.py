@@ -3,8 +3,8 @@ import io
 import pytest
 from rich.console import Console
 
-from loaders.demo.display import Display
-from loaders.demo.record import Epoch, Window, samples_per_s, waiting_share
+from examples.demo.display import Display
+from examples.demo.record import Epoch, Window, samples_per_s, waiting_share
 
 WINDOWS = [Window(seconds=1.0, waited_s=0.5, samples=100, loss=2.0), Window(3.0, 0.5, 300, 1.25)]
 

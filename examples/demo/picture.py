@@ -9,7 +9,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from loaders.demo.record import Guess, Run, samples_per_s, waiting_share
+from .record import Guess, Run, samples_per_s, waiting_share
 
 COLUMNS = 5
 RIGHT, WRONG = "#1a7f37", "#c62828"

@@ -13,16 +13,20 @@ import torch
 from rich.console import Console
 from torch.nn import functional as F
 
-from loaders.batch.collate import numpy_collate
-from loaders.bridge import to_image, to_numpy
-from loaders.dataloader.loader import DataLoader
-from loaders.datasets.image_files import ImageFolder
-from loaders.demo.display import Display
-from loaders.demo.network import MEAN, SIZE, STD, SmallNet, normalise
-from loaders.demo.record import Epoch, Guess, Run, Window
-from loaders.device.prefetcher import DevicePrefetcher
-from loaders.errors import DatasetError
-from loaders.images.albumentations import Albumentations
+from loaders import (
+    Albumentations,
+    DataLoader,
+    DatasetError,
+    DevicePrefetcher,
+    ImageFolder,
+    numpy_collate,
+    to_image,
+    to_numpy,
+)
+
+from .display import Display
+from .network import MEAN, SIZE, STD, SmallNet, normalise
+from .record import Epoch, Guess, Run, Window
 
 BATCH_SIZE = 64
 STEPS_PER_WINDOW = 10  # the loss is read this often only: reading it waits for the device

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
-from loaders.demo import photos
+from examples.demo import photos
 from loaders.errors import DecodeError, MissingExtraError
 
 
@@ -85,7 +85,7 @@ def test_photographs_that_are_there_are_not_cut_again(cache, monkeypatch):
 def test_a_killed_build_leaves_nothing_that_is_taken_as_complete(cache, monkeypatch):
     script = """
 import os, signal
-from loaders.demo import photos
+from examples.demo import photos
 cut = photos._cut
 def cut_then_die(name, folder):
     cut(name, folder)

@@ -1,0 +1,264 @@
+"""The workers of one loader and the memory they write to: opened, kept from epoch to epoch, thrown away."""
+
+from __future__ import annotations
+
+import os
+import weakref
+from collections.abc import Iterable
+from multiprocessing.context import BaseContext
+from typing import Any, NamedTuple, Protocol
+
+import torch
+
+from loaders.dataloader.dispatch import Dispatch, OpenBatch
+from loaders.memory.arena import Arena
+from loaders.memory.device_reads import PageLocker
+from loaders.memory.slots import SlotPool
+from loaders.system.limits import available_nbytes
+from loaders.workers.engine import Engine
+from loaders.workers.inline import InlineEngine
+from loaders.workers.messages import Job
+from loaders.workers.processes import ProcessEngine
+from loaders.workers.threads import ThreadEngine
+
+# Of the memory available when the first batch is made, the share that batch buffers may take.
+_DEFAULT_SHARE = 0.5
+# Address space per byte of it, so that blocks of changing sizes always find a free range.
+_VIRTUAL_FACTOR = 4
+
+
+class EngineSetup(NamedTuple):
+    """What an engine is made of.
+
+    Attributes:
+        job: what its workers do.
+        num_workers: to begin with; 0 for none.
+        method: "process" or "thread".
+        context: of multiprocessing; None for torch's default.
+        max_buffer_bytes: the most that batches may take; None for a share of what is available.
+        persistent: whether workers are kept for the next epoch.
+    """
+
+    job: Job
+    num_workers: int
+    method: str
+    context: BaseContext | None
+    max_buffer_bytes: int | None
+    persistent: bool
+
+
+class User(Protocol):
+    """An iterator that uses workers which the next one may want."""
+
+    def uses(self, dispatch: Dispatch) -> bool:
+        """Whether these workers are its own."""
+
+    def give_up_workers(self) -> bool:
+        """Let go of the workers, to ask for others when it goes on. False while it is at work."""
+
+
+class Engines:
+    """Gives each iterator of a loader an engine with memory of its own, and takes both back.
+
+    Memory passes from epoch to epoch, and so do workers where they are persistent: they follow the iterator that was
+    begun last. What was cut off in the middle of a change, by a signal handler that raised, is thrown away with its
+    workers: what they had under way is done again, since a task is a pure function.
+    """
+
+    def __init__(self) -> None:
+        self._stock = _Stock()
+        self._page_locker: PageLocker | None = None
+        weakref.finalize(self, _Stock.close, self._stock)
+
+    def page_lock_with(self, locker: PageLocker | None) -> None:
+        """From the next iteration on batches lie in memory that this accelerator reads where it is."""
+        self._leave_what_is_the_parents()
+        if locker is not None:
+            self._page_locker = locker
+
+    @property
+    def page_locker(self) -> PageLocker | None:
+        """The accelerator that reads batches where they lie."""
+        self._leave_what_is_the_parents()
+        return self._page_locker
+
+    @property
+    def kept(self) -> Dispatch | None:
+        """The persistent workers."""
+        return self._stock.kept
+
+    @property
+    def pool(self) -> SlotPool | None:
+        """The memory that was used last."""
+        return self._stock.pools[-1] if self._stock.pools else None
+
+    def open(self, setup: EngineSetup, user: User) -> Dispatch:
+        """Workers and memory for `user`."""
+        self._leave_what_is_the_parents()
+        stock = self._stock
+        stock.retry()
+        if setup.persistent and (kept := self._take_kept(setup)) is not None:
+            stock.user = weakref.ref(user)
+            return kept
+        pool = self._pool_for(setup)
+        dispatch = Dispatch(self._engine_for(setup, pool))
+        if setup.persistent and stock.kept is None:
+            stock.kept, stock.user = dispatch, weakref.ref(user)
+        if self._page_locker is not None:
+            pool.page_lock(self._page_locker)
+        return dispatch
+
+    def release(self, dispatch: Dispatch, batches: Iterable[OpenBatch], keep: Iterable[int] = ()) -> None:
+        """An iterator is done with these workers; `batches` are still open. `keep`: as in `SlotPool.trim`."""
+        stock = self._stock
+        if dispatch is stock.kept and dispatch.is_usable():
+            dispatch.intact = False
+            dispatch.abandon(batches)
+            dispatch.pool.trim(keep)
+            dispatch.intact = True
+            return
+        self.throw_away(dispatch, batches, keep)
+
+    def throw_away(self, dispatch: Dispatch, batches: Iterable[OpenBatch] = (), keep: Iterable[int] = ()) -> None:
+        """End these workers. Their memory is kept for the next ones where no change was cut off."""
+        stock = self._stock
+        if stock.kept is dispatch:
+            stock.kept = None
+        stock.end(dispatch, batches, keep)
+
+    def drop_kept(self) -> None:
+        """The next epoch starts new workers. An iterator that still uses the old ones keeps them until it is done."""
+        kept, self._stock.kept = self._stock.kept, None
+        user = self._stock.user() if self._stock.user is not None else None
+        if kept is not None and (user is None or not user.uses(kept)):
+            self._stock.end(kept, (), ())
+
+    def holders(self) -> str:
+        """See `DataLoader.holders`."""
+        self._leave_what_is_the_parents()
+        found = []
+        for pool in self._stock.pools:
+            pool.reclaim()
+            found.append(pool.holders())
+        return "\n".join(filter(None, found))
+
+    def leased(self) -> tuple[int, int, int]:
+        """(blocks, bytes) in readers' hands, and the most bytes that there may be."""
+        pools = self._stock.pools
+        return (
+            sum(pool.leased_count for pool in pools),
+            sum(pool.leased_nbytes for pool in pools),
+            pools[-1].ceiling_nbytes if pools else 0,
+        )
+
+    def _take_kept(self, setup: EngineSetup) -> Dispatch | None:
+        stock = self._stock
+        kept, user = stock.kept, stock.user() if stock.user is not None else None
+        if kept is None:
+            return None
+        if self._page_locker is not None and not kept.pool.arena.shared:
+            self.drop_kept()  # threads whose memory cannot be page-locked
+            return None
+        if user is not None and user.uses(kept) and not user.give_up_workers():
+            return None  # it is at work on another thread, or this is a signal handler in the middle of its work
+        if not kept.is_usable():
+            self.throw_away(kept)
+            return None
+        if self._page_locker is not None:
+            kept.pool.page_lock(self._page_locker)
+        return kept
+
+    def _pool_for(self, setup: EngineSetup) -> SlotPool:
+        stock = self._stock
+        processes = setup.num_workers > 0 and setup.method == "process"
+        shared = processes or self._page_locker is not None
+        travels = processes and _context_of(setup).get_start_method() != "fork"
+        idle, stock.idle = stock.idle, None
+        if idle is not None:
+            fits = idle.arena.shared == shared and (idle.arena.travels or not travels)
+            if fits and idle.is_intact() and idle.asked_nbytes == setup.max_buffer_bytes:
+                return idle
+            idle.close()
+        ceiling = setup.max_buffer_bytes
+        if ceiling is None:
+            ceiling = int(available_nbytes() * _DEFAULT_SHARE)
+        arena = Arena(ceiling * _VIRTUAL_FACTOR + (1 << 24), shared=shared, travels=travels)
+        pool = SlotPool(
+            arena, ceiling_nbytes=ceiling, asked_nbytes=setup.max_buffer_bytes, others=weakref.WeakMethod(stock.others)
+        )
+        stock.add(pool)
+        return pool
+
+    def _engine_for(self, setup: EngineSetup, pool: SlotPool) -> Engine:
+        if setup.num_workers == 0:
+            return InlineEngine(setup.job, pool)
+        if setup.method == "thread":
+            return ThreadEngine(setup.job, pool, setup.num_workers)
+        return ProcessEngine(setup.job, pool, _context_of(setup), setup.num_workers)
+
+    def _leave_what_is_the_parents(self) -> None:
+        # A forked child has none of the parent's workers, and must not touch its memory.
+        if self._stock.pid != os.getpid():
+            self._stock, self._page_locker = _Stock(), None
+            weakref.finalize(self, _Stock.close, self._stock)
+
+
+def _context_of(setup: EngineSetup) -> Any:
+    return setup.context or torch.multiprocessing.get_context()
+
+
+class _Stock:
+    """What there is at the moment. It outlives its owner just long enough to be closed."""
+
+    def __init__(self) -> None:
+        self.pid = os.getpid()
+        self.kept: Dispatch | None = None  # persistent workers
+        self.user: weakref.ref[Any] | None = None  # of them
+        self.idle: SlotPool | None = None  # memory for the next iterator
+        self.pools: tuple[SlotPool, ...] = ()  # with memory that somebody uses, the newest last
+        self._failed: tuple[Dispatch, ...] = ()  # that could not be ended in one go
+
+    def add(self, pool: SlotPool) -> None:
+        """A pool was made."""
+        self.pools = (*(each for each in self.pools if each.is_alive()), pool)
+
+    def others(self, pool: SlotPool) -> int:
+        """Bytes that the other pools have reserved."""
+        return sum(each.arena.reserved_nbytes for each in self.pools if each is not pool)
+
+    def end(self, dispatch: Dispatch, batches: Iterable[OpenBatch], keep: Iterable[int]) -> None:
+        """Stop workers. Those that are left halfway, by an exception, are ended by the next call that comes here."""
+        usable = dispatch.is_usable()
+        dispatch.intact = False
+        pool = dispatch.pool
+        try:
+            dispatch.close(batches, force=not usable)
+            if usable and self.idle is None:
+                pool.trim(keep)
+            else:
+                pool.close()
+        except BaseException:
+            self._failed = (*self._failed, dispatch)
+            raise
+        if usable and self.idle is None and not pool.is_closed:
+            self.idle = pool
+
+    def retry(self) -> None:
+        """End what could not be ended."""
+        while self._failed:
+            dispatch, *rest = self._failed
+            dispatch.close(force=True)
+            dispatch.pool.close()
+            self._failed = tuple(rest)
+
+    def close(self) -> None:
+        """Nobody uses any of this any more; batches that were handed out stay as they are."""
+        if self.pid != os.getpid():
+            return
+        kept, self.kept = self.kept, None
+        self.retry()
+        if kept is not None:
+            kept.close(force=not kept.is_usable())
+        for pool in self.pools:
+            # Batches that outlive the loader keep the mapping alive; everything else of it ends here.
+            pool.close()

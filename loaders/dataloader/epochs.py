@@ -1,0 +1,148 @@
+"""The epochs of one loader: their numbers, their seed, and how far the one that runs was handed out."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from typing import Any
+
+from loaders.dataloader.checkpoint import Position
+from loaders.dataloader.cursor import order_at_rest, world_of
+from loaders.report.statistics import EpochStatistics, SkippedSample
+
+
+class EpochLog:
+    """What one iteration has handed out. Its attributes are replaced, never changed: each step is one assignment.
+
+    Attributes:
+        position: after the batch that was handed out last.
+        inherited: how many failures a loaded state had brought.
+        statistics: what was measured.
+        begun: whether its first batch was asked for. Until then it could have been a stray `iter()`.
+        ended: whether there are no more batches.
+    """
+
+    def __init__(self, position: Position, statistics: EpochStatistics) -> None:
+        self.position = position
+        self.inherited = len(position.failed)
+        self.statistics = statistics
+        self.begun = False
+        self.ended = False
+
+
+class Epochs:
+    """Numbers a loader's epochs and knows where it stands.
+
+    Attributes:
+        seed: of the samples' randomness; None until it is drawn.
+        overflow_count: values that no slot could hold.
+        turns: epochs begun or gone on with, and states loaded.
+        statistics: of the epoch that was begun last; None before the first.
+    """
+
+    def __init__(self, seed: int | None) -> None:
+        self.seed = seed
+        self.overflow_count = 0
+        self.turns = 0
+        self.statistics: EpochStatistics | None = None
+        self._next = 0
+        self._sampler_epoch: Any = 0  # as the sampler counted when it was looked at last
+        self._log: EpochLog | None = None  # of the epoch that was begun last
+        self._logs: tuple[EpochLog, ...] = ()  # with failures
+        self._loaded: Position | None = None  # for the next epoch
+        self._left_out: tuple[SkippedSample, ...] = ()  # as a loaded state tells
+
+    def number(self, sampler: Any) -> int:
+        """Of the next epoch. One that a user or a framework has set on the sampler counts here, too."""
+        epoch = getattr(sampler, "epoch", self._sampler_epoch)
+        if isinstance(epoch, int) and epoch != self._sampler_epoch:
+            self._sampler_epoch = self._next = epoch
+            self._drop_loaded(epoch)
+        return self._next
+
+    def set(self, epoch: int, sampler: Any) -> None:
+        """Number the next epoch."""
+        self._next = epoch
+        self._sampler_epoch = getattr(sampler, "epoch", 0)
+        if self._loaded is not None and self._loaded.epoch != epoch:
+            self._drop_loaded(epoch)
+
+    def start(self, sampler: Any) -> Position:
+        """Where the next iteration starts."""
+        number = self.number(sampler)
+        return self._loaded if self._loaded is not None else Position(number)
+
+    def begin(self, log: EpochLog) -> None:
+        """The first batch of an iteration is asked for."""
+        if log.begun:
+            return
+        logs = tuple(each for each in (*self._logs, log) if each is log or each.position.failed[each.inherited :])
+        following, turns = log.position.epoch + 1, self.turns + 1
+        # From here on nothing is called: an exception cannot come in between.
+        self._logs = logs
+        self._log = log
+        self._loaded = None
+        self._next = following
+        self.statistics = log.statistics
+        self.turns = turns
+        log.begun = True
+
+    def turn_over(self, log: EpochLog, position: Position) -> None:
+        """The epoch that an iteration was to go on with is over: it goes through the next one."""
+        following = position.epoch + 1
+        log.position = position
+        self._next = following
+
+    def position(self, sampler: Any, *, drawn: bool) -> tuple[Position, bool]:
+        """(where the loader stands, whether that is in the middle of an epoch); `drawn`: see `order_at_rest`."""
+        number = self.number(sampler)
+        if self._loaded is not None:
+            return self._loaded, True
+        if self._log is not None and not self._log.ended:
+            return self._log.position, True
+        return Position(number, origin=order_at_rest(sampler, drawn=drawn)), False
+
+    def load(self, position: Position, seed: int | None, sampler: Any) -> None:
+        """Let the next iteration go on at `position`."""
+        left_out = tuple(SkippedSample(*rest) for _, *rest in position.failed)
+        sampler_epoch = getattr(sampler, "epoch", 0)
+        self._left_out = left_out
+        self._logs = ()
+        self._log = None
+        self._loaded = position
+        self._next = position.epoch
+        self._sampler_epoch = sampler_epoch
+        self.turns += 1
+        if seed is not None:
+            self.seed = seed
+
+    def copied(self) -> Epochs:
+        """For a copy of the loader, which has no iterator."""
+        clone = copy.copy(self)
+        clone.statistics = None
+        return clone
+
+    @property
+    def errors(self) -> list[SkippedSample]:
+        """What a policy left out, since the loader was made or a state was loaded."""
+        failed = (entry for log in self._logs for entry in log.position.failed[log.inherited :])
+        return [*self._left_out, *(SkippedSample(*rest) for _, *rest in failed)]
+
+    def batch_key(self, sampler: Any, *, is_stream: bool) -> tuple[int, int, int] | None:
+        """(seed, epoch, a number that no other batch of any rank has) of the batch that was handed out last."""
+        log = self._log
+        if log is None or log.ended or self.seed is None:
+            return None
+        rank, ranks = world_of(sampler)
+        # Of map-style datasets the position of its first sample in the epoch: also after resuming on other ranks.
+        number = log.position.batches - 1 if is_stream else log.position.first
+        return self.seed, log.position.epoch, number * ranks + rank
+
+    def _drop_loaded(self, epoch: int) -> None:
+        loaded, self._loaded = self._loaded, None
+        if loaded is not None and loaded.batches:
+            warnings.warn(
+                f"the state that was loaded, after batch {loaded.batches} of epoch {loaded.epoch}, is given up: the "
+                f"epoch was set to {epoch}. Load the state after set_epoch, or set the epoch to {loaded.epoch}.",
+                stacklevel=4,
+            )

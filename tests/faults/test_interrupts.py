@@ -1,0 +1,336 @@
+"""A signal handler that raises, at any instruction of `next()`: nothing is lost, nothing comes twice, nothing is wrong."""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from support import inside
+from support.interrupts import ENDED, INTERRUPTED, Interrupted, delays, interruptible, next_interrupted
+from support.numpy_datasets import Gate
+from support.waiting import assert_no_workers
+from torch.utils.data import IterableDataset, get_worker_info
+
+from loaders import DataLoader, sample_rng
+from loaders.dataloader.dispatch import Dispatch
+
+ENGINES: dict[str, dict[str, Any]] = {
+    "inline": {},
+    "thread": {"num_workers": 2, "worker_method": "thread"},
+    "fork": {"num_workers": 2, "multiprocessing_context": "fork"},
+    "kept": {"num_workers": 2, "multiprocessing_context": "fork", "persistent_workers": True},
+    "kept threads": {"num_workers": 2, "worker_method": "thread", "persistent_workers": True},
+}
+LENGTH, SIZE = 40, 4
+# How long an epoch's `next` may take; interrupts come at all moments of it.
+LONGEST_S = {"inline": 5e-4, "thread": 2e-3, "kept threads": 2e-3, "fork": 2e-3, "kept": 2e-3}
+
+
+class Drawn:
+    """Every value of a sample tells its index and what was drawn for it."""
+
+    def __len__(self) -> int:
+        return LENGTH
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        draw = int(sample_rng().numpy.integers(1 << 30))
+        return {"data": np.full((32, 32), index * 1000003 + draw, np.int64), "index": index, "draw": draw}
+
+
+def loader_for(engine: str, **arguments: Any) -> DataLoader[Any]:
+    return DataLoader(Drawn(), SIZE, shuffle=True, seed=7, **{**ENGINES[engine], **arguments})
+
+
+def seen(batch: Any) -> list[tuple[int, int]]:
+    """(index, draw) of each sample; its data must agree."""
+    index, draw, data = batch["index"].tolist(), batch["draw"].tolist(), batch["data"].numpy()
+    for row, (i, d) in enumerate(zip(index, draw, strict=True)):
+        assert (data[row] == i * 1000003 + d).all(), "the data of one sample beside the label of another"
+    return list(zip(index, draw, strict=True))
+
+
+@pytest.fixture(autouse=True)
+def _no_worker_is_left() -> Iterator[None]:
+    yield
+    gc.collect()
+    assert_no_workers()
+
+
+def whole_epochs(count: int) -> list[list[list[tuple[int, int]]]]:
+    loader = loader_for("inline")
+    return [[seen(batch) for batch in loader] for _ in range(count)]
+
+
+def storm(engine: str, interrupts: int, seed: int = 0) -> dict[str, int]:
+    """Interrupts `next` again and again; after each goes on, resumes from a state, or begins anew."""
+    moments, came, ways = delays(seed, LONGEST_S[engine]), 0, 0
+    expected = whole_epochs(2)
+    counts = {"interrupts": 0, "epochs": 0}
+    while came < interrupts:
+        loader = loader_for(engine)
+        held: list[tuple[Any, Any]] = []
+        for epoch in range(2):
+            iterator, found = iter(loader), []
+            while True:
+                batch = next_interrupted(iterator, next(moments))
+                if batch is ENDED:
+                    break
+                if batch is not INTERRUPTED:
+                    found.append(seen(batch))
+                    held.append((batch, found[-1]))
+                    continue
+                came += 1
+                ways += 1
+                if ways % 3 == 1:
+                    continue  # with the same iterator
+                state = loader.state_dict()
+                assert state["batches"] == len(found)
+                if ways % 3 == 2:
+                    loader.load_state_dict(state)  # with the same loader
+                else:
+                    loader = loader_for(engine)
+                    loader.load_state_dict(state)
+                iterator = iter(loader)
+            assert found == expected[epoch], (engine, epoch, len(found))
+            counts["epochs"] += 1
+        for batch, before in held:
+            assert seen(batch) == before
+        del iterator, loader, held
+    counts["interrupts"] = came
+    return counts
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_an_interrupt_inside_next_loses_repeats_and_changes_nothing(engine: str) -> None:
+    with interruptible():
+        assert storm(engine, 60 if "fork" in engine or engine == "kept" else 200)["interrupts"] >= 60
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(3000)
+@pytest.mark.parametrize("engine", ENGINES)
+def test_five_thousand_interrupts(engine: str) -> None:
+    with interruptible():
+        counts = storm(engine, 5000, seed=1)
+    print(engine, counts)
+    assert counts["interrupts"] >= 5000
+
+
+class Counted(IterableDataset[Any]):
+    def __iter__(self) -> Iterator[Any]:
+        info = get_worker_info()
+        start, step = (info.id, info.num_workers) if info is not None else (0, 1)
+        for index in range(start, LENGTH, step):
+            yield {"index": index, "draw": int(sample_rng().numpy.integers(1 << 30))}
+
+
+@pytest.mark.parametrize("engine", ["inline", "fork"])
+def test_a_stream_goes_on_where_it_was_interrupted(engine: str) -> None:
+    def batches(loader: Any) -> list[Any]:
+        return [(batch["index"].tolist(), batch["draw"].tolist()) for batch in loader]
+
+    expected = batches(DataLoader(Counted(), SIZE, seed=3, **ENGINES[engine]))
+    moments, came = delays(5, LONGEST_S[engine]), 0
+    with interruptible():
+        while came < 20:
+            iterator, found = iter(DataLoader(Counted(), SIZE, seed=3, **ENGINES[engine])), []
+            while (batch := next_interrupted(iterator, next(moments))) is not ENDED:
+                if batch is INTERRUPTED:
+                    came += 1
+                else:
+                    found.append((batch["index"].tolist(), batch["draw"].tolist()))
+            assert found == expected
+            del iterator
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_the_interrupted_epoch_of_persistent_workers_leaves_nothing_to_the_next_one(engine: str) -> None:
+    moments, expected = delays(2, LONGEST_S[engine]), whole_epochs(1)[0]
+    loader = loader_for(engine)
+    with interruptible():
+        for _ in range(12):
+            iterator = iter(loader)
+            while next_interrupted(iterator, next(moments)) not in (ENDED, INTERRUPTED):
+                pass
+            del iterator  # dropped in the middle, then iterated anew
+            loader.set_epoch(0)
+            assert [seen(batch) for batch in loader] == expected
+
+
+# -- one instruction, chosen
+
+
+def test_work_that_was_cut_off_in_the_middle_is_not_built_upon(monkeypatch: pytest.MonkeyPatch) -> None:
+    # As if a handler had raised between the engine's taking a task and the note that it did.
+    loader, expected = loader_for("kept"), whole_epochs(1)[0]
+    submit, cuts = Dispatch.submit, iter([3, 9])
+    count, cut = 0, next(cuts)
+
+    def cut_off(self: Dispatch, batch: Any, spans: Any) -> None:
+        nonlocal count, cut
+        self.engine.submit(batch.task, spans, batch.lane)
+        count += 1
+        if count == cut:
+            cut = next(cuts, 0)
+            raise Interrupted
+        batch.unreported = batch.unreported or 0
+        self._open[batch.task.ticket] = batch
+        batch.unreported += sum(max(1, stop - start) for start, stop in spans)
+
+    iterator, found = iter(loader), []
+    monkeypatch.setattr(Dispatch, "submit", cut_off)
+    before = inside.dispatch_of(iterator)
+    while True:
+        try:
+            found.append(seen(next(iterator)))
+        except Interrupted:
+            continue
+        except StopIteration:
+            break
+    monkeypatch.setattr(Dispatch, "submit", submit)
+    assert found == expected
+    assert before is not inside.kept_of(loader), "workers that were cut off in the middle were used again"
+
+
+def test_a_time_limit_that_passes_while_waiting_costs_no_worker() -> None:
+    with Gate() as gate, interruptible():
+        loader = DataLoader(Waits(gate), 2, num_workers=1, multiprocessing_context="fork")
+        iterator = iter(loader)
+        dispatch = inside.dispatch_of(iterator)
+        gate.wait_until_entered(1)
+        assert next_interrupted(iterator, 0.02) is INTERRUPTED
+        gate.open()
+        assert [batch.tolist() for batch in iterator] == [[0, 1], [2, 3]]
+        assert not dispatch.is_usable() or dispatch is not None
+        assert dispatch._closed
+
+
+class Waits:
+    def __init__(self, gate: Any) -> None:
+        self.gate = gate
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, index: int) -> int:
+        if index == 0:
+            self.gate.enter(index)
+        return index
+
+
+# -- handlers that do not raise, but do something
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("does", ["holders", "iterates", "forks", "states"])
+def test_a_handler_may_use_the_loader_in_the_middle_of_its_work(engine: str, does: str) -> None:
+    loader, calls = loader_for(engine), 0
+
+    def handle(number: int, frame: Any) -> None:
+        nonlocal calls
+        calls += 1
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        if does == "holders":
+            loader.holders()
+            loader.report()
+        elif does == "iterates":
+            seen(next(iter(loader)))
+        elif does == "states":
+            loader.state_dict()
+        elif (child := os.fork()) == 0:
+            os._exit(0)
+        else:
+            os.waitpid(child, 0)
+
+    before = signal.signal(signal.SIGALRM, handle)
+    moments = delays(4, LONGEST_S[engine])
+    try:
+        for _ in range(3):
+            loader.set_epoch(0)
+            iterator, found = iter(loader), []
+            while True:
+                signal.setitimer(signal.ITIMER_REAL, next(moments))
+                batch = next(iterator, None)
+                if batch is None:
+                    break
+                found.append(seen(batch))
+            assert found == whole_epochs(1)[0]
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert calls
+
+
+def test_an_iterator_cannot_be_asked_by_a_handler_in_the_middle_of_its_own_work() -> None:
+    class Alarms(Drawn):
+        def __getitem__(self, index: int) -> dict[str, Any]:
+            if index == first:
+                signal.raise_signal(signal.SIGALRM)
+            return super().__getitem__(index)
+
+    first = whole_epochs(1)[0][1][2][0]
+    loader = DataLoader(Alarms(), SIZE, shuffle=True, seed=7)
+    iterator = iter(loader)
+
+    def handle(number: int, frame: Any) -> None:
+        with pytest.raises(RuntimeError, match="in the middle of making a batch"):
+            next(iterator)
+
+    before = signal.signal(signal.SIGALRM, handle)
+    try:
+        assert [seen(batch) for batch in iterator] == whole_epochs(1)[0]
+    finally:
+        signal.signal(signal.SIGALRM, before)
+
+
+# -- threads of the user's
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_threads_that_share_an_iterator_get_each_batch_once(engine: str) -> None:
+    loader = loader_for(engine)
+    for epoch in whole_epochs(2):
+        iterator, found, errors = iter(loader), [], []
+
+        def consume(iterator: Any = iterator, found: Any = found, errors: Any = errors) -> None:
+            try:
+                for batch in iterator:
+                    found.append(seen(batch))
+            except BaseException as error:  # shown below
+                errors.append(error)
+
+        threads = [threading.Thread(target=consume) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+        assert not errors
+        assert sorted(found) == sorted(epoch)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_threads_that_iterate_one_loader_each_see_a_whole_epoch(engine: str) -> None:
+    loader, results, errors = loader_for(engine), [], []
+    whole = {tuple(map(tuple, sorted(sum(epoch, [])))) for epoch in whole_epochs(8)}
+
+    def consume() -> None:
+        try:
+            for _ in range(2):
+                results.append(tuple(map(tuple, sorted(sum((seen(batch) for batch in loader), [])))))
+        except BaseException as error:  # shown below
+            errors.append(error)
+
+    threads = [threading.Thread(target=consume) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert not errors
+    assert len(results) == 6
+    assert set(results) <= whole

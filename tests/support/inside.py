@@ -1,0 +1,59 @@
+"""The one place where tests look inside a loader: a change of its insides is followed here."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from loaders.dataloader.dispatch import Dispatch
+from loaders.dataloader.plan import Plan
+from loaders.memory.slots import SlotPool
+
+
+def pool_of(loader: Any) -> SlotPool | None:
+    """The memory that the loader used last."""
+    return loader._engines.pool
+
+
+def kept_of(loader: Any) -> Dispatch | None:
+    """The persistent workers."""
+    return loader._engines.kept
+
+
+def dispatch_of(iterator: Any) -> Dispatch:
+    """The workers of an iterator."""
+    return iterator._work.dispatches[-1]
+
+
+def engine_of(iterator: Any) -> Any:
+    """The engine of an iterator."""
+    return dispatch_of(iterator).engine
+
+
+def processes_of(iterator: Any) -> list[Any]:
+    """The worker processes of an iterator, spares included."""
+    return list(engine_of(iterator)._supervisor.processes.values())
+
+
+def plan_of(loader: Any) -> Plan:
+    """How the loader makes its batches."""
+    return loader._plan
+
+
+def page_locker_of(loader: Any) -> Any:
+    """The accelerator that reads the loader's memory where it is."""
+    return loader._engines.page_locker
+
+
+def tuner_of(loader: Any) -> Any:
+    """What finds the number of workers; None where it is fixed."""
+    return loader._tuner
+
+
+def tune_by(loader: Any, tuner: Any) -> None:
+    """Let this find the number of workers."""
+    loader._tuner = tuner
+
+
+def most_workers_of(loader: Any) -> int:
+    """The most workers that "auto" may choose."""
+    return loader._most_workers
