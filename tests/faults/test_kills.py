@@ -129,7 +129,7 @@ def test_strike_counts_against_the_row_that_was_being_read_and_no_other(tmp_path
     # It waits for its last chance, and is sent by a consumer that looks after its workers.
     os.kill(wait_until(lambda: strikes() and dataset.victim(13), "a worker is in sample 13"), signal.SIGKILL)
     rest = [batch["i"].tolist() for batch in iterator]
-    assert rest == [[8, 9, 10, 11, 12, 14, 15, 16], [17, 18, 19, 20, 21, 22, 23]]
+    assert rest == [[8, 9, 10, 11, 12, 14, 15], [16, 17, 18, 19, 20, 21, 22, 23]]
     [skipped] = loader.errors
     assert (skipped.index, skipped.source) == (13, "numbers/13.png")
     assert skipped.error.startswith("WorkerLostError: worker ")
