@@ -119,7 +119,7 @@ def main(setup: Setup) -> None:
 
 
 def serve(setup: Setup, number: int, channel: socket.socket) -> None:
-    """Read spans, do them, tell."""
+    """Read spans, execute them, report."""
     job, arena = setup.job, setup.arena
     assert job is not None
     view = memoryview(arena.buffer)
@@ -157,7 +157,7 @@ def serve(setup: Setup, number: int, channel: socket.socket) -> None:
         try:
             _tell(setup, job, channel, result, task)
         except (BrokenPipeError, ConnectionResetError):
-            return  # the consumer does not want to hear it any more
+            return  # the consumer has closed its end
 
 
 def _receive(channel: socket.socket, nbytes: int) -> bytearray:

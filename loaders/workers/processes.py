@@ -223,7 +223,7 @@ class ProcessEngine:
             for placed in self._placed.values():
                 self._memory.cancel(placed)
             for unsent in self._unsent:
-                # Said, not only hung up: a process that was forked from this one may hold the pipes open.
+                # Not only closed: a process that was forked from this one may hold the pipes open.
                 unsent.clear()
                 unsent.extend([STOP] * len(self._supervisor.processes))
             self._supervisor.close(self._flush, force=force or not self.intact)
@@ -264,7 +264,7 @@ class ProcessEngine:
                     unsent.popleft()
 
     def _finish(self, result: Result) -> None:
-        """Report a span once: a worker that died behind its own report has been heard already."""
+        """Report a span once: that of a worker that died after its own report is reported already."""
         if result.ticket == NO_TICKET:
             self._refusal = result.failures[0]
         placed = self._placed.get(result.ticket)
