@@ -18,13 +18,14 @@ from multiprocessing.context import BaseContext
 
 from loaders.errors import BufferMemoryError, WorkerLostError
 from loaders.memory.slots import SlotPool
+from loaders.system.interrupts import is_interrupt
 from loaders.timing.stages import Times
 from loaders.workers.engine import Reading
 from loaders.workers.interrupts import undisturbed
 from loaders.workers.messages import Failure, Job, Result, Task
 from loaders.workers.strikes import LAST_CHANCE_AFTER_S, Strikes, failure_of_lost
 from loaders.workers.supervisor import Supervisor, WorkerProcess
-from loaders.workers.task_memory import PlacedTask, TaskMemory, can_travel
+from loaders.workers.task_memory import PlacedTask, TaskMemory
 from loaders.workers.wire import (
     CANCELLED,
     CELL_NBYTES,
@@ -111,8 +112,8 @@ class ProcessEngine:
                 self.intact = True  # nothing has changed
                 raise
             except Exception as error:
-                if can_travel(task.keys):
-                    raise  # a signal handler's
+                if is_interrupt(error):
+                    raise
                 failure = Failure.of(error, "ordering", None, list(task.keys))
                 self._ready += [Result(0, task.ticket, start, stop, failures=[failure]) for start, stop in spans]
                 self.intact = True
@@ -387,14 +388,11 @@ class ProcessEngine:
     def _opened(self, header: tuple[int, ...], payload: bytes | bytearray) -> Result:
         try:
             result: Result = pickle.loads(payload)
-        except Exception as error:
-            try:
-                with undisturbed():
-                    pickle.loads(payload)
-            except Exception:  # a class of the user's that cannot be rebuilt here
-                _, ticket, start, stop, *_ = header
-                placed = self._placed.get(ticket)
-                keys = list(placed.task.keys[start:stop]) if placed and self._job.fetch != "stream" else None
-                return Result(0, ticket, start, stop, failures=[Failure.of(error, "receiving", None, keys)])
-            raise  # a signal handler's
+        except Exception as error:  # a class of the user's that cannot be rebuilt here
+            if is_interrupt(error):
+                raise
+            _, ticket, start, stop, *_ = header
+            placed = self._placed.get(ticket)
+            keys = list(placed.task.keys[start:stop]) if placed and self._job.fetch != "stream" else None
+            result = Result(0, ticket, start, stop, failures=[Failure.of(error, "receiving", None, keys)])
         return result

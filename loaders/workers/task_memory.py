@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from loaders.batch.spec import BatchSpec
 from loaders.memory.blocks import Block
 from loaders.memory.slots import SlotPool
-from loaders.workers.interrupts import undisturbed
 from loaders.workers.messages import Task
 from loaders.workers.wire import TASK_HEADER, as_keys
 
@@ -45,7 +42,7 @@ class TaskMemory:
 
         Raises:
             BufferMemoryError: there is no memory. Nothing has changed.
-            Exception: whatever a key raises that cannot be pickled (see `can_travel`).
+            Exception: whatever a key raises that cannot be pickled.
         """
         content = pickle.dumps(
             (
@@ -84,13 +81,3 @@ class TaskMemory:
             self._specs.append(spec)
             self._spec_refs[id(spec)] = len(self._specs), block.offset, len(content)
         return self._spec_refs[id(spec)]
-
-
-def can_travel(keys: Sequence[Any]) -> bool:
-    """Whether keys can be pickled, whatever signal handlers raise."""
-    with undisturbed():
-        try:
-            pickle.dumps(as_keys(keys), protocol=5)
-        except Exception:
-            return False
-        return True

@@ -215,6 +215,7 @@ class UnpicklableKey:
         raise ComesError
 
 
+@pytest.mark.usefixtures("_comes")
 @pytest.mark.parametrize("is_handlers", [True, False])
 def test_what_a_handler_raises_is_not_taken_for_the_fault_of_a_key(
     bench: Any, is_handlers: bool, monkeypatch: pytest.MonkeyPatch
@@ -225,7 +226,7 @@ def test_what_a_handler_raises_is_not_taken_for_the_fault_of_a_key(
         task.keys = [5]
 
         def raise_once(self: object, *args: object) -> None:
-            raise ComesError
+            signal.raise_signal(signal.SIGALRM)
 
         monkeypatch.setattr("loaders.workers.task_memory.TaskMemory._spec_ref", raise_once)
         with pytest.raises(ComesError):
