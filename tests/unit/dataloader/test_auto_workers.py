@@ -9,9 +9,9 @@ from support.numpy_datasets import Numbers
 from torch.utils.data import IterableDataset
 
 from loaders import DataLoader
+from loaders.dataloader import auto_workers
 from loaders.dataloader.auto_workers import SETTLED, Seen, Tuner
-from loaders.dataloader.loader import auto_workers
-from loaders.report.statistics import Measures, WorkerSums
+from loaders.report.statistics import EpochStatistics, WorkerSums
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
 MS = 1_000_000
@@ -23,34 +23,34 @@ class Loop:
     def __init__(self, monkeypatch, *, model_ms, sample_ms, cores=64, rows=32, workers=4):
         self.model_ms, self.sample_ms, self.cores, self.rows = model_ms, sample_ms, cores, rows
         self.num_workers = workers
-        self.measures = Measures(given_ns=1)
+        self.statistics = EpochStatistics(given_ns=1)
         self.now = 0
         monkeypatch.setattr(auto_workers.time, "perf_counter_ns", lambda: self.now)
 
     def resize(self, workers):
         self.num_workers = workers
         for number in range(workers):
-            self.measures.workers.setdefault(number, WorkerSums(samples=1))
+            self.statistics.workers.setdefault(number, WorkerSums(samples=1))
 
     def batch(self):
         """One step: workers beyond the cores only make each other slower."""
         service = self.sample_ms * MS * max(1.0, self.num_workers / self.cores)
         made, own = service * self.rows / self.num_workers, self.model_ms * MS
         period = max(made, own)
-        measures = self.measures
-        measures.batches += 1
-        measures.rows += self.rows
-        measures.samples += self.rows
-        measures.wait_ns += int(period - own)
-        measures.compute_ns += int(own)
-        measures.busy_ns += int(service * self.rows)
+        statistics = self.statistics
+        statistics.batches += 1
+        statistics.rows += self.rows
+        statistics.samples += self.rows
+        statistics.wait_ns += int(period - own)
+        statistics.compute_ns += int(own)
+        statistics.busy_ns += int(service * self.rows)
         self.now += int(period)
 
     def settle(self, tuner):
         numbers = []
         for _ in range(SETTLED):
             self.batch()
-            numbers.append(tuner.look(self.measures, self))
+            numbers.append(tuner.look(self.statistics, self))
         assert tuner.is_settled
         return numbers
 
@@ -91,7 +91,7 @@ def test_a_settled_number_stays(monkeypatch):
     loop.model_ms = 1
     for _ in range(50):
         loop.batch()
-        assert tuner.look(loop.measures, loop) == settled
+        assert tuner.look(loop.statistics, loop) == settled
 
 
 # -- real workers
@@ -100,7 +100,7 @@ def test_a_settled_number_stays(monkeypatch):
 class Restless(Tuner):
     """Changes its mind at every batch."""
 
-    def look(self, measures, engine):
+    def look(self, statistics, engine):
         self.numbers = getattr(self, "numbers", None) or itertools.cycle((3, 1, 4, 2, 1, 1, 4))
         engine.resize(next(self.numbers))
         return engine.num_workers
