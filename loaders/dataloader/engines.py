@@ -170,16 +170,19 @@ class Engines:
 
     def _pool_for(self, setup: EngineSetup) -> SlotPool:
         stock = self._stock
-        shared = (setup.num_workers > 0 and setup.method == "process") or self._page_locker is not None
+        processes = setup.num_workers > 0 and setup.method == "process"
+        shared = processes or self._page_locker is not None
+        travels = processes and _context_of(setup).get_start_method() != "fork"
         idle, stock.idle = stock.idle, None
         if idle is not None:
-            if idle.arena.shared == shared and idle.is_intact() and idle.asked_nbytes == setup.max_buffer_bytes:
+            fits = idle.arena.shared == shared and (idle.arena.travels or not travels)
+            if fits and idle.is_intact() and idle.asked_nbytes == setup.max_buffer_bytes:
                 return idle
             idle.close()
         ceiling = setup.max_buffer_bytes
         if ceiling is None:
             ceiling = int(available_nbytes() * _DEFAULT_SHARE)
-        arena = Arena(ceiling * _VIRTUAL_FACTOR + (1 << 24), shared=shared)
+        arena = Arena(ceiling * _VIRTUAL_FACTOR + (1 << 24), shared=shared, travels=travels)
         pool = SlotPool(
             arena, ceiling_nbytes=ceiling, asked_nbytes=setup.max_buffer_bytes, others=weakref.WeakMethod(stock.others)
         )
@@ -191,14 +194,17 @@ class Engines:
             return InlineEngine(setup.job, pool)
         if setup.method == "thread":
             return ThreadEngine(setup.job, pool, setup.num_workers)
-        context = setup.context or torch.multiprocessing.get_context()
-        return ProcessEngine(setup.job, pool, context, setup.num_workers)
+        return ProcessEngine(setup.job, pool, _context_of(setup), setup.num_workers)
 
     def _leave_what_is_the_parents(self) -> None:
         # A forked child has none of the parent's workers, and must not touch its memory.
         if self._stock.pid != os.getpid():
             self._stock, self._page_locker = _Stock(), None
             weakref.finalize(self, _Stock.close, self._stock)
+
+
+def _context_of(setup: EngineSetup) -> Any:
+    return setup.context or torch.multiprocessing.get_context()
 
 
 class _Stock:

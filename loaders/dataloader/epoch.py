@@ -376,7 +376,8 @@ class Epoch(Iterator[Any]):
                 return  # fewer will do until the consumer lets go of some
 
     def _asked(self) -> int:
-        return sum(batch.asked for batch in self._work.batches)
+        # Rows where workers share a batch; else each batch is one worker's.
+        return sum(batch.asked if self._plan.by_spans else 1 for batch in self._work.batches)
 
     def _open_keys(self, cursor: SamplerCursor) -> None:
         keys = self._drawn[0]

@@ -6,6 +6,8 @@ descriptor, no message and no second mapping. Only reserved pages count as memor
 
 from __future__ import annotations
 
+import errno
+import math
 import mmap
 import os
 import sys
@@ -21,6 +23,8 @@ _HEADROOM = 64 << 20
 # A smaller range than this is of no use.
 _LEAST = 1 << 24
 
+_POPULATE_WRITE = 23  # of madvise, Linux 5.14 and later; Python has no name for it
+_LIMITED = "Files may have {:,} bytes (RLIMIT_FSIZE): raise the limit (ulimit -f), or use the start method fork."
 # Address space above the memory of the machine must not be refused. Python names the flag from 3.13 on.
 _NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)
 
@@ -36,19 +40,32 @@ class Arena:
     Args:
         capacity: virtual size in bytes; costs address space only.
         shared: True for memory that worker processes write into; False for ordinary private memory.
+        travels: True where processes are to map it that are no forks of this one.
+
+    A limit on the size of files (RLIMIT_FSIZE, `ulimit -f`) holds for memory files, too. Memory that does not travel
+    needs no file then; memory that does is no larger than the limit.
     """
 
-    def __init__(self, capacity: int, *, shared: bool) -> None:
+    def __init__(self, capacity: int, *, shared: bool, travels: bool = True) -> None:
         self.capacity = round_up(capacity)
         self.shared = shared
         self.reserved_nbytes = 0
-        self._fd = _anonymous_descriptor(self.capacity) if shared else -1
+        self._pid = os.getpid()
+        self._file_limit = _file_limit_nbytes()
+        self._fd = -1
+        if shared and self.capacity <= self._file_limit:
+            self._fd = _anonymous_descriptor(self.capacity)
+        elif shared and (travels or not hasattr(mmap, "MAP_SHARED")):
+            self.capacity = int(self._file_limit) // PAGE * PAGE
+            if self.capacity == 0:
+                raise BufferMemoryError(_LIMITED.format(self._file_limit))
+            self._fd = _anonymous_descriptor(self.capacity)
         self.buffer = self._mapped()
         self._free: list[tuple[int, int]] = [(0, self.capacity)]  # (offset, nbytes), sorted, never adjacent
 
     def _mapped(self) -> mmap.mmap:
         try:
-            return _map(self._fd, self.capacity)
+            return _map(self._fd, self.capacity, shared=self.shared)
         except OSError as error:  # `ulimit -v`, or a machine that never promises more memory than it has
             if self.capacity <= _LEAST:
                 raise BufferMemoryError(f"not even {self.capacity:,} bytes can be mapped: {error}.") from error
@@ -71,17 +88,38 @@ class Arena:
             raise BufferMemoryError(asked)
         position = next((number for number, (_, room) in enumerate(self._free) if room >= nbytes), None)
         if position is None:
-            raise BufferMemoryError(f"no run of {nbytes:,} free bytes is left in a range of {self.capacity:,} bytes.")
+            raise BufferMemoryError(
+                f"no run of {nbytes:,} free bytes is left in a range of {self.capacity:,} bytes."
+                + (f"\n  {_LIMITED.format(self._file_limit)}" if self.capacity + PAGE > self._file_limit else "")
+            )
         offset, room = self._free[position]
-        if self.shared and hasattr(os, "posix_fallocate"):
+        if self.shared:
             try:
                 # Pages that exist cannot fail later: writing to a sparse page on a full machine is a bus error.
-                os.posix_fallocate(self._fd, offset, nbytes)
+                self._populate(offset, nbytes)
             except OSError as error:
                 raise BufferMemoryError(f"{error.strerror}: {asked}") from error
         self._free[position : position + 1] = [(offset + nbytes, room - nbytes)] if room > nbytes else []
         self.reserved_nbytes += nbytes
         return offset
+
+    def _populate(self, offset: int, nbytes: int) -> None:
+        if self._fd >= 0:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(self._fd, offset, nbytes)
+            return
+        try:
+            self.buffer.madvise(_POPULATE_WRITE, offset, nbytes)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            for at in range(offset, offset + nbytes, PAGE):  # a kernel before 5.14
+                self.buffer[at] = 0
+
+    @property
+    def travels(self) -> bool:
+        """Whether processes that are no forks of this one can map it."""
+        return self._fd >= 0
 
     def release(self, offset: int, nbytes: int) -> None:
         """Give `nbytes` at `offset` back to the machine; their content is gone."""
@@ -94,9 +132,10 @@ class Arena:
 
     def close(self) -> None:
         """Close the descriptor. The mapping itself lives until the last array over it is gone."""
-        if self._fd >= 0:
+        # In a forked child the number may be another file's by now: it may have closed all that it inherited.
+        if self._fd >= 0 and self._pid == os.getpid():
             os.close(self._fd)
-            self._fd = -1
+        self._fd = -1
 
     def __getstate__(self) -> dict[str, Any]:
         # To a spawned worker travels the descriptor alone; a forked one inherits the mapping itself.
@@ -106,24 +145,40 @@ class Arena:
         self.capacity = state["capacity"]
         self.shared = True
         self._fd = -1
+        self._pid = os.getpid()
         fd = state["descriptor"].detach()
-        self.buffer = _map(fd, self.capacity)
+        self.buffer = _map(fd, self.capacity, shared=True)
         os.close(fd)
 
 
-def _map(fd: int, capacity: int) -> mmap.mmap:
+def _map(fd: int, capacity: int, *, shared: bool) -> mmap.mmap:
     if fd >= 0:
         return mmap.mmap(fd, capacity)
     if not hasattr(mmap, "MAP_PRIVATE"):
         return mmap.mmap(-1, capacity)
-    return mmap.mmap(-1, capacity, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NORESERVE)
+    kind = mmap.MAP_SHARED if shared else mmap.MAP_PRIVATE
+    return mmap.mmap(-1, capacity, flags=kind | mmap.MAP_ANONYMOUS | _NORESERVE)
+
+
+def _file_limit_nbytes() -> float:
+    """The size in bytes that no file of this process may exceed; infinite without a limit."""
+    try:
+        import resource
+    except ImportError:
+        return math.inf
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+    return math.inf if limit == resource.RLIM_INFINITY else limit
 
 
 def _anonymous_descriptor(capacity: int) -> int:
     """A descriptor of `capacity` bytes of memory that has no name anywhere."""
     if hasattr(os, "memfd_create"):
         fd = os.memfd_create("loaders", os.MFD_CLOEXEC)
-        os.ftruncate(fd, capacity)
+        try:
+            os.ftruncate(fd, capacity)
+        except BaseException:
+            os.close(fd)
+            raise
         return fd
     from multiprocessing.shared_memory import SharedMemory
 

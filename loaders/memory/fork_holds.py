@@ -1,72 +1,175 @@
-"""Forked children that have inherited batches.
+"""Batches that a forked child has inherited stay held until the child, and whatever it has forked, has ended.
 
-A child sees the memory of every batch that its parent held when it forked: shared memory, as with torch's own shared
-tensors. The parent cannot know what the child looks at, so such a batch counts as held until the child has ended, too.
+A child shares the memory of every batch that its parent held at the fork. What it looks at, the parent cannot know.
 """
 
 from __future__ import annotations
 
+import ctypes
+import functools
+import mmap
 import multiprocessing
+import os
 from collections.abc import Iterable
-from multiprocessing.connection import Connection
+from typing import Any, Protocol
 
 from loaders.memory.blocks import Block
 
-# In a forked child: the ends that close when it ends, however it ends.
-_inherited: list[Connection] = []
+_MAP_FAILED = ctypes.c_void_p(-1).value
 
 
-class Heirs:
-    """Who has inherited which blocks of a pool. The pool calls it under its lock."""
+class _Sign(Protocol):
+    """A sign of life: made before a fork, dropped on one side, and seen by the other."""
+
+    def keep_in_parent(self) -> None: ...
+
+    def keep_in_child(self) -> None: ...
+
+    def is_alive(self) -> bool: ...
+
+    def close(self) -> None: ...
+
+
+class _MappedPage:
+    """A page that the child has mapped. Closing descriptors does not unmap it; exec and every kind of end do.
+
+    A memory file cannot be sealed against writing while a process has it mapped writable, so trying to seal it tells
+    whether the child, or one that it has forked, is alive. The page is never touched, so the file can stay empty.
+    """
 
     def __init__(self) -> None:
-        self._living: list[tuple[Connection | None, frozenset[Block]]] = []
-        self._claimed: list[Block] = []  # free but for their heirs
-        self._will: tuple[Connection, Connection, frozenset[Block]] | None = None
+        self._libc = _libc()
+        self._fd = os.memfd_create("loaders-fork", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        # Not an `mmap.mmap`, which has a descriptor of its own: were that closed in the child, and its number used
+        # again, the object would close somebody else's descriptor in the end.
+        access = mmap.PROT_READ | mmap.PROT_WRITE
+        self._page = self._libc.mmap(None, mmap.PAGESIZE, access, mmap.MAP_SHARED, self._fd, 0)
+        if self._page == _MAP_FAILED:
+            os.close(self._fd)
+            raise OSError(ctypes.get_errno(), "a page cannot be mapped")
+
+    def keep_in_parent(self) -> None:
+        self.close()
+
+    def keep_in_child(self) -> None:
+        os.close(self._fd)
+
+    def is_alive(self) -> bool:
+        import fcntl  # which not every system has
+
+        try:
+            fcntl.fcntl(self._fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE)
+        except OSError:
+            return True
+        os.close(self._fd)
+        return False
+
+    def close(self) -> None:
+        self._libc.munmap(self._page, mmap.PAGESIZE)
+
+
+class _OpenPipe:
+    """Where pages cannot be sealed: a pipe that is open at the child's end. It must not close what it inherited."""
+
+    def __init__(self) -> None:
+        self._parents, self._childs = multiprocessing.Pipe(duplex=False)
+
+    def keep_in_parent(self) -> None:
+        self._childs.close()
+
+    def keep_in_child(self) -> None:
+        self._parents.close()
+
+    def is_alive(self) -> bool:
+        return not self._parents.poll()
+
+    def close(self) -> None:
+        self._childs.close()
+
+
+@functools.cache
+def _libc() -> Any:
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mmap.restype, libc.munmap.restype = ctypes.c_void_p, ctypes.c_int
+    libc.mmap.argtypes = (
+        ctypes.c_void_p,
+        ctypes.c_size_t,
+        ctypes.c_int,
+        ctypes.c_int,
+        ctypes.c_int,
+        ctypes.c_long,
+    )
+    libc.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
+    return libc
+
+
+@functools.cache
+def _kind_of_sign() -> type[_MappedPage] | type[_OpenPipe]:
+    """The better one, if this system refuses to seal a page that is mapped."""
+    try:
+        page = _MappedPage()
+    except (AttributeError, TypeError, OSError):
+        return _OpenPipe
+    is_told = page.is_alive()
+    page.close()
+    return _MappedPage if is_told and not page.is_alive() else _OpenPipe
+
+
+# In a forked child: what tells its parent that it is alive.
+_inherited: list[_Sign] = []
+
+
+class ForkHolds:
+    """Which blocks of a pool forked children hold. The pool calls it under its lock."""
+
+    def __init__(self) -> None:
+        self._living: list[tuple[_Sign | None, frozenset[Block]]] = []
+        self._waiting: list[Block] = []  # nobody holds them but children
+        self._forking: tuple[_Sign, frozenset[Block]] | None = None
 
     def before_fork(self, leased: Iterable[Block]) -> None:
         """A child is about to inherit the blocks that are `leased`."""
-        blocks, self._will = frozenset(leased), None
+        blocks, self._forking = frozenset(leased), None
         if blocks:
             try:
-                self._will = (*multiprocessing.Pipe(duplex=False), blocks)
-            except OSError:  # no descriptor is left to see the child's end by: it is taken to live for ever
+                self._forking = _kind_of_sign()(), blocks
+            except OSError:  # no descriptor is left: the child is taken to live for ever
                 self._living.append((None, blocks))
 
     def after_fork_in_parent(self) -> None:
-        """From here on the end of the pipe tells that the child has ended."""
-        if self._will is not None:
-            ours, theirs, blocks = self._will
-            self._will = None
-            theirs.close()
-            self._living.append((ours, blocks))
+        """The blocks are held until the child has ended."""
+        if self._forking is not None:
+            sign, blocks = self._forking
+            self._forking = None
+            sign.keep_in_parent()
+            self._living.append((sign, blocks))
 
     def after_fork_in_child(self) -> None:
-        """Hold on to the other end."""
-        if self._will is not None:
-            ours, theirs, _ = self._will
-            self._will = None
-            ours.close()
-            _inherited.append(theirs)
+        """This process holds the blocks until it ends."""
+        if self._forking is not None:
+            sign, _ = self._forking
+            self._forking = None
+            sign.keep_in_child()
+            _inherited.append(sign)
 
     def claim(self, block: Block) -> bool:
-        """Whether a living child has inherited this block; then `ended` gives it later."""
+        """Whether a living child holds this block; then `ended` gives it later."""
         claimed = any(block in blocks for _, blocks in self._living)
         if claimed:
-            self._claimed.append(block)
+            self._waiting.append(block)
         return claimed
 
     def ended(self) -> list[Block]:
-        """The blocks that were claimed by children that have ended."""
-        living = [(end, blocks) for end, blocks in self._living if end is None or not end.poll()]
+        """The blocks that waited for children that have ended. Some may be held by others still."""
+        living = [(sign, blocks) for sign, blocks in self._living if sign is None or sign.is_alive()]
         if len(living) == len(self._living):
             return []
-        self._living, claimed = living, self._claimed
-        self._claimed = []
-        return claimed
+        self._living, waiting = living, self._waiting
+        self._waiting = []
+        return waiting
 
 
 def release_inherited() -> None:
-    """This process looks at no batch it has inherited."""
+    """This process looks at no batch that it has inherited."""
     while _inherited:
         _inherited.pop().close()

@@ -22,7 +22,7 @@ from loaders.memory import registry
 from loaders.memory.arena import Arena, round_up
 from loaders.memory.blocks import Block, BlockState
 from loaders.memory.device_reads import DeviceReads, PageLocker
-from loaders.memory.fork_holds import Heirs
+from loaders.memory.fork_holds import ForkHolds
 from loaders.memory.leases import Lease
 
 # What a released block is filled with under LOADERS_DEBUG=slots: a reader that outlived its lease shows at once.
@@ -80,7 +80,7 @@ class SlotPool:
         self._lock = threading.RLock()  # a signal handler may come in while its own thread has it
         self._inside = False  # somebody is between taking it and letting it go
         self._intact = True  # no change was cut off in the middle
-        self._heirs = Heirs()
+        self._fork_holds = ForkHolds()
         self._pid = os.getpid()
         self._closed = False
         if arena.shared:
@@ -343,15 +343,15 @@ class SlotPool:
         try:
             self._reclaim_unless_inside()
         finally:
-            self._heirs.before_fork(self._leases)
+            self._fork_holds.before_fork(self._leases)
 
     def after_fork(self, *, in_child: bool) -> None:
         """It was."""
         if in_child:
             registry.shared.pop(id(self), None)  # the parent's: here nothing is taken back, nor given to the machine
-            self._heirs.after_fork_in_child()
+            self._fork_holds.after_fork_in_child()
         else:
-            self._heirs.after_fork_in_parent()
+            self._fork_holds.after_fork_in_parent()
         self._lock.release()
 
     def _reclaim(self) -> bool:
@@ -363,13 +363,13 @@ class SlotPool:
         for entry in [entry for entry in self._late if not entry[0]()]:
             self._late.remove(entry)
             self.discard(entry[1])
-        self._ended.extend(self._heirs.ended())
+        self._ended.extend(self._fork_holds.ended())
         # What other threads let go of meanwhile comes in a round of its own: an event is later than all it stands for.
         ended = [self._ended.popleft() for _ in range(len(self._ended))]
         if self._reads is not None:
             self._reads.new_round()
         for block in ended:
-            if self._heirs.claim(block):
+            if self._fork_holds.claim(block):
                 continue
             lease = self._leases.pop(block, None)
             if lease is None:

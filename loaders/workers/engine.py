@@ -24,18 +24,18 @@ class Reading:
 
 
 class Engine(Protocol):
-    """Executes runs of tasks and reports a result for each, in any task.
+    """Executes spans of tasks and reports a result for each, in any task.
 
     Attributes:
         pool: the slots in the memory this engine's workers can write to.
-        num_workers: how many runs are worked on at once.
+        num_workers: how many spans are worked on at once.
     """
 
     pool: SlotPool
     num_workers: int
 
-    def submit(self, task: Task, runs: Sequence[tuple[int, int]], lane: int = 0) -> None:
-        """Queue runs (start row, stop row), first come first served. Streams go to their own worker by `lane`."""
+    def submit(self, task: Task, spans: Sequence[tuple[int, int]], lane: int = 0) -> None:
+        """Queue spans (start row, stop row), first come first served. Streams go to their own worker by `lane`."""
 
     def collect(self, timeout_s: float | None) -> list[Result]:
         """The results that are there; waits for one, at most `timeout_s` (None: for ever, 0: not at all).
@@ -51,7 +51,7 @@ class Engine(Protocol):
         """
 
     def cancel(self, task: Task) -> None:
-        """Spend no more time on this task. Its runs are still reported, so that its slot can be taken back."""
+        """Spend no more time on this task. Its spans are still reported, so that its slot can be taken back."""
 
     def reading(self) -> list[Reading]:
         """What is being read now, longest first."""

@@ -12,7 +12,7 @@ from loaders.workers.worker import Worker
 
 
 class InlineEngine:
-    """Does the work inside `collect`, one run a call: `num_workers=0`."""
+    """Does the work inside `collect`, one span a call: `num_workers=0`."""
 
     num_workers = 1
 
@@ -22,9 +22,9 @@ class InlineEngine:
         self._results: list[Result] = []
         self._queue: deque[tuple[Task, int, int]] = deque()
 
-    def submit(self, task: Task, runs: Sequence[tuple[int, int]], lane: int = 0) -> None:
-        """Queue runs."""
-        self._queue.extend((task, start, stop) for start, stop in runs)
+    def submit(self, task: Task, spans: Sequence[tuple[int, int]], lane: int = 0) -> None:
+        """Queue spans."""
+        self._queue.extend((task, start, stop) for start, stop in spans)
 
     def collect(self, timeout_s: float | None) -> list[Result]:
         """What was executed; without that the next span is, unless no time is given."""

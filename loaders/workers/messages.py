@@ -13,6 +13,9 @@ from loaders.batch.rows import Overflow
 from loaders.batch.spec import BatchSpec, Field
 from loaders.timing.stages import NO_TIMES, Times
 
+# Characters of a summary. It is kept in a loader's list of errors and in its state, the message itself is not.
+_SUMMARY = 500
+
 Fetch = Literal["each", "all", "stream"]
 
 
@@ -26,7 +29,7 @@ class Job:
         collate: the user's collate_fn, which runs here; None where samples go straight into rows.
         batched: False where a "batch" is one sample (`batch_size=None`).
         fields: declared pad and ragged fields.
-        keep_going: True where a failing sample does not end its run (`on_error` other than "raise").
+        keep_going: True where a failing sample does not end its span (`on_error` other than "raise").
         batch_rows, drop_last: the size of a stream's batches, and whether a short last one counts.
         num_workers, seed, init: as torch's WorkerInfo and worker_init_fn have them.
     """
@@ -83,7 +86,7 @@ class Failure:
         key: what the dataset was asked for; a list of all keys where that was a batch.
         source: what the dataset says the sample is.
         doing: "reading", "collating", "starting" ….
-        summary: one line: the exception's type and message.
+        summary: one line of bounded length: the exception's type and message.
         text: the formatted traceback.
         error: the exception, None where it cannot be pickled and rebuilt.
         worker: that reported it.
@@ -104,6 +107,8 @@ class Failure:
     ) -> Failure:
         """The failure that is being handled."""
         summary = traceback.format_exception_only(type(error), error)[0].splitlines()[0]
+        if len(summary) > _SUMMARY:
+            summary = f"{summary[:_SUMMARY]}… ({len(summary):,} characters)"
         return cls(row, key, source, doing, summary, traceback.format_exc(), error)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -157,7 +162,7 @@ class Parcel:
 
 @dataclass
 class Result:
-    """What became of a run.
+    """What became of a span.
 
     Attributes:
         rows: how many rows the batch has where only the worker knows (streams), else None; 0 ends a stream.

@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from multiprocessing import forkserver
 from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
@@ -31,9 +32,10 @@ from loaders.workers.wire import (
     CELL_NBYTES,
     DONE,
     INLINE_NBYTES,
+    NO_TICKET,
     ROW_AT,
-    RUN,
     SINCE_AT,
+    SPAN,
     TASK_HEADER,
     Inherited,
 )
@@ -41,6 +43,8 @@ from loaders.workers.worker import Worker
 
 # malloc.h: M_MMAP_THRESHOLD, of which 32 MiB is the most there is; M_TRIM_THRESHOLD; M_TOP_PAD.
 _MALLOC = {-3: 32 << 20, -1: 64 << 20, -2: 1 << 20}
+
+_PR_SET_PDEATHSIG = 1  # prctl.h
 
 
 @dataclass
@@ -53,30 +57,43 @@ class Setup:
         cell: offset of this worker's cell in the arena.
         serial: unique among all processes of the engine; `channel` brings the worker's number once it is needed.
         consumer: the consumer's process id; `is_parent` is False where a server has forked this process.
+        dies_with_parent: True where the process is to end with the thread that has forked it.
+        is_refused: True once the job could not be pickled.
     """
 
     job: Job | None
     arena: Arena
     cell: int
     serial: int
-    runs: Inherited
+    spans: Inherited
     done: Inherited
     channel: Inherited
     not_mine: list[int]
     consumer: int
     is_parent: bool
+    dies_with_parent: bool
     pickled: Any = None
+    is_refused: bool = False
 
     def __getstate__(self) -> dict[str, Any]:
+        self.is_refused = True
         self.pickled = ForkingPickler.dumps(self.job)
+        self.is_refused = False
         return {**self.__dict__, "job": None, "pickled": None}
 
 
 def main(setup: Setup) -> None:
-    """Serve runs until the consumer closes the pipe or dies."""
+    """Serve spans until the consumer closes the pipe or dies."""
+    if setup.dies_with_parent:
+        _die_with_parent()
+    if not setup.is_parent:
+        _do_not_hold_the_server()
+    elif os.getppid() != setup.consumer:
+        os._exit(1)  # it has died before the kernel was asked to tell
     # Ctrl-C reaches the whole process group: the consumer alone decides what becomes of it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)  # as in every Python process: writing raises instead
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGPIPE})
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     for fd in setup.not_mine:
         os.close(fd)
@@ -88,19 +105,25 @@ def main(setup: Setup) -> None:
     with socket.socket(fileno=setup.channel.fd) as channel:
         if setup.job is None:
             size = int.from_bytes(_receive(channel, 8), "little")
-            setup.job = pickle.loads(_receive(channel, size))
+            pickled = _receive(channel, size)
+            try:
+                setup.job = pickle.loads(pickled)
+            except Exception as error:  # it is the consumer's to say, once for all workers
+                failure = Failure.of(error, "starting")
+                _tell(setup, None, channel, Result(0, NO_TICKET, 0, 0, failures=[failure]), None)
+                return
+            del pickled
         _cell_of(setup)[SINCE_AT] = time.monotonic_ns()
-        first = channel.recv(8)  # warm from here on, and idle until there is a number to take over
-        if len(first) == 8:
-            serve(setup, int.from_bytes(first, "little"), channel)
+        # Warm from here on, and idle until there is a number to take over.
+        serve(setup, int.from_bytes(_receive(channel, 8), "little"), channel)
 
 
 def serve(setup: Setup, number: int, channel: socket.socket) -> None:
-    """Read runs, do them, tell."""
+    """Read spans, execute them, report."""
     job, arena = setup.job, setup.arena
     assert job is not None
     view = memoryview(arena.buffer)
-    record = view[setup.cell : setup.cell + RUN.size]
+    record = view[setup.cell : setup.cell + SPAN.size]
     cell = _cell_of(setup)
     worker: Worker | None = None
     failure: Failure | None = None
@@ -112,14 +135,14 @@ def serve(setup: Setup, number: int, channel: socket.socket) -> None:
         if job.init is not None:
             job.init(number)
         worker = Worker(job, number, arena.buffer, apart=True)  # after init, which may change the dataset
-    except Exception as error:  # whatever worker_init_fn raises is delivered with the first run
+    except Exception as error:  # whatever worker_init_fn raises is delivered with the first span
         failure = Failure.of(error, "starting")
     while True:
-        cell[ROW_AT] = -1  # so that no row of the last run stands beside the next one
-        if os.readv(setup.runs.fd, [record]) != RUN.size:
+        cell[ROW_AT] = -1  # so that no row of the last span stands beside the next one
+        if os.readv(setup.spans.fd, [record]) != SPAN.size:
             return
-        ticket, start, stop, offset, nbytes, *_ = RUN.unpack(record)
-        if ticket < 0:  # sent home
+        ticket, start, stop, offset, nbytes, *_ = SPAN.unpack(record)
+        if ticket < 0:
             return
         try:
             task, cancelled = tasks.get(ticket, offset, nbytes)
@@ -134,7 +157,7 @@ def serve(setup: Setup, number: int, channel: socket.socket) -> None:
         try:
             _tell(setup, job, channel, result, task)
         except (BrokenPipeError, ConnectionResetError):
-            return  # the consumer does not want to hear it any more
+            return  # the consumer has closed its end
 
 
 def _receive(channel: socket.socket, nbytes: int) -> bytearray:
@@ -161,7 +184,7 @@ def _marker(cell: memoryview, cancelled: memoryview) -> Callable[[int], bool]:
     return reading
 
 
-def _tell(setup: Setup, job: Job, channel: socket.socket, result: Result, task: Task | None) -> None:
+def _tell(setup: Setup, job: Job | None, channel: socket.socket, result: Result, task: Task | None) -> None:
     payload = b"" if result.is_plain or result.cancelled else _pickled(job, result, task)
     inline = len(payload) <= INLINE_NBYTES
     header = DONE.pack(
@@ -180,11 +203,12 @@ def _tell(setup: Setup, job: Job, channel: socket.socket, result: Result, task: 
         channel.sendall(payload)
 
 
-def _pickled(job: Job, result: Result, task: Task | None) -> bytes:
+def _pickled(job: Job | None, result: Result, task: Task | None) -> bytes:
     """The result as it travels. A sample that cannot is a failed one."""
     try:
         return pickle.dumps(result, protocol=5)
     except Exception as error:  # something of the user's that cannot be pickled: whose is it?
+        assert job is not None
         unknown = Failure.of(error, "sending back", None, list(task.keys) if task and job.fetch != "stream" else None)
     overflow = result.overflow
     for row, value in [*overflow.samples, *itertools.chain.from_iterable(overflow.fields.values())]:
@@ -203,7 +227,7 @@ def _pickled(job: Job, result: Result, task: Task | None) -> bytes:
 
 
 class _Tasks:
-    """Orders as this worker has read them from the arena: the last one, and every spec."""
+    """Tasks as this worker has read them from the arena: the last one, and every spec."""
 
     def __init__(self, arena: Arena) -> None:
         self._arena = arena
@@ -257,6 +281,24 @@ def _one_torch_thread() -> None:
     torch: Any = sys.modules.get("torch")
     if torch is not None and hasattr(torch, "set_num_threads"):
         torch.set_num_threads(1)
+
+
+def _die_with_parent() -> None:
+    # The thread below needs the GIL, which the dataset may hold, and a process that is not stopped.
+    if sys.platform == "linux":
+        try:
+            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
+        except (OSError, AttributeError):
+            pass  # not to be had here: the thread remains
+
+
+def _do_not_hold_the_server() -> None:
+    # The server ends, and its processes with it, when nobody has this pipe open: so must not they themselves.
+    server: Any = forkserver._forkserver  # there is no public way
+    fd = getattr(server, "_forkserver_alive_fd", None)
+    if fd is not None:
+        os.close(fd)
+        server._forkserver_alive_fd = None
 
 
 def _end_with(consumer: int, *, is_parent: bool) -> None:

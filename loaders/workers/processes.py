@@ -1,7 +1,7 @@
 """Worker processes over shared memory, and their supervision.
 
 No lock crosses processes and all state is here in the consumer, so workers may be killed at any instruction: what they
-had is known from their cells, and is done again.
+were doing is known from their cells, and is done again.
 """
 
 from __future__ import annotations
@@ -10,62 +10,52 @@ import itertools
 import os
 import pickle
 import select
-import signal
 import socket
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from multiprocessing.context import BaseContext
 
-from loaders.batch.spec import BatchSpec
 from loaders.errors import BufferMemoryError, WorkerLostError
-from loaders.memory.blocks import Block
 from loaders.memory.slots import SlotPool
+from loaders.system.interrupts import is_interrupt
 from loaders.timing.stages import Times
-from loaders.workers.engine import Reading, describe_work
+from loaders.workers.engine import Reading
+from loaders.workers.interrupts import undisturbed
 from loaders.workers.messages import Failure, Job, Result, Task
-from loaders.workers.supervisor import Supervisor, WorkerProcess, ended
+from loaders.workers.strikes import LAST_CHANCE_AFTER_S, Strikes, failure_of_lost
+from loaders.workers.supervisor import Supervisor, WorkerProcess
+from loaders.workers.task_memory import PlacedTask, TaskMemory
 from loaders.workers.wire import (
     CANCELLED,
     CELL_NBYTES,
     DONE,
+    NO_TICKET,
     ROW_AT,
-    RUN,
     SINCE_AT,
+    SPAN,
     STOP,
     STOPPED,
-    TASK_HEADER,
-    as_keys,
+    open_pipes,
     widen_pipe,
 )
-from loaders.workers.worker import COLLATING
 
-# A sample that was being read by this many dying workers is at fault.
-STRIKES = 3
 _APART = 7  # in a DONE record: bytes of the payload that comes through the socket
-_RECORDS_PER_WRITE = select.PIPE_BUF // RUN.size
-
-
-@dataclass
-class _Placed:
-    """A task in the arena, and the runs of it that are not reported yet (start row → stop row)."""
-
-    task: Task
-    block: Block
-    nbytes: int
-    lane: int
-    runs: dict[int, int]
+_RECORDS_PER_WRITE = select.PIPE_BUF // SPAN.size
 
 
 class ProcessEngine:
-    """Worker processes that take runs from one pipe, whichever is free, and write rows into shared slots.
+    """Worker processes that take spans from one pipe, whichever is free, and write rows into shared slots.
 
     Args:
         job: what to do.
         pool: slots in a shared arena.
         context: of multiprocessing: fork, forkserver or spawn.
         num_workers: how many to begin with, where that is not the job's number, which is the most there may be.
+
+    Attributes:
+        intact: False once an exception, such as a signal handler raises, has cut a call short: after that only `close`
+            may be called. An exception that comes while `collect` waits cuts nothing short.
     """
 
     def __init__(self, job: Job, pool: SlotPool, context: BaseContext, num_workers: int | None = None) -> None:
@@ -73,15 +63,30 @@ class ProcessEngine:
         self.num_workers = num_workers or job.num_workers
         self._job = job
         self._pid = os.getpid()
+        self.intact = True
+        self._closed = False
+        self._poll = select.poll()
+        self._by_channel: dict[int, WorkerProcess] = {}
+        self._placed: dict[int, PlacedTask] = {}
+        self._strikes = Strikes()
+        self._later: list[tuple[float, PlacedTask, tuple[int, int]]] = []  # when to send what
+        self._ready: list[Result] = []
+        self._refusal: Failure | None = None  # of a worker that cannot unpickle the job
+        self._tail = b""
+        self._workers = 0  # started and not stopped, not counting replacements
         # Blocks that are no batch: the workers' cells, then every spec.
         self._own = pool.acquire([CELL_NBYTES * (2 * job.num_workers + 4)], bounded=False)
-        self._lanes = [os.pipe() for _ in range(job.num_workers if job.fetch == "stream" else 1)]
-        self._done = os.pipe()
+        self._memory = TaskMemory(pool, self._own)
+        try:
+            with undisturbed():
+                *self._lanes, self._done = open_pipes(1 + (job.num_workers if job.fetch == "stream" else 1))
+        except OSError:
+            pool.discard(self._own)
+            raise
         for fd in (*(write for _, write in self._lanes), self._done[0]):
             os.set_blocking(fd, False)
         widen_pipe(self._done[1])
         self._unsent: list[deque[bytes]] = [deque() for _ in self._lanes]
-        self._poll = select.poll()
         self._poll.register(self._done[0], select.POLLIN)
         self._supervisor = Supervisor(
             job,
@@ -93,70 +98,82 @@ class ProcessEngine:
             not_theirs=[self._done[0], *(write for _, write in self._lanes)],
             poll=self._poll,
         )
-        self._by_channel: dict[int, WorkerProcess] = {}
-        self._placed: dict[int, _Placed] = {}
-        self._spec_refs: dict[int, tuple[int, int, int]] = {}
-        self._specs: list[BatchSpec] = []  # held, so that their ids stay theirs
-        self._strikes: dict[tuple[int, int], int] = {}
-        self._ready: list[Result] = []
-        self._tail = b""
-        self._closed = False
-        self._workers = 0  # started and not sent home, not counting replacements
 
     # -- the engine protocol
 
-    def submit(self, task: Task, runs: Sequence[tuple[int, int]], lane: int = 0) -> None:
-        """Put the task into shared memory and its runs into the pipe."""
+    def submit(self, task: Task, spans: Sequence[tuple[int, int]], lane: int = 0) -> None:
+        """Put the task into shared memory and its spans into the pipe."""
+        self._begin()
         placed = self._placed.get(task.ticket)
         if placed is None or placed.task is not task:
             try:
-                placed = self._placed[task.ticket] = self._place(task, lane % len(self._lanes))
+                placed = self._placed[task.ticket] = self._memory.place(task, lane % len(self._lanes))
             except BufferMemoryError:
+                self.intact = True  # nothing has changed
                 raise
-            except Exception as error:  # keys of the user's that cannot be pickled
+            except Exception as error:
+                if is_interrupt(error):
+                    raise
                 failure = Failure.of(error, "ordering", None, list(task.keys))
-                self._ready += [Result(0, task.ticket, start, stop, failures=[failure]) for start, stop in runs]
+                self._ready += [Result(0, task.ticket, start, stop, failures=[failure]) for start, stop in spans]
+                self.intact = True
                 return
-        placed.runs.update(runs)
-        self._send(placed, runs)
+        placed.spans.update(spans)
+        self._send(placed, spans)
         # Only now, so that the first worker has something to do while the next ones are started.
         while self._workers < self.num_workers and (number := self._free_number()) is not None:
             self._supervisor.start(number)
             self._workers += 1
+        self.intact = True
 
     def collect(self, timeout_s: float | None) -> list[Result]:
         """The results that are there, after looking after the workers."""
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        self._begin()
         while True:
+            self._send_later()
             self._flush()
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
             if self._ready:
                 left = 0.0
             dead = []
-            for fd, _ in self._poll.poll(None if left is None else left * 1000):
+            self.intact = True  # what is seen here is seen again
+            events = self._poll.poll(self._until_due_ms(left))
+            self.intact = False
+            for fd, _ in events:
                 if fd == self._done[0]:
                     self._read_done()
                 elif fd in self._by_channel:
                     self._read_channel(self._by_channel[fd])
+                elif fd in self._supervisor.by_outbox:
+                    self._supervisor.send_on(self._supervisor.by_outbox[fd])
                 elif fd in self._supervisor.by_sentinel:
                     dead.append(self._supervisor.by_sentinel[fd])
             for worker in dead:
-                self._reap(worker)
+                with undisturbed():
+                    self._reap(worker)
+            if self._refusal is not None:
+                self._supervisor.refused(self._refusal)
             if self._ready or (deadline is not None and time.monotonic() >= deadline):
-                ready, self._ready = self._ready, []
+                ready = self._ready
+                self._ready, self.intact = [], True  # from here to the caller no signal handler can come in between
                 return ready
 
     def wait(self, timeout_s: float | None) -> None:
-        """Until a worker has reported or died."""
+        """Until a worker has reported or died, or a span has waited long enough."""
         if not self._ready:
-            self._poll.poll(None if timeout_s is None else timeout_s * 1000)
+            self._poll.poll(self._until_due_ms(timeout_s))
+
+    def _until_due_ms(self, timeout_s: float | None) -> float | None:
+        waits = [due - time.monotonic() for due, *_ in self._later] + ([] if timeout_s is None else [timeout_s])
+        return max(0.0, min(waits)) * 1000 if waits else None
 
     def cancel(self, task: Task) -> None:
         """Raise the task's flag in shared memory: workers look at it before every row."""
         task.cancelled = True
         placed = self._placed.get(task.ticket)
         if placed is not None:
-            self.pool.arena.buffer[placed.block.offset] = 1
+            self._memory.cancel(placed)
 
     def reading(self) -> list[Reading]:
         """What each worker's cell says."""
@@ -170,81 +187,71 @@ class ProcessEngine:
         return sorted(found, key=lambda reading: -reading.since_s)
 
     def resize(self, workers: int) -> None:
-        """Start workers with the next task, or send home whichever are idle first."""
+        """Start workers with the next task, or stop whichever are idle first."""
+        self._begin()
         self.num_workers = workers
         surplus = self._workers - workers
         if surplus > 0:
             self._workers = workers
             self._unsent[0].extend([STOP] * surplus)
             self._flush()
+        self.intact = True
+
+    def _begin(self) -> None:
+        if not self.intact or self._closed:
+            raise WorkerLostError("the workers are stopped, or a call was cut short.\n  Iterate the loader anew.")
+        self.intact = False
 
     def _free_number(self) -> int | None:
-        """The lowest that no worker has; None while as many as there may be are on their way home."""
+        """The lowest that no worker has; None while as many as there may be are still stopping."""
         taken = {worker.number for worker in self._supervisor.processes.values()}
         return next((number for number in range(self._job.num_workers) if number not in taken), None)
 
     def close(self, *, force: bool = False) -> None:
-        """End all workers: those that are idle at once, those in the middle of a sample after a moment by force."""
-        if self._closed or self._pid != os.getpid():
+        """End all workers: those that are idle at once, those in the middle of a sample after a moment by force.
+
+        It may be called in any state. When it returns no process is left that could write into the pool's memory.
+
+        Args:
+            force: kill all of them at once.
+        """
+        if self._pid != os.getpid():
             return
-        self._closed = True
-        for placed in self._placed.values():
-            self.pool.arena.buffer[placed.block.offset] = 1
-        for unsent in self._unsent:
-            # Said, not only hung up: a process that was forked from this one may hold the pipes open.
-            unsent.clear()
-            unsent.extend([STOP] * len(self._supervisor.processes))
-        self._supervisor.close(self._flush)
-        for fd in itertools.chain(self._done, *self._lanes):
-            os.close(fd)
-        self.pool.discard([*(placed.block for placed in self._placed.values()), *self._own])
-        self._placed.clear()
+        with undisturbed():
+            if self._closed:
+                return
+            self._closed = True
+            for placed in self._placed.values():
+                self._memory.cancel(placed)
+            for unsent in self._unsent:
+                # Not only closed: a process that was forked from this one may hold the pipes open.
+                unsent.clear()
+                unsent.extend([STOP] * len(self._supervisor.processes))
+            self._supervisor.close(self._flush, force=force or not self.intact)
+            for fd in itertools.chain(self._done, *self._lanes):
+                os.close(fd)
+            self.pool.discard([*(placed.block for placed in self._placed.values()), *self._own])
+            self._placed.clear()
 
-    # -- tasks and runs
+    # -- tasks and spans
 
-    def _place(self, task: Task, lane: int) -> _Placed:
-        content = pickle.dumps(
-            (
-                as_keys(task.keys),
-                task.position,
-                task.epoch,
-                task.seed,
-                self._spec_ref(task.spec),
-                task.blocks,
-                task.stride,
-                task.attempt,
-                task.raw,
-                task.resume,
-            ),
-            protocol=5,
-        )
-        [block] = self.pool.acquire([TASK_HEADER + len(content)], bounded=False)
-        buffer, at = self.pool.arena.buffer, block.offset
-        buffer[at : at + TASK_HEADER] = bytes(TASK_HEADER)
-        buffer[at + TASK_HEADER : at + TASK_HEADER + len(content)] = content
-        return _Placed(task, block, len(content), lane, {})
-
-    def _spec_ref(self, spec: BatchSpec | None) -> tuple[int, int, int] | None:
-        if spec is None:
-            return None
-        if id(spec) not in self._spec_refs:
-            content = pickle.dumps(spec, protocol=5)
-            [block] = self.pool.acquire([len(content)], bounded=False)
-            self.pool.arena.buffer[block.offset : block.offset + len(content)] = content
-            self._own.append(block)
-            self._specs.append(spec)
-            self._spec_refs[id(spec)] = len(self._specs), block.offset, len(content)
-        return self._spec_refs[id(spec)]
-
-    def _send(self, placed: _Placed, runs: Sequence[tuple[int, int]], *, first: bool = False) -> None:
+    def _send(self, placed: PlacedTask, spans: Sequence[tuple[int, int]], *, first: bool = False) -> None:
         ticket, at, nbytes = placed.task.ticket, placed.block.offset, placed.nbytes
-        records = [RUN.pack(ticket, start, stop, at, nbytes, 0, 0, 0) for start, stop in runs]
+        records = [SPAN.pack(ticket, start, stop, at, nbytes, 0, 0, 0) for start, stop in spans]
         unsent = self._unsent[placed.lane]
         if first:
             unsent.extendleft(reversed(records))
         else:
             unsent.extend(records)
         self._flush()
+
+    def _send_later(self) -> None:
+        """Send what has waited long enough."""
+        now = time.monotonic()
+        due = [entry for entry in self._later if entry[0] <= now]
+        self._later = [entry for entry in self._later if entry[0] > now]
+        for _, placed, span in due:
+            self._send(placed, [span], first=True)
 
     def _flush(self) -> None:
         for (_, write), unsent in zip(self._lanes, self._unsent, strict=True):
@@ -258,12 +265,14 @@ class ProcessEngine:
                     unsent.popleft()
 
     def _finish(self, result: Result) -> None:
-        """Report a run once: a worker that died behind its own report has been heard already."""
+        """Report a span once: that of a worker that died after its own report is reported already."""
+        if result.ticket == NO_TICKET:
+            self._refusal = result.failures[0]
         placed = self._placed.get(result.ticket)
-        if placed is None or placed.runs.pop(result.start, None) is None:
+        if placed is None or placed.spans.pop(result.start, None) is None:
             return
         self._ready.append(result)
-        if not placed.runs:
+        if not placed.spans:
             del self._placed[result.ticket]
             self.pool.discard([placed.block])
 
@@ -295,7 +304,7 @@ class ProcessEngine:
                     self._poll.register(worker.channel.fileno(), select.POLLIN)
                     self._read_channel(worker)
             else:
-                number = worker.number if worker is not None and worker.number is not None else 0
+                number = (worker.number if worker is not None else 0) or 0
                 result = Result(number, ticket, start, stop, elapsed_ns / 1e9, bool(flags & CANCELLED))
                 result.times = Times._make(times)
                 self._finish(result)
@@ -318,18 +327,18 @@ class ProcessEngine:
         if self._by_channel.pop(worker.channel.fileno(), None) is not None:
             self._poll.unregister(worker.channel.fileno())
 
-    # -- what becomes of the runs of workers that were lost
+    # -- what becomes of the spans of workers that were lost
 
-    def _held_by(self, worker: WorkerProcess) -> tuple[_Placed | None, int, int]:
-        """(task, start row, row being read) of the run in a worker's cell; None if that run has been reported."""
+    def _held_by(self, worker: WorkerProcess) -> tuple[PlacedTask | None, int, int]:
+        """(task, start row, row being read) of the span in a worker's cell; None if that span has been reported."""
         ticket, start, row = int(worker.cell[0]), int(worker.cell[1]), int(worker.cell[ROW_AT])
         placed = self._placed.get(ticket)
-        if placed is None or start not in placed.runs:
+        if placed is None or start not in placed.spans:
             return None, -1, -1
         return placed, start, row
 
     def _reap(self, worker: WorkerProcess) -> None:
-        """A worker has died: hear its last words, do its run again, and put another in its place."""
+        """A worker has died: read what it still sent, do its span again, and put another in its place."""
         self._read_done()
         self._read_channel(worker)
         if self._by_channel.pop(worker.channel.fileno(), None) is not None:
@@ -337,58 +346,53 @@ class ProcessEngine:
         placed, start, row = self._held_by(worker)
         was_stopped = (int(worker.cell[0]), int(worker.cell[1])) == STOPPED
         exitcode = self._supervisor.reap(worker)
-        if was_stopped:
+        if was_stopped or self._refusal is not None:
             return  # nobody is to take its place
+        place = (placed.task.ticket, row) if placed is not None and row != -1 else None
+        is_at_fault = self._strikes.add(place, exitcode)
         if placed is not None:
-            self._redo(placed, start, row, worker, exitcode)
-        # Only now: a stream's runs are in order again before somebody else follows them.
+            self._redo(placed, start, row, worker.number or 0, exitcode, is_at_fault=is_at_fault)
+        # Only now: a stream's spans are in order again before somebody else follows them.
         self._supervisor.replace(worker, exitcode, over_a_sample=row != -1)
 
-    def _redo(self, placed: _Placed, start: int, row: int, worker: WorkerProcess, exitcode: int | None) -> None:
-        stop, ticket, number = placed.runs[start], placed.task.ticket, worker.number or 0
+    def _redo(
+        self, placed: PlacedTask, start: int, row: int, number: int, exitcode: int | None, *, is_at_fault: bool
+    ) -> None:
+        """Do a span again that worker `number` has lost, or give up the row that was being read."""
+        stop, ticket = placed.spans[start], placed.task.ticket
         pieces: list[tuple[int, int]] = [(start, stop)]
-        if row != -1:
-            strikes = self._strikes[ticket, row] = self._strikes.get((ticket, row), 0) + 1
-            if strikes >= STRIKES:
-                failure = self._lost(placed.task, row, number, exitcode)
-                if self._job.fetch == "each" and self._job.collate is None and self._job.batched:
-                    # This row is given up; its neighbours in the run are not.
-                    del placed.runs[start]
-                    pieces = [piece for piece in ((start, row), (row + 1, stop)) if piece[0] < piece[1]]
-                    placed.runs.update({**dict(pieces), row: row + 1})
-                    self._finish(Result(number, ticket, row, row + 1, failures=[failure]))
-                else:
-                    self._finish(Result(number, ticket, start, stop, failures=[failure]))
-                    return
-        if self._job.fetch == "stream":
-            self._unsent[placed.lane].extendleft(reversed(list(self._drain(placed.lane))))
+        failures: list[Failure] = []
+        if is_at_fault:
+            strikes = self._strikes.counts[ticket, row]
+            failures.append(failure_of_lost(self._job, placed.task, row, number, strikes, exitcode))
+        if self._job.fetch == "each" and self._job.collate is None and self._job.batched and row >= 0:
+            # In pieces: where workers are killed often, short spans get done. A row that is given up costs no other.
+            del placed.spans[start]
+            pieces = [piece for piece in ((start, row), (row, row + 1), (row + 1, stop)) if piece[0] < piece[1]]
+            placed.spans.update(pieces)
+            start, stop = row, row + 1
+        if failures:
+            pieces.remove((start, stop))
+            self._finish(Result(number, ticket, start, stop, failures=failures))
+        elif self._job.fetch != "stream" and self._strikes.is_last_chance((ticket, row), exitcode):
+            self._later.append((time.monotonic() + LAST_CHANCE_AFTER_S, placed, (start, stop)))
+            pieces.remove((start, stop))
+        if self._job.fetch == "stream" and pieces:
+            # What waits in a lane whose only reader is dead: a stream is to be followed in order.
+            read, waiting = self._lanes[placed.lane][0], []
+            while select.select([read], [], [], 0)[0]:
+                waiting.append(os.read(read, SPAN.size))
+            self._unsent[placed.lane].extendleft(reversed(waiting))
         self._send(placed, pieces, first=True)
-
-    def _drain(self, lane: int) -> Iterator[bytes]:
-        """Take back what waits in a lane whose only reader is dead: a stream is to be followed in order."""
-        read = self._lanes[lane][0]
-        while select.select([read], [], [], 0)[0]:
-            yield os.read(read, RUN.size)
-
-    def _lost(self, task: Task, row: int, number: int, exitcode: int | None) -> Failure:
-        key, source, name = describe_work(self._job.dataset, self._job.fetch, task, row)
-        if exitcode == -signal.SIGKILL:
-            remedy = "Likely out of memory."
-        else:
-            what = "a crash in native code" if (exitcode or 0) < 0 else "something in the dataset ends the process"
-            remedy = f"Likely {what}: read this in the main process, with num_workers=0."
-        told = f"worker {number} was lost {STRIKES} times on {name}, the last time {ended(exitcode)}."
-        is_sample = self._job.fetch == "each" and row >= 0
-        error = WorkerLostError(f"{told}\n  {remedy}", index=key if isinstance(key, int) else None, source=source)
-        doing = "collating" if row == COLLATING else "reading"
-        return Failure(row if is_sample else None, key, source, doing, f"WorkerLostError: {told}", "", error)
 
     def _opened(self, header: tuple[int, ...], payload: bytes | bytearray) -> Result:
         try:
             result: Result = pickle.loads(payload)
         except Exception as error:  # a class of the user's that cannot be rebuilt here
+            if is_interrupt(error):
+                raise
             _, ticket, start, stop, *_ = header
             placed = self._placed.get(ticket)
-            keys = list(placed.task.keys[start:stop]) if placed is not None and self._job.fetch != "stream" else None
+            keys = list(placed.task.keys[start:stop]) if placed and self._job.fetch != "stream" else None
             result = Result(0, ticket, start, stop, failures=[Failure.of(error, "receiving", None, keys)])
         return result

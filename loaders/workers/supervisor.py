@@ -1,4 +1,4 @@
-"""The worker processes of an engine: started, kept at strength, reaped, sent home."""
+"""The worker processes of an engine: started, kept at strength, reaped, stopped."""
 
 from __future__ import annotations
 
@@ -9,30 +9,29 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from multiprocessing import resource_tracker
 from multiprocessing.context import BaseContext
-from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
 from loaders.errors import WorkerLostError
 from loaders.memory.arena import Arena
 from loaders.memory.blocks import Block
-from loaders.workers.messages import Job
+from loaders.workers.interrupts import undisturbed
+from loaders.workers.launching import ended, exitcode_of, hint_for_start, launch, sentinel_of
+from loaders.workers.messages import Failure, Job
 from loaders.workers.process_main import Setup, main
-from loaders.workers.wire import CELL_NBYTES, SINCE_AT, Inherited
+from loaders.workers.strikes import KILLED_FROM_OUTSIDE
+from loaders.workers.wire import CELL_NBYTES, SEND_FLAGS, SINCE_AT, Inherited
 
-# Processes that end by themselves, or are killed, without any run being reported in between.
+# Processes that end by themselves, or are killed, without any span being reported in between.
 _FAILED_STARTS, _FRUITLESS_KILLS = 3, 200
 # How long `close` waits for workers that are in the middle of a sample before it kills them.
 _GRACE_S = 2.0
-# How long to look for the exit code of a process that has ended.
-_STATUS_S = 0.1
-_KILLED_FROM_OUTSIDE = (-signal.SIGKILL, -signal.SIGTERM)
+# A worker that reads what it is sent does not pause for longer.
+_PAUSE_MS = 20
 
 
 @dataclass
@@ -45,6 +44,7 @@ class WorkerProcess:
         sentinel: a descriptor that becomes readable when the process has ended.
         cell: the worker's own piece of shared memory, `cell_at` bytes into those of all.
         number: None for a spare, which is started and warm, but not yet a worker.
+        outbox: what is still to be sent through the channel: the job, the number.
         payloads: announced and not received yet: their headers, and what is there of them.
     """
 
@@ -55,6 +55,7 @@ class WorkerProcess:
     cell: np.ndarray[Any, Any]
     cell_at: int
     number: int | None
+    outbox: deque[memoryview] = field(default_factory=deque)
     payloads: deque[tuple[tuple[int, ...], bytearray]] = field(default_factory=deque)
 
     def is_warm(self) -> bool:
@@ -69,10 +70,10 @@ class Supervisor:
         job, arena: what every worker is given.
         context: of multiprocessing.
         cells: the block in which every process has a cell.
-        lanes: the descriptors that runs are read from; worker `number` reads from lane `number % len(lanes)`.
+        lanes: the descriptors that spans are read from; worker `number` reads from lane `number % len(lanes)`.
         done: the descriptor that results are written to.
         not_theirs: descriptors of the consumer that a forked worker must not keep open.
-        poll: is told of every process's sentinel.
+        poll: is told of every process's sentinel, and of channels that something is to be sent through.
     """
 
     def __init__(
@@ -88,6 +89,7 @@ class Supervisor:
     ) -> None:
         self.processes: dict[int, WorkerProcess] = {}
         self.by_sentinel: dict[int, WorkerProcess] = {}
+        self.by_outbox: dict[int, WorkerProcess] = {}  # by channel, where it is not empty
         self._job = job
         self._arena = arena
         self._context = context
@@ -105,6 +107,13 @@ class Supervisor:
 
     def start(self, number: int | None) -> None:
         """Start a process: worker `number`, or a spare."""
+        while True:
+            with undisturbed():
+                if self._start(number):
+                    return
+
+    def _start(self, number: int | None) -> bool:
+        """False if the server that was to fork the process has died."""
         ours, theirs = socket.socketpair()
         serial, self._serial = self._serial, self._serial + 1
         cell_at = self._free_cells.pop()
@@ -116,43 +125,81 @@ class Supervisor:
             arena=self._arena,
             cell=self._cells_at + cell_at,
             serial=serial,
-            runs=Inherited(self._lanes[(number or 0) % len(self._lanes)]),
+            spans=Inherited(self._lanes[(number or 0) % len(self._lanes)]),
             done=Inherited(self._done),
             channel=Inherited(theirs.fileno()),
             # A fork has these too; held there, they would keep the others from seeing that this process has died.
             not_mine=[ours.fileno(), *channels, *self._not_theirs] if self._method == "fork" else [],
             consumer=os.getpid(),
             is_parent=self._method != "forkserver",
+            # The kernel tells of the end of the thread that has forked: the server's, or this one.
+            dies_with_parent=self._method == "forkserver" or threading.get_native_id() == os.getpid(),
         )
         name = f"loaders-{'spare' if number is None else number}"
         process = self._context.Process(target=main, args=(setup,), name=name, daemon=True)  # type: ignore[attr-defined]
         try:
-            _start_unhurt_by_ctrl_c(process, self._method)
-            # A socket object would close its descriptor in a forked child when it is collected there: not a `with`.
-            theirs.close()
-            if setup.pickled is not None:
-                # Through the socket, not with the rest: multiprocessing would wait for ever for a process that was
-                # killed before it had read everything.
-                ours.sendall(len(setup.pickled).to_bytes(8, "little"))
-                ours.sendall(setup.pickled)
+            launch(process, self._method)
+            sentinel = sentinel_of(process)
         except BaseException as error:
-            theirs.close()
             ours.close()
             self._free_cells.append(cell_at)
-            if not isinstance(error, (BrokenPipeError, ConnectionResetError)):
+            if process.pid is not None:
+                process.kill()
+                exitcode_of(process, self._method)
+            if setup.is_refused or not isinstance(error, (EOFError, ConnectionError)):
                 raise
-            self._count(_exitcode_of(process) if process.pid is not None else -signal.SIGKILL)
-            self.start(number)
-            return
-        worker = WorkerProcess(serial, process, ours, _sentinel_of(process), cell, cell_at, None)
-        self.processes[serial] = self.by_sentinel[worker.sentinel] = worker
-        self._poll.register(worker.sentinel, select.POLLIN)
+            self._count(-signal.SIGKILL)
+            return False
+        finally:
+            # A socket object would close its descriptor in a forked child when it is collected there: not a `with`.
+            theirs.close()
+        worker = WorkerProcess(serial, process, ours, sentinel, cell, cell_at, None)
+        self.processes[serial] = self.by_sentinel[sentinel] = worker
+        self._poll.register(sentinel, select.POLLIN)
+        if setup.pickled is not None:
+            # Through the socket, not with the rest: multiprocessing would wait for ever for a process that was killed
+            # or stopped before it had read everything.
+            worker.outbox += [memoryview(len(setup.pickled).to_bytes(8, "little")), memoryview(setup.pickled)]
         if number is not None:
             self._promote(worker, number)
+        else:
+            self.send(worker)
+        return True
+
+    def send(self, worker: WorkerProcess, pause_ms: int = 0) -> None:
+        """Send what the worker takes; the rest when its channel is writable. It may be stopped, or still starting."""
+        while worker.outbox:
+            try:
+                sent = worker.channel.send(worker.outbox[0], SEND_FLAGS)
+            except BlockingIOError:
+                wait = select.poll()
+                wait.register(worker.channel, select.POLLOUT)
+                if wait.poll(pause_ms):
+                    continue
+                break
+            except (BrokenPipeError, ConnectionResetError):
+                worker.outbox.clear()  # dead already: its sentinel will say so
+                break
+            rest = worker.outbox[0][sent:]
+            if len(rest) > 0:
+                worker.outbox[0] = rest
+            else:
+                worker.outbox.popleft()
+        if worker.outbox:
+            self._poll.register(worker.channel, select.POLLOUT)
+            self.by_outbox[worker.channel.fileno()] = worker
+        elif self.by_outbox.pop(worker.channel.fileno(), None) is not None:
+            self._poll.unregister(worker.channel)
+
+    def send_on(self, worker: WorkerProcess) -> None:
+        """Go on sending to a worker that has begun to read."""
+        self.send(worker, _PAUSE_MS)
 
     def reap(self, worker: WorkerProcess) -> int | None:
         """Forget a process that has ended. Returns its exit code, None where that went to somebody else."""
-        exitcode = _exitcode_of(worker.process)
+        exitcode = exitcode_of(worker.process, self._method)
+        worker.outbox.clear()
+        self.send(worker)
         del self.processes[worker.serial], self.by_sentinel[worker.sentinel]
         self._poll.unregister(worker.sentinel)
         self._release(worker)
@@ -166,6 +213,8 @@ class Supervisor:
             WorkerLostError: this leads nowhere. Deaths over a sample do not count here: the sample is at fault.
         """
         if not over_a_sample:
+            if exitcode is not None and exitcode not in KILLED_FROM_OUTSIDE and not worker.is_warm():
+                self._give_up(exitcode)  # the next one would end in the same way
             self._count(exitcode)
         spares = sorted(
             (each for each in self.processes.values() if each.number is None), key=WorkerProcess.is_warm, reverse=True
@@ -184,11 +233,18 @@ class Supervisor:
                 self.start(None)
 
     def is_working(self) -> None:
-        """A run was reported: workers can be kept alive."""
+        """A span was reported: workers can be kept alive."""
         self._failed_starts = self._kills = 0
         self._spares = 1
 
-    def close(self, push: Callable[[], None]) -> None:
+    def refused(self, failure: Failure) -> NoReturn:
+        """A worker could not unpickle its job. No other will."""
+        raise WorkerLostError(
+            f"worker processes cannot unpickle the dataset, collate_fn or worker_init_fn: {failure.summary}\n"
+            f"  {hint_for_start(self._job.dataset, self._method)}"
+        ) from (failure.error or RuntimeError(failure.text))
+
+    def close(self, push: Callable[[], None], *, force: bool) -> None:
         """Wait until all have ended, by themselves at first, then by force; `push` sends what they are to be told."""
         poll = select.poll()
         living = {worker.sentinel for worker in self.processes.values()}
@@ -199,8 +255,10 @@ class Supervisor:
                 worker.channel.shutdown(socket.SHUT_RDWR)
             except OSError:
                 pass  # it has ended already
+            if not worker.is_warm():
+                worker.process.kill()  # it has begun nothing
         deadline = time.monotonic() + _GRACE_S
-        while living and time.monotonic() < deadline:
+        while living and not force and time.monotonic() < deadline:
             push()
             for sentinel, _ in poll.poll(50):
                 poll.unregister(sentinel)
@@ -208,98 +266,34 @@ class Supervisor:
         for worker in self.processes.values():
             if worker.sentinel in living:
                 worker.process.kill()
-            _exitcode_of(worker.process)
+        for worker in self.processes.values():
+            exitcode_of(worker.process, self._method)
             self._release(worker)
         self.processes.clear()
         self.by_sentinel.clear()
+        self.by_outbox.clear()
 
     def _promote(self, worker: WorkerProcess, number: int) -> None:
         worker.number = number
-        try:
-            worker.channel.send(number.to_bytes(8, "little"))
-        except (BrokenPipeError, ConnectionResetError):
-            pass  # dead already: its sentinel will say so
+        worker.outbox.append(memoryview(number.to_bytes(8, "little")))
+        self.send(worker)
 
     def _count(self, exitcode: int | None) -> None:
-        if exitcode in _KILLED_FROM_OUTSIDE:
+        if exitcode in KILLED_FROM_OUTSIDE:
             self._kills += 1
         else:
             self._failed_starts += 1
         if self._failed_starts >= _FAILED_STARTS or self._kills >= _FRUITLESS_KILLS:
-            raise WorkerLostError(
-                f"worker processes cannot be kept alive: the last one was lost {ended(exitcode)}.\n"
-                "  Its own output says more. Under spawn and forkserver the dataset and the main module are imported "
-                "anew: guard the main program with `if __name__ == '__main__':`."
-            )
+            self._give_up(exitcode)
+
+    def _give_up(self, exitcode: int | None) -> NoReturn:
+        raise WorkerLostError(
+            f"worker processes cannot be kept alive: the last one was lost {ended(exitcode)}.\n"
+            f"  {hint_for_start(self._job.dataset, self._method)}"
+        )
 
     def _release(self, worker: WorkerProcess) -> None:
         worker.channel.close()
         os.close(worker.sentinel)
         if worker.process.exitcode is not None:
             worker.process.close()
-
-
-def ended(exitcode: int | None) -> str:
-    """How a process came to its end."""
-    if exitcode is None:
-        return "nobody knows how"
-    if exitcode >= 0:
-        return f"by exit with status {exitcode}"
-    try:
-        return f"by {signal.Signals(-exitcode).name}"
-    except ValueError:
-        return f"by signal {-exitcode}"
-
-
-def _exitcode_of(process: Any) -> int | None:
-    """The exit code of a process that has ended, or is about to."""
-    process.join()
-    deadline = time.monotonic() + _STATUS_S
-    # Another thread may have asked the system and not noted it down yet; with SIGCHLD ignored it is lost.
-    while (exitcode := process.exitcode) is None and time.monotonic() < deadline:
-        time.sleep(0.001)
-    return exitcode  # type: ignore[no-any-return]
-
-
-def _start_unhurt_by_ctrl_c(process: Any, method: str) -> None:
-    """Start a process so that Ctrl-C neither interrupts that half-way nor makes the process chatter."""
-    with _ctrl_c_waits():
-        if method == "forkserver":
-            process.start()  # its parent is the server, whose mask is its own affair
-            return
-        if method == "spawn":
-            resource_tracker.ensure_running()  # else started below, for all processes to come, and undoes the mask
-        # In the process it waits until the worker has said that it ignores it.
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        try:
-            process.start()
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-
-
-@contextmanager
-def _ctrl_c_waits() -> Iterator[None]:
-    handler = signal.getsignal(signal.SIGINT)
-    # In another thread it interrupts nothing; a handler that is none of Python's cannot be put back.
-    if threading.current_thread() is not threading.main_thread() or not callable(handler):
-        yield
-        return
-    came: list[tuple[int, FrameType | None]] = []
-    signal.signal(signal.SIGINT, lambda number, frame: came.append((number, frame)))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, handler)
-        if came:
-            handler(*came[0])
-
-
-def _sentinel_of(process: Any) -> int:
-    """A descriptor that tells that the process has ended.
-
-    multiprocessing's own is a pipe, which whatever the dataset has forked in that process may hold open.
-    """
-    try:
-        return os.pidfd_open(process.pid)
-    except (AttributeError, OSError):
-        return os.dup(process.sentinel)

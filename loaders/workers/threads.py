@@ -39,10 +39,10 @@ class ThreadEngine:
         self._started = 0  # and not told to end
         self._ready: list[Result] = []
 
-    def submit(self, task: Task, runs: Sequence[tuple[int, int]], lane: int = 0) -> None:
-        """Queue runs for whichever thread is free."""
+    def submit(self, task: Task, spans: Sequence[tuple[int, int]], lane: int = 0) -> None:
+        """Queue spans for whichever thread is free."""
         self._start()
-        for start, stop in runs:
+        for start, stop in spans:
             self._lanes[lane % len(self._lanes)].put((task, start, stop))
 
     def collect(self, timeout_s: float | None) -> list[Result]:
@@ -123,7 +123,7 @@ class ThreadEngine:
             worker = Worker(
                 job, number, self.pool.arena.buffer, apart=False, threaded=True
             )  # after init, which may change the dataset
-        except Exception as error:  # whatever worker_init_fn raises is delivered with every run
+        except Exception as error:  # whatever worker_init_fn raises is delivered with every span
             # Each time anew: the traceback of an error that was raised knows the iterator, which ends this thread.
             failure = pickle.dumps(Failure.of(error, "starting"))
         lane = self._lanes[number % len(self._lanes)]

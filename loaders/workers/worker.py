@@ -1,6 +1,6 @@
 """What a worker does, wherever it runs: a task in, a result out. NumPy only.
 
-A task describes one batch; a run is some of its rows. Executing a run is a pure function of the task, so a run that
+A task describes one batch; a span is some of its rows. Executing a span is a pure function of the task, so a span that
 was lost with its worker is executed again, by anyone.
 """
 
@@ -24,7 +24,7 @@ COLLATING = -2
 
 
 class Worker:
-    """Executes runs against its own view of the dataset. Not safe across threads: one per thread or process.
+    """Executes spans against its own view of the dataset. Not safe across threads: one per thread or process.
 
     Args:
         job: what to do.
@@ -49,7 +49,7 @@ class Worker:
         self._stream: tuple[int, Iterator[Any], int] | None = None  # epoch, iterator, serial of its next batch
 
     def execute(self, task: Task, start: int, stop: int, reading: Callable[[int], bool]) -> Result:
-        """Do rows `start` to `stop` of `task`. `reading(row)` is called before each; False ends the run."""
+        """Do rows `start` to `stop` of `task`. `reading(row)` is called before each; False ends the span."""
         if self._generators is None:
             return self._execute(task, start, stop, reading)
         self._generators.begin()

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import multiprocessing
 import time
 
 import numpy as np
@@ -143,15 +144,15 @@ class EngineContract:
 
     # -- results
 
-    def test_every_run_is_reported_exactly_once(self, bench):
+    def test_every_span_is_reported_exactly_once(self, bench):
         bench = bench(Numbers(1000))
         tasks = [bench.task(range(100 * n, 100 * n + 100), self.SPEC) for n in range(10)]
-        runs = [(row, row + 5) for row in range(0, 100, 5)]
+        spans = [(row, row + 5) for row in range(0, 100, 5)]
         for task in tasks:
-            bench.engine.submit(task, runs)
+            bench.engine.submit(task, spans)
         results = bench.collect(200)
         told = sorted((each.ticket, each.start, each.stop) for each in results)
-        assert told == [(task.ticket, *run) for task in tasks for run in runs]
+        assert told == [(task.ticket, *span) for task in tasks for span in spans]
         assert all(each.is_plain and each.elapsed_s > 0 for each in results)
         assert bench.engine.collect(0) == []
 
@@ -165,7 +166,7 @@ class EngineContract:
             assert bench.rows(task, "label") == list(task.keys)
             assert [row[1][2] for row in bench.rows(task, "x")] == [key % 256 for key in task.keys]
 
-    def test_a_run_leaves_the_other_rows_alone(self, bench):
+    def test_a_span_leaves_the_other_rows_alone(self, bench):
         bench = bench(Numbers())
         task = bench.task([1, 2, 3, 4], self.SPEC)
         number = [field.path for field in self.SPEC.fields].index("label")
@@ -174,7 +175,7 @@ class EngineContract:
         bench.collect(1)
         assert bench.rows(task, "label") == [-1, 2, 3, -1]
 
-    def test_one_worker_does_runs_in_the_order_they_came(self, bench):
+    def test_one_worker_does_spans_in_the_order_they_came(self, bench):
         bench = bench(Numbers(), num_workers=1)
         tasks = [bench.task(range(4), self.SPEC) for _ in range(5)]
         for task in tasks:
@@ -182,13 +183,13 @@ class EngineContract:
         told = [(each.ticket, each.start) for each in bench.collect(10)]
         assert told == [(task.ticket, start) for task in tasks for start in (2, 0)]
 
-    def test_runs_can_be_added_to_a_task_once_others_are_done(self, bench):
+    def test_spans_can_be_added_to_a_task_once_others_are_done(self, bench):
         bench = bench(Numbers())
         task = bench.task(range(4), self.SPEC)
-        for run in ((0, 1), (1, 4)):
-            bench.engine.submit(task, [run])
+        for span in ((0, 1), (1, 4)):
+            bench.engine.submit(task, [span])
             [result] = bench.collect(1)
-            assert (result.start, result.stop) == run
+            assert (result.start, result.stop) == span
         assert bench.rows(task, "label") == [0, 1, 2, 3]
 
     def test_a_stream_goes_on_from_batch_to_batch_in_its_own_lane(self, bench):
@@ -242,7 +243,7 @@ class EngineContract:
 
     # -- exceptions
 
-    def test_an_exception_names_its_sample_and_ends_the_run(self, bench):
+    def test_an_exception_names_its_sample_and_ends_the_span(self, bench):
         bench = bench(Numbers(fail={6}))
         task = bench.task([5, 6, 7, 8], self.SPEC)
         bench.engine.submit(task, [(0, 4)])
@@ -262,7 +263,7 @@ class EngineContract:
         assert [bool(each.failures) for each in bench.collect(2)] == [True, False]
         assert bench.rows(good, "label") == [1, 2]
 
-    def test_under_a_policy_a_run_goes_on_behind_a_failed_sample(self, bench):
+    def test_under_a_policy_a_span_goes_on_behind_a_failed_sample(self, bench):
         bench = bench(Numbers(fail={6, 8}), keep_going=True)
         task = bench.task([5, 6, 7, 8, 9], self.SPEC)
         bench.engine.submit(task, [(0, 5)])
@@ -425,7 +426,7 @@ class WorkersContract(EngineContract):
 
     works_beside_the_consumer = True
 
-    def test_a_run_under_way_ends_at_its_next_row_when_it_is_cancelled(self, bench, gate):
+    def test_a_span_under_way_ends_at_its_next_row_when_it_is_cancelled(self, bench, gate):
         gate.hold(0)
         bench = bench(Numbers(gate=gate), num_workers=1)
         task = bench.task([0, 1, 2], self.SPEC)
@@ -437,6 +438,25 @@ class WorkersContract(EngineContract):
         assert result.cancelled
         assert gate.is_quiet()
 
+    def test_workers_that_wait_for_each_other_in_their_first_sample_each_have_one(self, bench):
+        """The spec is not known yet: each brings its own sample, and what it would be by that."""
+        bench = bench(Met())
+        task = bench.task([5, 6, 7])
+        bench.engine.submit(task, [(0, 1), (1, 2)])
+        results = sorted(bench.collect(2), key=lambda result: result.start)
+        assert [result.overflow.samples for result in results] == [[(0, 5)], [(1, 6)]]
+        assert [result.spec for result in results] == [BatchSpec.from_sample(0)] * 2
+
+    def test_closing_by_force_waits_for_no_sample(self, bench, gate, monkeypatch):
+        gate.hold(0)
+        bench = bench(Numbers(gate=gate))
+        for module in ("threads", "supervisor"):
+            monkeypatch.setattr(f"loaders.workers.{module}._GRACE_S", 1000.0)
+        bench.engine.submit(bench.task([0, 1], self.SPEC), [(0, 2)])
+        assert gate.entered(1) == [0]
+        bench.engine.close(force=True)
+        gate.open()
+
     def test_a_transform_installed_by_the_init_function_is_keyed_too(self, bench):
         bench = bench(Labelled(), init=install_noise)
         task = bench.task(range(3), BatchSpec.from_sample(0.0), position=5)
@@ -445,13 +465,24 @@ class WorkersContract(EngineContract):
         labels = task.spec.fields[0].values(bench.pool.arena.buffer, task.blocks[0][0], 3)
         assert labels.tolist() == [expected_draws(position)[2] for position in (5, 6, 7)]
 
-    def test_an_init_function_that_fails_is_told_with_every_run(self, bench):
+    def test_an_init_function_that_fails_is_told_with_every_span(self, bench):
         bench = bench(Numbers(), init=refuse)
         task = bench.task(range(4), self.SPEC)
         bench.engine.submit(task, [(0, 2), (2, 4)])
         for result in bench.collect(2):
             [failure] = result.failures
             assert (failure.row, failure.doing, str(failure.error)) == (None, "starting", "not today")
+
+
+class Met:
+    """Samples that are their keys, of which two are read at the same time or none."""
+
+    def __init__(self):
+        self.barrier = multiprocessing.get_context("fork").Barrier(2)
+
+    def __getitem__(self, index):
+        self.barrier.wait(PATIENCE_S)
+        return index
 
 
 class Labelled:

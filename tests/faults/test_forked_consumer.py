@@ -180,7 +180,7 @@ def test_a_batch_the_child_inherited_keeps_its_bytes_while_the_parent_goes_on(lo
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_the_workers_of_a_loader_are_no_heirs_of_the_batches_that_are_held_when_they_start():
+def test_the_workers_of_a_loader_hold_no_batch_that_was_held_when_they_started():
     other = DataLoader(Numbers(), batch_size=4, num_workers=2, multiprocessing_context="fork", persistent_workers=True)
     loader = DataLoader(Numbers(), batch_size=4, num_workers=2, multiprocessing_context="fork")
     held = [next(iter(loader)) for _ in range(3)]

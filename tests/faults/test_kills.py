@@ -86,6 +86,19 @@ def test_random_kills_change_no_batch(method: str, shape: dict[str, Any]) -> Non
     assert_nothing_is_held(loader)
 
 
+def test_kills_ten_milliseconds_apart_strike_out_no_sample() -> None:
+    """A sample takes about as long as a worker lives."""
+    dataset = Drawn(60, work_s=0.006)
+    reference = list(seeded(dataset))
+    loader = seeded(dataset, num_workers=2, on_error="skip")
+    iterator = iter(loader)
+    with Killer(iterator, random.Random(5), mean_s=0.01, at_most=60) as killer:
+        batches = list(iterator)
+    assert killer.killed >= 20
+    assert loader.errors == []
+    assert_same(batches, reference)
+
+
 def test_persistent_workers_that_are_killed_between_epochs_change_nothing() -> None:
     dataset = Drawn(60)
     reference, loader = (seeded(dataset, num_workers=2, persistent_workers=True) for _ in range(2))
@@ -105,21 +118,22 @@ def test_strike_counts_against_the_row_that_was_being_read_and_no_other(tmp_path
     dispatch = inside.dispatch_of(iterator)
 
     def strikes() -> dict[tuple[int, int], int]:
-        dispatch.collect(0)
-        return dict(dispatch.engine._strikes)
+        dispatch.collect()
+        return dict(dispatch.engine._strikes.counts)
 
     for count in (1, 2):
         os.kill(wait_until(lambda: dataset.victim(13), "a worker is in sample 13"), signal.SIGKILL)
         wait_until(lambda count=count: count in strikes().values(), "the worker is missed")
         [(_, row)] = strikes()
         assert row == 13 - 8
-    os.kill(wait_until(lambda: dataset.victim(13), "a worker is in sample 13"), signal.SIGKILL)
+    # It waits for its last chance, and is sent by a consumer that looks after its workers.
+    os.kill(wait_until(lambda: strikes() and dataset.victim(13), "a worker is in sample 13"), signal.SIGKILL)
     rest = [batch["i"].tolist() for batch in iterator]
-    assert rest == [[8, 9, 10, 11, 12, 14, 15, 16], [17, 18, 19, 20, 21, 22, 23]]
+    assert rest == [[8, 9, 10, 11, 12, 14, 15], [16, 17, 18, 19, 20, 21, 22, 23]]
     [skipped] = loader.errors
     assert (skipped.index, skipped.source) == (13, "numbers/13.png")
     assert skipped.error.startswith("WorkerLostError: worker ")
-    assert len(dispatch.engine._strikes) == 1
+    assert len(dispatch.engine._strikes.counts) == 1
 
 
 def test_sample_that_kills_three_workers_is_named() -> None:
@@ -155,6 +169,7 @@ def test_worker_that_is_killed_while_starting_strikes_no_sample(method: str, tmp
         worker_init_fn=saboteurs.WaitsInInit(tmp_path, patient=5),
     )
     iterator = iter(loader)
+    engine = inside.engine_of(iterator)
     killed: list[int] = []
 
     def kill() -> None:
@@ -170,7 +185,7 @@ def test_worker_that_is_killed_while_starting_strikes_no_sample(method: str, tmp
     thread.join()
     assert batches == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
     assert len(set(killed)) == 5
-    assert inside.engine_of(iterator)._strikes == {}
+    assert engine._strikes.counts == {}
 
 
 def test_kills_every_tenth_of_a_second_do_not_stop_progress_under_spawn() -> None:
@@ -204,9 +219,9 @@ def test_worker_that_is_killed_while_it_is_sent_a_large_dataset_is_no_hang(metho
     thread = threading.Thread(target=kill)
     thread.start()
     iterators.append(iter(loader))
-    thread.join()
     for iterator in iterators:
         assert [batch["i"].tolist() for batch in iterator] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
+    thread.join()
 
 
 @pytest.mark.parametrize("workers", [1, 2])

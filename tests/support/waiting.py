@@ -134,7 +134,7 @@ class Killer(threading.Thread):
     def _kill(process: Any) -> bool:
         try:
             os.kill(process.pid, signal.SIGKILL)
-        except (ValueError, ProcessLookupError):  # it is being buried at this very moment
+        except (ValueError, ProcessLookupError):  # it is being reaped at this very moment
             return False
         return True
 

@@ -134,6 +134,66 @@ def test_a_limit_on_address_space_gives_a_smaller_range_not_an_error():
     subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True, timeout=60)
 
 
+LIMITED = """
+    import resource, sys
+    import numpy as np
+    from loaders import DataLoader
+
+    class Numbers:
+        def __len__(self):
+            return 64
+        def __getitem__(self, index):
+            return np.full((64, 64), index, np.float32), index
+
+    if __name__ == "__main__":
+        resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), int(sys.argv[2])))
+        loader = DataLoader(Numbers(), batch_size=8, num_workers=2, multiprocessing_context=sys.argv[1])
+        held = [images for images, labels in loader if (images[:, 0, 0] == labels).all()]
+        assert len(held) == 8
+"""
+
+
+@linux
+@pytest.mark.parametrize(("context", "limit"), [("fork", 0), ("fork", 1 << 16), ("spawn", 4 << 20), ("spawn", 0)])
+def test_a_limit_on_the_size_of_files_stops_no_loader_that_can_do_without(tmp_path, context, limit):
+    script = tmp_path / "limited.py"
+    script.write_text(textwrap.dedent(LIMITED))
+    done = subprocess.run(
+        [sys.executable, "-B", str(script), context, str(limit)],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        env=os.environ | {"PYTHONPATH": os.getcwd()},
+    )
+    if (context, limit) == ("spawn", 0):
+        assert "Files may have 0 bytes (RLIMIT_FSIZE): raise the limit (ulimit -f)" in done.stderr
+    else:
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+@linux
+def test_memory_without_a_descriptor_is_reserved_and_given_back_as_well():
+    arena = Arena(64 << 20, shared=True, travels=False)
+    arena._file_limit, arena._fd = 0, (os.close(arena._fd), -1)[1]
+    arena.buffer = arena._mapped()
+    at = arena.reserve(4 << 20)
+    assert resident_of(arena.buffer) >= 4 << 10
+    arena.buffer[at] = 7
+    arena.release(at, 4 << 20)
+    assert arena.buffer[at] == 0
+    assert resident_of(arena.buffer) < 1 << 10
+
+
+def resident_of(buffer: mmap.mmap) -> int:
+    """KiB of a mapping that are there, of which this process has none as large besides."""
+    with open("/proc/self/smaps") as maps:
+        lines = maps.read().splitlines()
+    sizes = [(n, int(line.split()[1])) for n, line in enumerate(lines) if line.startswith("Size:")]
+    found = [n for n, size in sizes if size == len(buffer) >> 10 and "/dev/zero (deleted)" in lines[n - 1]]
+    [at] = found
+    return next(int(line.split()[1]) for line in lines[at:] if line.startswith("Rss:"))
+
+
 # -- how much is available
 
 

@@ -5,6 +5,7 @@ import threading
 
 import pytest
 
+from loaders.memory import fork_holds
 from loaders.memory.arena import PAGE, Arena
 from loaders.memory.slots import SlotPool
 
@@ -68,6 +69,89 @@ def test_a_batch_that_a_forked_child_inherited_is_not_overwritten_while_the_chil
     pool.close()
 
 
+@pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="elsewhere an open descriptor is the only sign of life")
+def test_a_child_that_closes_the_descriptors_it_inherited_still_holds_its_batch():
+    pool = new_pool()
+    held = leased(pool, PAGE)
+    held[0][:8] = b"original"
+    closed, told = os.pipe()
+    go, tell = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.dup2(go, 0)
+        os.dup2(told, 1)
+        os.closerange(3, 4096)
+        os.write(1, b"!")
+        os.read(0, 1)
+        os._exit(0 if held[0][:8] == b"original" else 1)
+    assert os.read(closed, 1) == b"!"
+    held.clear()
+    overwrite(pool, 10)
+    assert pool.leased_count == 1
+    os.write(tell, b"!")
+    assert os.waitpid(pid, 0)[1] == 0
+    for fd in (closed, told, go, tell):
+        os.close(fd)
+    overwrite(pool, 1)
+    assert pool.leased_count == 0
+    pool.close()
+
+
+def test_a_grandchild_holds_the_batch_although_the_child_has_ended():
+    pool = new_pool()
+    held = leased(pool, PAGE)
+    held[0][:8] = b"original"
+    go, tell = os.pipe()
+    answer, told = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        if os.fork() == 0:
+            os.close(tell)
+            os.read(go, 1)
+            os.write(told, held[0][:8])
+        os._exit(0)
+    os.close(told)
+    assert os.waitpid(pid, 0)[1] == 0
+    held.clear()
+    overwrite(pool, 10)
+    assert pool.leased_count == 1
+    os.write(tell, b"!")
+    assert os.read(answer, 8) == b"original"
+    assert os.read(answer, 8) == b""  # the grandchild has ended
+    for fd in (go, tell, answer):
+        os.close(fd)
+    pool.close()
+
+
+def test_a_child_that_becomes_another_program_holds_nothing():
+    pool = new_pool()
+    held = leased(pool, PAGE)
+    go, tell = os.pipe()
+    os.set_inheritable(go, True)
+    answer, told = os.pipe()
+    os.set_inheritable(told, True)
+    pid = os.fork()
+    if pid == 0:
+        os.dup2(go, 0)
+        os.dup2(told, 1)
+        os.execvp("sh", ["sh", "-c", "echo; read line"])
+    assert os.read(answer, 1) == b"\n"
+    held.clear()
+    pool.reclaim()
+    assert pool.leased_count == 0
+    os.write(tell, b"\n")
+    os.waitpid(pid, 0)
+    for fd in (go, tell, answer, told):
+        os.close(fd)
+    pool.close()
+
+
+def test_where_pages_cannot_be_sealed_an_open_pipe_tells_that_the_child_lives(monkeypatch):
+    monkeypatch.setattr("loaders.memory.fork_holds._kind_of_sign", lambda: fork_holds._OpenPipe)
+    test_a_batch_that_a_forked_child_inherited_is_not_overwritten_while_the_child_lives()
+    test_every_fork_costs_a_descriptor_only_while_its_child_lives()
+
+
 def test_a_batch_taken_after_the_fork_is_nobody_elses():
     pool = new_pool()
     child = Child()
@@ -127,7 +211,7 @@ def test_a_fork_while_another_thread_uses_the_pool_leaves_the_childs_copy_unlock
 
     thread = threading.Thread(target=work)
     thread.start()
-    seen = {Child(lambda: b"locked" if pool._lock.locked() else b"free").end() for _ in range(20)}
+    seen = {Child(lambda: b"locked" if pool._lock._is_owned() else b"free").end() for _ in range(20)}
     stop.set()
     thread.join()
     assert seen == {b"free"}

@@ -1,0 +1,127 @@
+"""How a worker process comes to life, and how its end is known."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from multiprocessing import forkserver, popen_fork, resource_tracker, util
+from typing import Any
+
+# How long to look for the exit code of a process that has ended.
+_STATUS_S = 0.1
+
+
+def _close(*fds: int) -> None:
+    for fd in fds:
+        os.close(fd)
+
+
+class _Forked(popen_fork.Popen):
+    """A forked process. multiprocessing's own leaves four descriptors open when no process can be forked."""
+
+    def _launch(self, process: Any) -> None:
+        pipes: list[int] = []
+        try:
+            pipes += os.pipe()
+            pipes += os.pipe()
+            self.pid = os.fork()
+        except BaseException:
+            _close(*pipes)
+            raise
+        ends_with_child, held_by_child, ends_with_parent, held_by_parent = pipes
+        if self.pid == 0:
+            status = 1
+            try:
+                os.close(ends_with_child)
+                os.close(held_by_parent)
+                status = process._bootstrap(parent_sentinel=ends_with_parent)
+            finally:
+                os._exit(status)
+        os.close(held_by_child)
+        os.close(ends_with_parent)
+        self.sentinel = ends_with_child
+        self.finalizer = util.Finalize(self, _close, (ends_with_child, held_by_parent))
+
+
+def launch(process: Any, method: str) -> None:
+    """Start a process of multiprocessing's, unharmed by Ctrl-C and by a process that ends before it is told its task.
+
+    In the process SIGINT and SIGPIPE are blocked until it unblocks them.
+
+    Raises:
+        EOFError, ConnectionError: the server that was to fork it has died.
+    """
+    # These live on for all processes to come: not with the mask below.
+    if method == "forkserver":
+        forkserver.ensure_running()
+    elif method == "spawn":
+        resource_tracker.ensure_running()
+    else:
+        process._Popen = _Forked
+    blocked = {signal.SIGINT, signal.SIGPIPE}
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, blocked)
+    try:
+        process.start()
+    finally:
+        if signal.SIGPIPE in signal.sigpending() and signal.SIGPIPE not in mask:
+            # With the default action it would end this program. The exception tells what has happened.
+            signal.sigwait({signal.SIGPIPE})
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def sentinel_of(process: Any) -> int:
+    """A descriptor that tells that the process has ended.
+
+    multiprocessing's own is a pipe, which whatever the dataset has forked in that process may hold open.
+    """
+    try:
+        return os.pidfd_open(process.pid)
+    except (AttributeError, OSError):
+        return os.dup(process.sentinel)
+
+
+def exitcode_of(process: Any, method: str) -> int | None:
+    """The exit code of a process that has ended, or is about to. None where nobody knows it."""
+    process.join()
+    deadline = time.monotonic() + _STATUS_S
+    # Another thread may have asked the system and not noted it down yet; with SIGCHLD ignored it is lost.
+    while (exitcode := process.exitcode) is None and time.monotonic() < deadline:
+        time.sleep(0.001)
+    if method == "forkserver" and exitcode == 255:
+        return -signal.SIGKILL  # how multiprocessing says that the server has died; its processes die with it
+    return exitcode  # type: ignore[no-any-return]
+
+
+def ended(exitcode: int | None) -> str:
+    """How a process came to its end."""
+    if exitcode is None:
+        return "nobody knows how"
+    if exitcode >= 0:
+        return f"by exit with status {exitcode}"
+    try:
+        return f"by {signal.Signals(-exitcode).name}"
+    except ValueError:
+        return f"by signal {-exitcode}"
+
+
+def hint_for_start(dataset: Any, method: str) -> str:
+    """What may keep a process from reading this dataset, and what to do."""
+    kind = type(dataset)
+    name = f"{kind.__module__}.{kind.__qualname__}"
+    if method == "fork":
+        return f"The dataset is a `{name}`. The process's own output may say more."
+    script = getattr(sys.modules.get("__main__"), "__file__", None)
+    if script is None:
+        is_here = f"`{name}` is defined here" if kind.__module__ == "__main__" else "Some of it may be defined here"
+        return (
+            f"The dataset is a `{name}`. Under {method} a worker process imports what it needs, and of `__main__` in a "
+            f"notebook or an interactive session it can import nothing. {is_here}: move it into a module (a file), or "
+            'use multiprocessing_context="fork" or worker_method="thread".'
+        )
+    return (
+        f"The dataset is a `{name}`. Under {method} a worker process imports `__main__` ({script}) and all else "
+        "that the dataset needs anew: define classes outside of the main program, and guard that with "
+        "`if __name__ == '__main__':`. The process's own output may say more."
+    )
