@@ -52,9 +52,12 @@ def reads_batches(dataset: Any) -> bool:
 
 
 def describe(dataset: Any, key: Any) -> str | None:
-    """What the dataset says the sample is, usually its path; None if it says nothing."""
+    """What the dataset says the sample is, usually its path; None if it says nothing.
+
+    What a wrapper's `__getattr__` passes on is the word of the dataset inside, where the index may mean another sample.
+    """
     try:
         base, index = resolve(dataset, key)
-        return str(base.describe(index)) if hasattr(base, "describe") else None
+        return str(base.describe(index)) if hasattr(type(base), "describe") else None
     except Exception:  # the sample is at fault already: its description must not hide the error that is being told
         return None

@@ -12,7 +12,7 @@ import numpy as np
 from loaders.datasets.cache.file import fingerprint_of
 from loaders.datasets.cache.records import ABSENT, FULL, MACHINE_FULL, SharedRecords
 from loaders.datasets.protocol import Dataset, IndexedDataset, in_range
-from loaders.datasets.read_into import copy_into, without_image
+from loaders.datasets.read_into import copy_into, owns_read_into, settle, without_image
 from loaders.datasets.wrapped import bases, describe
 from loaders.errors import DatasetError, FieldNameError, describe_sample
 from loaders.images.crops import Crop
@@ -131,11 +131,12 @@ class DecodedCache(IndexedDataset):
             FieldNameError, FieldShapeError, FieldDtypeError: the sample is not like `out`. Nothing is cast.
         """
         position = in_range(index, len(self))
-        if self.transform is not None or (self.crop is not None and self.crop.shape is None):
+        as_ours = owns_read_into(type(self))
+        if not as_ours or self.transform is not None or (self.crop is not None and self.crop.shape is None):
             return copy_into(out, self[position], position, self.describe)
         sample = self._kept(position)
         if self.crop is not None:
-            self.crop.apply(self._image(sample, position), out["image"])
+            settle(self.crop.apply(self._image(sample, position), out["image"]), out["image"])
             sample, out = without_image(sample), without_image(out)
         copy_into(out, sample, position, self.describe)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from loaders.datasets.wrapped import describe
+from loaders.datasets.wrapped import resolve
 from loaders.errors import DatasetError
 
 # Words of the header, 8 bytes each. From COUNTERS on, each of the PROCESSES counters has a line; then comes the table.
@@ -105,6 +105,15 @@ class _Digest:
         return len(data)
 
 
+def _described(dataset: Any, index: int) -> str | None:
+    """As `describe`; also through a wrapper, whichever of its samples that is: a file of the dataset's it is."""
+    base, index = resolve(dataset, index)
+    try:
+        return str(base.describe(index))
+    except Exception:  # it has none, or one of its own that takes something else
+        return None
+
+
 def fingerprint_of(dataset: Any, length: int) -> bytes:
     """32 bytes that change with what the dataset is made of, or with its files.
 
@@ -123,7 +132,7 @@ def fingerprint_of(dataset: Any, length: int) -> bytes:
             "  A cache with a path= needs a dataset that can be."
         ) from error
     for index in range(0, length, -(-length // _FILES_LOOKED_AT) or 1):
-        name = describe(dataset, index)
+        name = _described(dataset, index)
         try:
             status = os.stat(name) if name else None
         except (OSError, ValueError):  # it says something else than a path
