@@ -19,11 +19,16 @@ import numpy as np
 from loaders.batch.spec import is_plain, tensor_as_array
 
 
-def pack(value: Any) -> tuple[bytes, list[pickle.PickleBuffer]]:
-    """Split `value` into a pickle and the contiguous buffers of its arrays and CPU tensors, in order."""
+def pack(value: Any, *, writable: bool = False) -> tuple[bytes, list[pickle.PickleBuffer]]:
+    """Split `value` into a pickle and the contiguous buffers of its arrays and CPU tensors, in order.
+
+    With `writable` arrays that are read-only here are copied, and can be written into where they arrive.
+    """
     buffers: list[pickle.PickleBuffer] = []
     stream = io.BytesIO()
-    _Packer(stream, protocol=5, buffer_callback=buffers.append).dump(value)
+    packer = _Packer(stream, protocol=5, buffer_callback=buffers.append)
+    packer.writable = writable
+    packer.dump(value)
     return stream.getvalue(), buffers
 
 
@@ -40,6 +45,8 @@ def unpack(pickled: bytes, buffers: Sequence[Any]) -> Any:
 
 
 class _Packer(pickle.Pickler):
+    writable = False
+
     def reducer_override(self, obj: Any) -> Any:
         torch: Any = sys.modules.get("torch")
         if torch is not None and isinstance(obj, torch.Tensor):
@@ -47,7 +54,11 @@ class _Packer(pickle.Pickler):
                 array, dtype = tensor_as_array(obj)
                 return rebuild_tensor, (*as_dense(array), dtype)
             return _without_the_rest(obj)
-        if type(obj) is np.ndarray and not obj.flags.c_contiguous and not obj.dtype.hasobject:
+        if type(obj) is np.ndarray and not obj.dtype.hasobject:
+            if self.writable and not obj.flags.writeable:
+                obj = obj.copy(order="K")
+            elif obj.flags.c_contiguous:
+                return NotImplemented
             return rebuild_array, as_dense(obj)
         return NotImplemented
 

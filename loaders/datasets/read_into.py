@@ -1,4 +1,4 @@
-"""`read_into`: where a dataset's own may be called, and `copy_into`, which is all that one without a shorter way does."""
+"""`read_into`: where a dataset's own may stand for indexing, and `copy_into`, which writes any sample."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import numpy as np
 from loaders.errors import FieldDtypeError, FieldNameError, FieldShapeError, describe_sample
 from loaders.nested import leaves
 from loaders.timing.stages import WRITE
-
 
 # What says what a sample is: the second is that of `IndexedDataset`.
 _READ_BY = {"__getitem__", "_read"}

@@ -197,7 +197,9 @@ VIEWS = {
     "subclass of Tensor": lambda: noted(big()[7:10].as_subclass(Tagged)),
     "tensor of a dtype that NumPy lacks": lambda: big().bfloat16()[7:10],
     "tensor of a dtype that torch's pickle lacks": lambda: big().to(torch.uint16)[7:10],
-    "values of a sparse tensor": lambda: torch.sparse_coo_tensor(torch.arange(3)[None], big()[7:10], (9,), check_invariants=False),
+    "values of a sparse tensor": lambda: torch.sparse_coo_tensor(
+        torch.arange(3)[None], big()[7:10], (9,), check_invariants=False
+    ),
 }
 
 
