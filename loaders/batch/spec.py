@@ -194,7 +194,7 @@ def has_no_rows(value: Any) -> bool:
         return value.shape == (0,)
     torch: Any = sys.modules.get("torch")
     is_tensor = torch is not None and type(value) is torch.Tensor and is_plain(value)
-    return is_tensor and tuple(value.shape) == (0,)
+    return bool(is_tensor and tuple(value.shape) == (0,))
 
 
 def closed(field: FieldSpec, value: Any) -> FieldSpec:
