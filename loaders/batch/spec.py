@@ -24,6 +24,8 @@ TORCH_DTYPES = frozenset(
 Kind = Literal["stack", "pad", "ragged", "object"]
 Leaf = Literal["array", "tensor", "scalar", "int", "float", "bool", "object"]
 _EXTENT = np.dtype(np.int64)
+# From so many fields on, those of less than a page share blocks of a few pages.
+_MANY_SMALL, _SMALL_NBYTES, _SHARED_NBYTES = 64, 4096, 1 << 15
 _UNKNOWN = np.dtype(np.float32)  # of `[]`, as torch makes a tensor of it
 
 
@@ -136,8 +138,43 @@ class BatchSpec:
         return cls(tuple(fields), skeleton)
 
     def sizes(self, rows: int) -> list[int]:
-        """Bytes of each field's block; 0 for fields that travel beside the slot."""
-        return [0 if field.kind == "object" else field.nbytes(rows) for field in self.fields]
+        """Bytes of each field's block; 0 for fields that travel beside the slot or lie in another's block."""
+        sizes = [0] * len(self.fields)
+        for field, (owner, at) in zip(self.fields, self.shares(rows), strict=True):
+            if field.kind != "object":
+                sizes[owner] = at + field.nbytes(rows)
+        return sizes
+
+    def shares(self, rows: int) -> list[tuple[int, int]]:
+        """For each field the number of the one in whose block it lies, usually its own, and at which byte.
+
+        A block takes a page at least: of very many small fields, several lie in one. What holds one of them holds those
+        beside it, a few pages at most, and never a large field.
+        """
+        shares = self._shares.get(rows)
+        if shares is None:
+            sizes = [0 if field.kind == "object" else field.nbytes(rows) for field in self.fields]
+            shares = [(number, 0) for number in range(len(sizes))]
+            small = [number for number, size in enumerate(sizes) if 0 < size < _SMALL_NBYTES]
+            owner, end = -1, _SHARED_NBYTES
+            for number in small if len(small) >= _MANY_SMALL else ():
+                if end + sizes[number] > _SHARED_NBYTES:
+                    owner, end = number, 0
+                shares[number] = owner, end
+                end += -(-sizes[number] // 64) * 64
+            self._shares[rows] = shares
+        return shares
+
+    def spread(self, blocks: Sequence[tuple[int, int]], rows: int) -> tuple[tuple[int, int], ...]:
+        """The (offset, nbytes) of every field, from those of the blocks for `sizes(rows)`."""
+        return tuple(
+            blocks[number] if owner == number else (blocks[owner][0] + at, field.nbytes(rows))
+            for number, (field, (owner, at)) in enumerate(zip(self.fields, self.shares(rows), strict=True))
+        )
+
+    @functools.cached_property
+    def _shares(self) -> dict[int, list[tuple[int, int]]]:
+        return {}
 
     @functools.cached_property
     def row_nbytes(self) -> int:
@@ -190,11 +227,9 @@ def has_no_rows(value: Any) -> bool:
     """True for `[]` and `()`, and arrays and tensors of shape (0,): no rows, and nothing said of their columns."""
     if type(value) in (list, tuple):
         return not value
-    if isinstance(value, np.ndarray):
-        return value.shape == (0,)
     torch: Any = sys.modules.get("torch")
     is_tensor = torch is not None and type(value) is torch.Tensor and is_plain(value)
-    return bool(is_tensor and tuple(value.shape) == (0,))
+    return (is_tensor or isinstance(value, np.ndarray)) and tuple(value.shape) == (0,)
 
 
 def closed(field: FieldSpec, value: Any) -> FieldSpec:

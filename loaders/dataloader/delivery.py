@@ -52,14 +52,20 @@ class Delivery:
         self._pool.discard(batch.slot)
 
     def lease(self, batch: OpenBatch) -> list[Any]:
-        """The memory of a complete batch, one exporter per field or piece; None for those without."""
+        """The memory of a complete batch, one buffer per field or piece; None for those without."""
         self._pool.finish(batch.slot)
-        spec, sizes = batch.task.spec, [nbytes for _, nbytes in batch.task.blocks]
-        names = [field.path for field in spec.fields] if spec is not None else map(str, range(len(sizes)))
+        spec, count = batch.task.spec, len(batch.task.blocks)
+        names = [field.path for field in spec.fields] if spec is not None else list(map(str, range(count)))
+        shares = spec.shares(self._loader._plan.room) if spec is not None else [(each, 0) for each in range(count)]
+        owns = [nbytes > 0 and shares[each][0] == each for each, (_, nbytes) in enumerate(batch.task.blocks)]
         number = self._progress.batches
-        labels = [f"batch {number}, {name!r}" for name, nbytes in zip(names, sizes, strict=True) if nbytes]
+        labels = [f"batch {number}, {name!r}" for name, is_own in zip(names, owns, strict=True) if is_own]
         roots = iter(self._pool.lease(batch.slot, labels))
-        return [next(roots) if nbytes else None for nbytes in sizes]
+        memories: list[Any] = [next(roots) if is_own else None for is_own in owns]
+        for each, (owner, at) in enumerate(shares):
+            if owner != each:
+                memories[each] = memoryview(memories[owner])[at:]
+        return memories
 
     def make(self, batch: OpenBatch) -> Any:
         """The batch's tensors over its slot.
@@ -147,7 +153,10 @@ class Delivery:
 
     def _warn_if_many_are_held(self) -> None:
         loader, pool = self._loader, self._pool
-        depth, fields = loader._plan.depth(max(1, loader.num_workers)), max(1, len(loader._plan.sizes()))
+        depth, fields = (
+            loader._plan.depth(max(1, loader.num_workers)),
+            max(1, sum(size > 0 for size in loader._plan.sizes())),
+        )
         many = max(8, _MANY_HELD * depth)
         if not loader._told_of_held and pool.leased_count // fields > many:
             pool.reclaim()
