@@ -18,15 +18,25 @@ import numpy as np
 
 from loaders.batch.spec import is_plain, tensor_as_array
 
+_MANY, _SMALL_NBYTES = 64, 4096
+
 
 def pack(value: Any, *, writable: bool = False) -> tuple[bytes, list[pickle.PickleBuffer]]:
     """Split `value` into a pickle and the contiguous buffers of its arrays and CPU tensors, in order.
 
+    Of very many arrays those of less than a page are part of the pickle: a block for each would take a page.
     With `writable` arrays that are read-only here are copied, and can be written into where they arrive.
     """
     buffers: list[pickle.PickleBuffer] = []
+
+    def stays(buffer: pickle.PickleBuffer) -> bool:
+        is_small = len(buffers) >= _MANY and buffer.raw().nbytes < _SMALL_NBYTES
+        if not is_small:
+            buffers.append(buffer)
+        return is_small
+
     stream = io.BytesIO()
-    packer = _Packer(stream, protocol=5, buffer_callback=buffers.append)
+    packer = _Packer(stream, protocol=5, buffer_callback=stays)
     packer.writable = writable
     packer.dump(value)
     return stream.getvalue(), buffers

@@ -145,6 +145,16 @@ def test_a_tensor_and_its_rows_arrive_each_with_its_own_values():
     assert row.tolist() == [3, 4, 5]
 
 
+def test_of_very_many_arrays_the_small_ones_need_no_room_of_their_own():
+    values = [np.full(3, number) for number in range(1000)] + [np.zeros(1000), torch.full((4,), 7)]
+    pickled, buffers = pack(values)
+    assert len(buffers) == 65
+    arrived = unpack(pickled, [bytearray(buffer.raw()) for buffer in buffers])
+    for value, again in zip(values, arrived, strict=True):
+        assert again.tolist() == value.tolist()
+        again[0] = 1
+
+
 def test_what_cannot_be_pickled_says_so():
     with pytest.raises((pickle.PicklingError, AttributeError)):
         pack(lambda: 0)
