@@ -411,7 +411,8 @@ class Epoch(Iterator[Any]):
             (block.offset, block.nbytes) if (block := next(at) if size > 0 else None) else (0, 0) for size in sizes
         ]
         assert self._seed is not None
-        task = Task(new_ticket(), keys, position, self._at.epoch, self._seed, spec, tuple(blocks), self._ranks)
+        places = tuple(blocks) if spec is None else spec.spread(blocks, self._plan.room)
+        task = Task(new_ticket(), keys, position, self._at.epoch, self._seed, spec, places, self._ranks)
         opened_ns = time.perf_counter_ns() if events.traces else 0
         return OpenBatch(task, slot, rows, statistics=self._log.statistics, opened_ns=opened_ns)
 

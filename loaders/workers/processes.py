@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.context import BaseContext
 
+from loaders.batch.packing import dumps
 from loaders.batch.spec import BatchSpec
 from loaders.errors import BufferMemoryError, WorkerLostError
 from loaders.memory.blocks import Block
@@ -203,7 +204,7 @@ class ProcessEngine:
     # -- tasks and runs
 
     def _place(self, task: Task, lane: int) -> _Placed:
-        content = pickle.dumps(
+        content = dumps(
             (
                 as_keys(task.keys),
                 task.position,
@@ -215,8 +216,7 @@ class ProcessEngine:
                 task.attempt,
                 task.raw,
                 task.resume,
-            ),
-            protocol=5,
+            )
         )
         [block] = self.pool.acquire([TASK_HEADER + len(content)], bounded=False)
         buffer, at = self.pool.arena.buffer, block.offset
