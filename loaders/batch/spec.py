@@ -223,6 +223,19 @@ class BatchSpec:
         return self if tuple(fields) == self.fields else dataclasses.replace(self, fields=tuple(fields))
 
 
+def owners(places: Sequence[tuple[int, int]]) -> list[int]:
+    """For each (offset, nbytes) the number of the one in whose block it lies, usually its own."""
+    found = list(range(len(places)))
+    owner, end = -1, 0
+    for number in sorted(found, key=lambda each: places[each]):
+        offset, nbytes = places[number]
+        if offset < end:
+            found[number] = owner
+        elif nbytes:
+            owner, end = number, offset + nbytes
+    return found
+
+
 def has_no_rows(value: Any) -> bool:
     """True for `[]` and `()`, and arrays and tensors of shape (0,): no rows, and nothing said of their columns."""
     if type(value) in (list, tuple):

@@ -13,6 +13,7 @@ import torch
 from torch.utils.data import default_convert
 
 from loaders.batch.assemble import assemble, collate_privately, convert, samples_of
+from loaders.batch.spec import owners
 from loaders.dataloader.checkpoint import Position
 from loaders.dataloader.dispatch import OpenBatch
 from loaders.dataloader.failures import exception_of
@@ -159,16 +160,16 @@ class Delivery:
     def _lease(self, batch: OpenBatch, pool: SlotPool, number: int) -> list[Any]:
         """The memory of a complete batch, one buffer per field or piece; None for those without."""
         pool.finish(batch.slot)
-        spec, count = batch.task.spec, len(batch.task.blocks)
-        names = [field.path for field in spec.fields] if spec is not None else list(map(str, range(count)))
-        shares = spec.shares(self._plan.room) if spec is not None else [(each, 0) for each in range(count)]
-        owns = [nbytes > 0 and shares[each][0] == each for each, (_, nbytes) in enumerate(batch.task.blocks)]
+        spec, places = batch.task.spec, batch.task.blocks
+        owner_of = owners(places)
+        owns = [nbytes > 0 and owner_of[each] == each for each, (_, nbytes) in enumerate(places)]
+        names = [field.path for field in spec.fields] if spec is not None else list(map(str, range(len(places))))
         labels = [f"batch {number}, {name!r}" for name, is_own in zip(names, owns, strict=True) if is_own]
         roots = iter(pool.lease(batch.slot, labels))
         memories: list[Any] = [next(roots) if is_own else None for is_own in owns]
-        for each, (owner, at) in enumerate(shares):
-            if owner != each:
-                memories[each] = memoryview(memories[owner])[at:]
+        for each, owner in enumerate(owner_of):
+            if owner != each and places[each][1]:
+                memories[each] = memoryview(memories[owner])[places[each][0] - places[owner][0] :]
         return memories
 
     def _namer(self, batch: OpenBatch) -> Callable[[int], tuple[Any, str | None]]:

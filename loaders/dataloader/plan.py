@@ -81,12 +81,12 @@ class Plan:
         """Bytes of the blocks of the next slot; 0 where a field has none."""
         return self.layout()[1]
 
-    def layout(self) -> tuple[BatchSpec | None, list[int]]:
-        """The spec of the next slot and the bytes of its blocks, of one moment: other threads may iterate as well."""
-        spec = self.spec
+    def layout(self) -> tuple[BatchSpec | None, list[int], int]:
+        """The spec, bytes per block and rows of the next slot, of one moment: other threads may iterate as well."""
+        spec, room = self.spec, self.room
         if not self.by_rows:
-            return spec, list(self._parcel_sizes)
-        return spec, spec.sizes(self.room) if spec is not None else []
+            return spec, list(self._parcel_sizes), room
+        return spec, spec.sizes(room) if spec is not None else [], room
 
     def learn(self, needs: Needs, parcel: Parcel | None) -> None:
         """Make room in the slots to come for what did not fit into this one.
