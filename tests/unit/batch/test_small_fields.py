@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from loaders import DataLoader, Field
-from loaders.batch.spec import BatchSpec
+from loaders.batch.spec import BatchSpec, owners
 
 MANY = 3000
 
@@ -82,3 +82,19 @@ def test_shares_overlap_nowhere_and_stay_in_their_block(rows):
             assert offset >= ends
             assert any(start <= offset and offset + field.nbytes(rows) <= start + size for start, size in blocks)
             ends = offset + field.nbytes(rows)
+
+
+def test_batches_of_growing_size_find_their_fields_again():
+    sizes = [1, 3, 8, 2, 16]
+    starts = np.cumsum([0, *sizes])
+    batches = [list(range(start, start + size)) for start, size in zip(starts, sizes, strict=False)]
+    loader = DataLoader(Wide((2, 2, 3)), batch_sampler=batches, fields={"boxes": Field(pad=-1)}, num_workers=1)
+    for rows, batch in zip(batches, loader, strict=True):
+        for name in ("f1", f"f{MANY // 2}", f"f{MANY - 1}"):
+            assert batch[name].tolist() == [row * int(name[1:]) for row in rows]
+        assert batch["last"].tolist() == rows
+
+
+def test_owners_are_those_whose_block_a_field_lies_in():
+    places = [(4096, 4096), (0, 0), (4160, 64), (8192, 8192), (0, 4096), (64, 64), (4224, 64), (0, 0)]
+    assert owners(places) == [0, 1, 0, 3, 4, 4, 0, 7]
