@@ -14,7 +14,7 @@ import torch
 from torch.utils.data import default_collate, default_convert
 
 from loaders.batch.rows import Overflow, as_row_array
-from loaders.batch.spec import BatchSpec, FieldSpec
+from loaders.batch.spec import BatchSpec, FieldSpec, closed, has_no_rows
 from loaders.errors import FieldDtypeError, FieldNameError, FieldShapeError, describe_sample
 from loaders.nested import children, rebuild
 
@@ -167,9 +167,16 @@ def _values_as_tensors(field: FieldSpec, memory: Any, rows: int) -> list[torch.T
 
 def _mixed(field: FieldSpec, values: Sequence[Any], odd: Sequence[tuple[int, Any]], name: Name) -> Padded | Ragged:
     """A pad or ragged field of which some rows lie in the slot and the odd ones do not."""
+    if field.is_open:
+        field = next((known for value in values if not (known := closed(field, value)).is_open), field)
+    columns: Any = field.shape[1:]
+    if field.kind == "ragged":  # as its neighbours
+        known_arrays = (as_row_array(field, value) for value in values if not has_no_rows(value))
+        columns = next((array.shape[1:] for array in known_arrays if array is not None), (0,) * (field.ndim - 1))
+    none = np.empty((0, *columns), field.dtype)
     arrays = []
     for row, value in enumerate(values):
-        array = as_row_array(field, value)
+        array = none if has_no_rows(value) else as_row_array(field, value)
         if array is None:
             detail = (
                 f"{_looks(value)}, expected {field.torch_dtype} {'tensor' if field.leaf == 'tensor' else 'ndarray'}"

@@ -1,8 +1,9 @@
 """Any Python value as a parcel: its arrays' bytes apart from everything else.
 
 The bytes go where the caller has room for them (a slot), the rest is one pickle (protocol 5, PEP 574). The same format
-carries the results of a custom `collate_fn`, samples that fit no row, and errors. Nothing here imports torch: tensors
-are recognised where torch is loaded already, and become tensors again in the consumer.
+carries the results of a custom `collate_fn`, samples that fit no row, and errors. Views leave without the rest of what
+they are views of. Nothing here imports torch: tensors are recognised where torch is loaded already, and become tensors
+again in the consumer.
 """
 
 from __future__ import annotations
@@ -17,13 +18,35 @@ import numpy as np
 
 from loaders.batch.spec import is_plain, tensor_as_array
 
+_MANY, _SMALL_NBYTES = 64, 4096
 
-def pack(value: Any) -> tuple[bytes, list[pickle.PickleBuffer]]:
-    """Split `value` into a pickle and the contiguous buffers of its arrays and CPU tensors, in order."""
+
+def pack(value: Any, *, writable: bool = False) -> tuple[bytes, list[pickle.PickleBuffer]]:
+    """Split `value` into a pickle and the contiguous buffers of its arrays and CPU tensors, in order.
+
+    Of very many arrays those of less than a page are part of the pickle: a block for each would take a page.
+    With `writable` arrays that are read-only here are copied, and can be written into where they arrive.
+    """
     buffers: list[pickle.PickleBuffer] = []
+
+    def stays(buffer: pickle.PickleBuffer) -> bool:
+        is_small = len(buffers) >= _MANY and buffer.raw().nbytes < _SMALL_NBYTES
+        if not is_small:
+            buffers.append(buffer)
+        return is_small
+
     stream = io.BytesIO()
-    _Packer(stream, protocol=5, buffer_callback=buffers.append).dump(value)
+    packer = _Packer(stream, protocol=5, buffer_callback=stays)
+    packer.writable = writable
+    packer.dump(value)
     return stream.getvalue(), buffers
+
+
+def dumps(value: Any) -> bytes:
+    """The parcel in one piece, arrays included: what `pickle.dumps` gives, but that views are as large as they look."""
+    stream = io.BytesIO()
+    _Packer(stream, protocol=5).dump(value)
+    return stream.getvalue()
 
 
 def unpack(pickled: bytes, buffers: Sequence[Any]) -> Any:
@@ -32,17 +55,39 @@ def unpack(pickled: bytes, buffers: Sequence[Any]) -> Any:
 
 
 class _Packer(pickle.Pickler):
+    writable = False
+
     def reducer_override(self, obj: Any) -> Any:
         torch: Any = sys.modules.get("torch")
-        if torch is not None and type(obj) is torch.Tensor and is_plain(obj):
-            array, dtype = tensor_as_array(obj)
-            return rebuild_tensor, (*_dense(array), dtype)
-        if type(obj) is np.ndarray and not obj.flags.c_contiguous and not obj.dtype.hasobject:
-            return rebuild_array, _dense(obj)
+        if torch is not None and isinstance(obj, torch.Tensor):
+            if type(obj) is torch.Tensor and is_plain(obj) and not vars(obj):
+                array, dtype = tensor_as_array(obj)
+                return rebuild_tensor, (*as_dense(array), dtype)
+            return _without_the_rest(obj)
+        if type(obj) is np.ndarray and not obj.dtype.hasobject:
+            if self.writable and not obj.flags.writeable:
+                obj = obj.copy(order="K")
+            elif obj.flags.c_contiguous:
+                return NotImplemented
+            return rebuild_array, as_dense(obj)
         return NotImplemented
 
 
-def _dense(array: np.ndarray[Any, Any]) -> tuple[np.ndarray[Any, Any], list[int]]:
+def _without_the_rest(tensor: Any) -> Any:
+    """How torch pickles the tensor, of a copy if it is a view of more: torch would pickle all that it is a view of."""
+    if str(tensor.layout) != "torch.strided" or tensor.is_nested:
+        return NotImplemented
+    if tensor.untyped_storage().nbytes() <= tensor.numel() * tensor.element_size():
+        return NotImplemented
+    copy = tensor.detach().clone()
+    if type(copy) is not type(tensor):  # a Parameter pickles a plain tensor, which comes by here in its turn
+        return NotImplemented
+    copy.requires_grad_(tensor.requires_grad)
+    vars(copy).update(vars(tensor))
+    return copy.__reduce_ex__(5)
+
+
+def as_dense(array: np.ndarray[Any, Any]) -> tuple[np.ndarray[Any, Any], list[int]]:
     """The same bytes as a C-contiguous array, and the axes that turn it back; a copy only where there are gaps.
 
     So channels-last images stay channels-last. Only C-contiguous arrays leave a pickle without a copy in every NumPy.

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from loaders.batch.spec import BatchSpec, FieldSpec, is_masked, is_plain, tensor_as_array
+from loaders.batch.spec import BatchSpec, FieldSpec, closed, has_no_rows, is_masked, is_plain, tensor_as_array
 
 Put = Callable[[int, Any], bool]
 
@@ -20,12 +20,12 @@ class Overflow:
     Attributes:
         fields: field number → the (row, value) pairs that did not fit or have no memory of their own.
         samples: the (row, sample) pairs whose container differs from the first sample's.
-        needs: field number → the largest shape that did not fit into its row.
+        needs: field number → the largest shape that did not fit into its row; of an open field, what it is.
     """
 
     fields: dict[int, list[tuple[int, Any]]] = field(default_factory=dict)
     samples: list[tuple[int, Any]] = field(default_factory=list)
-    needs: dict[int, tuple[int, ...]] = field(default_factory=dict)
+    needs: dict[int, tuple[int, ...] | FieldSpec] = field(default_factory=dict)
 
     def __bool__(self) -> bool:
         return bool(self.fields or self.samples)
@@ -35,18 +35,22 @@ class Overflow:
         for number, pairs in other.fields.items():
             self.fields.setdefault(number, []).extend(pairs)
         self.samples.extend(other.samples)
-        for number, shape in other.needs.items():
-            self.need(number, shape)
+        for number, need in other.needs.items():
+            self.need(number, need)
 
     def drop(self, row: int) -> None:
         """Leave out what belongs to this row."""
         self.samples = [pair for pair in self.samples if pair[0] != row]
         self.fields = {number: [pair for pair in pairs if pair[0] != row] for number, pairs in self.fields.items()}
 
-    def need(self, number: int, shape: tuple[int, ...]) -> None:
-        """Note that a row of `shape` did not fit."""
-        if np.prod(shape) > np.prod(self.needs.get(number, (0,))):
-            self.needs[number] = shape
+    def need(self, number: int, need: tuple[int, ...] | FieldSpec) -> None:
+        """Note what did not fit."""
+        if np.prod(_shape_of(need)) > np.prod(_shape_of(self.needs.get(number, (0,)))):
+            self.needs[number] = need
+
+
+def _shape_of(need: tuple[int, ...] | FieldSpec) -> tuple[int, ...]:
+    return need.shape if isinstance(need, FieldSpec) else need
 
 
 class RowWriter:
@@ -76,8 +80,10 @@ class RowWriter:
         for number, (put, value) in enumerate(zip(self._puts, values, strict=True)):
             if not put(row, value):
                 beside.fields.setdefault(number, []).append((row, value))
-                kind = self.spec.fields[number].kind
-                if kind in ("pad", "ragged") and hasattr(value, "shape"):
+                field = self.spec.fields[number]
+                if field.is_open and (known := closed(field, value)) is not field:
+                    beside.need(number, known)
+                elif field.kind in ("pad", "ragged") and hasattr(value, "shape") and not field.is_open:
                     beside.need(number, tuple(value.shape))
 
     def row(self, row: int) -> Any:
@@ -155,8 +161,10 @@ def _stack_number(spec: FieldSpec, values: np.ndarray[Any, Any]) -> Put:
 
 
 def _pad(spec: FieldSpec, values: np.ndarray[Any, Any], extents: np.ndarray[Any, Any]) -> Put:
+    none = np.empty((0, *spec.shape[1:]), spec.dtype)
+
     def put(row: int, value: Any) -> bool:
-        array = as_row_array(spec, value)
+        array = none if has_no_rows(value) else as_row_array(spec, value)
         if array is None or array.shape[1:] != spec.shape[1:] or array.ndim != spec.ndim:
             return False
         count = array.shape[0]

@@ -24,11 +24,16 @@ TORCH_DTYPES = frozenset(
 Kind = Literal["stack", "pad", "ragged", "object"]
 Leaf = Literal["array", "tensor", "scalar", "int", "float", "bool", "object"]
 _EXTENT = np.dtype(np.int64)
+# From so many fields on, those of less than a page share blocks of a few pages.
+_MANY_SMALL, _SMALL_NBYTES, _SHARED_NBYTES = 64, 4096, 1 << 15
+_UNKNOWN = np.dtype(np.float32)  # of `[]`, as torch makes a tensor of it
 
 
 @dataclass(frozen=True)
 class Field:
     """How samples of different shapes share a batch. Without a declaration a field is stacked: one shape for all.
+
+    A sample may have nothing there: `[]`, or an array of shape (0,), whatever columns the others have.
 
     Args:
         pad: the value that fills the first dimension up to the longest sample of the batch; comes out as `Padded`.
@@ -60,6 +65,7 @@ class FieldSpec:
         torch_dtype: the name of the dtype the batch has in torch.
         shape: of a row; for pad and ragged the room of a row, which samples may use less of.
         pad: the value that fills a padded row.
+        is_open: of a pad or ragged field nothing else is known yet: the first sample has no rows there, as `[]`.
     """
 
     path: str
@@ -69,6 +75,7 @@ class FieldSpec:
     torch_dtype: str = ""
     shape: tuple[int, ...] = ()
     pad: float = 0
+    is_open: bool = False
 
     @property
     def ndim(self) -> int:
@@ -96,6 +103,10 @@ class FieldSpec:
         return extents
 
 
+Needs = Mapping[int, "tuple[int, ...] | FieldSpec"]
+"""What did not fit: field number → the largest shape of a row; of an open field, the field that it turned out to be."""
+
+
 @dataclass(frozen=True)
 class BatchSpec:
     """The fields of a batch, and the sample's container with each leaf replaced by its field's number."""
@@ -115,7 +126,7 @@ class BatchSpec:
 
         def visit(path: str, node: Any) -> Any:
             below = children(node) if _is_known_container(node) else None
-            if below is None:
+            if below is None or (path in declared and has_no_rows(node)):
                 fields.append(_field_of(path, node, declared.pop(path, None)))
                 return len(fields) - 1
             return rebuild(node, [visit(f"{path}.{name}" if path else name, child) for name, child in below])
@@ -127,8 +138,43 @@ class BatchSpec:
         return cls(tuple(fields), skeleton)
 
     def sizes(self, rows: int) -> list[int]:
-        """Bytes of each field's block; 0 for fields that travel beside the slot."""
-        return [0 if field.kind == "object" else field.nbytes(rows) for field in self.fields]
+        """Bytes of each field's block; 0 for fields that travel beside the slot or lie in another's block."""
+        sizes = [0] * len(self.fields)
+        for field, (owner, at) in zip(self.fields, self.shares(rows), strict=True):
+            if field.kind != "object":
+                sizes[owner] = at + field.nbytes(rows)
+        return sizes
+
+    def shares(self, rows: int) -> list[tuple[int, int]]:
+        """For each field the number of the one in whose block it lies, usually its own, and at which byte.
+
+        A block takes a page at least: of very many small fields, several lie in one. What holds one of them holds those
+        beside it, a few pages at most, and never a large field.
+        """
+        shares = self._shares.get(rows)
+        if shares is None:
+            sizes = [0 if field.kind == "object" else field.nbytes(rows) for field in self.fields]
+            shares = [(number, 0) for number in range(len(sizes))]
+            small = [number for number, size in enumerate(sizes) if 0 < size < _SMALL_NBYTES]
+            owner, end = -1, _SHARED_NBYTES
+            for number in small if len(small) >= _MANY_SMALL else ():
+                if end + sizes[number] > _SHARED_NBYTES:
+                    owner, end = number, 0
+                shares[number] = owner, end
+                end += -(-sizes[number] // 64) * 64
+            self._shares[rows] = shares
+        return shares
+
+    def spread(self, blocks: Sequence[tuple[int, int]], rows: int) -> tuple[tuple[int, int], ...]:
+        """The (offset, nbytes) of every field, from those of the blocks for `sizes(rows)`."""
+        return tuple(
+            blocks[number] if owner == number else (blocks[owner][0] + at, field.nbytes(rows))
+            for number, (field, (owner, at)) in enumerate(zip(self.fields, self.shares(rows), strict=True))
+        )
+
+    @functools.cached_property
+    def _shares(self) -> dict[int, list[tuple[int, int]]]:
+        return {}
 
     @functools.cached_property
     def row_nbytes(self) -> int:
@@ -159,18 +205,55 @@ class BatchSpec:
         """A sample again."""
         return _fill(self.skeleton, values)
 
-    def grown(self, needs: Mapping[int, tuple[int, ...]]) -> BatchSpec:
-        """The same spec with more room: half as much again as `needs` (field number → shape) for what did not fit."""
+    def grown(self, needs: Needs) -> BatchSpec:
+        """The same spec with more room: half as much again as `needs` say for what did not fit."""
         fields = list(self.fields)
-        for number, shape in needs.items():
+        for number, need in needs.items():
             field = fields[number]
+            if isinstance(need, FieldSpec):  # of a batch that was begun while the field was open
+                if field.is_open:
+                    fields[number] = need
+                continue
             if field.kind == "pad":
-                room = (max(field.shape[0], _half_more(shape[0])), *field.shape[1:])
+                room = (max(field.shape[0], _half_more(need[0])), *field.shape[1:])
             else:
-                room = (field.shape[0], max(field.shape[1], _half_more(int(np.prod(shape, dtype=np.int64)))))
+                room = (field.shape[0], max(field.shape[1], _half_more(int(np.prod(need, dtype=np.int64)))))
             fields[number] = dataclasses.replace(field, shape=room)
         # The same object if nothing has grown: workers are sent every spec once.
         return self if tuple(fields) == self.fields else dataclasses.replace(self, fields=tuple(fields))
+
+
+def owners(places: Sequence[tuple[int, int]]) -> list[int]:
+    """For each (offset, nbytes) the number of the one in whose block it lies, usually its own."""
+    found = list(range(len(places)))
+    owner, end = -1, 0
+    for number in sorted(found, key=lambda each: places[each]):
+        offset, nbytes = places[number]
+        if offset < end:
+            found[number] = owner
+        elif nbytes:
+            owner, end = number, offset + nbytes
+    return found
+
+
+def has_no_rows(value: Any) -> bool:
+    """True for `[]` and `()`, and arrays and tensors of shape (0,): no rows, and nothing said of their columns."""
+    if type(value) in (list, tuple):
+        return not value
+    torch: Any = sys.modules.get("torch")
+    is_tensor = torch is not None and type(value) is torch.Tensor and is_plain(value)
+    return (is_tensor or isinstance(value, np.ndarray)) and tuple(value.shape) == (0,)
+
+
+def closed(field: FieldSpec, value: Any) -> FieldSpec:
+    """What an open field becomes when a value with rows is seen; itself if this is none, or the field is not open.
+
+    Raises:
+        ValueError: the pad value does not go with the value's dtype.
+    """
+    if not field.is_open or has_no_rows(value) or _leaf_of(value)[0] not in ("array", "tensor") or not value.shape:
+        return field
+    return _field_of(field.path, value, Field(pad=field.pad) if field.kind == "pad" else Field(ragged=True))
 
 
 def is_masked(value: Any) -> bool:
@@ -213,6 +296,11 @@ def _is_known_container(node: Any) -> bool:
 
 def _field_of(path: str, value: Any, declared: Field | None) -> FieldSpec:
     leaf, dtype, torch_dtype, shape = _leaf_of(value)
+    if declared is not None and has_no_rows(value):
+        if leaf not in ("array", "tensor"):
+            leaf, dtype, torch_dtype = "array", _UNKNOWN, _UNKNOWN.name
+        shape = (0,) if declared.kind == "pad" else (1, 0)
+        return FieldSpec(path, declared.kind, leaf, dtype, torch_dtype, shape, declared.pad or 0, is_open=True)
     if declared is None:
         if leaf == "object":
             return FieldSpec(path, "object", leaf)

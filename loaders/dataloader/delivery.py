@@ -13,6 +13,7 @@ import torch
 from torch.utils.data import default_convert
 
 from loaders.batch.assemble import assemble, collate_privately, convert, samples_of
+from loaders.batch.spec import owners
 from loaders.dataloader.checkpoint import Position
 from loaders.dataloader.dispatch import OpenBatch
 from loaders.dataloader.failures import exception_of
@@ -157,13 +158,19 @@ class Delivery:
         return collated(rows)
 
     def _lease(self, batch: OpenBatch, pool: SlotPool, number: int) -> list[Any]:
-        """The memory of a complete batch, one exporter per field or piece; None for those without."""
+        """The memory of a complete batch, one buffer per field or piece; None for those without."""
         pool.finish(batch.slot)
-        spec, sizes = batch.task.spec, [nbytes for _, nbytes in batch.task.blocks]
-        names = [field.path for field in spec.fields] if spec is not None else map(str, range(len(sizes)))
-        labels = [f"batch {number}, {name!r}" for name, nbytes in zip(names, sizes, strict=True) if nbytes]
+        spec, places = batch.task.spec, batch.task.blocks
+        owner_of = owners(places)
+        owns = [nbytes > 0 and owner_of[each] == each for each, (_, nbytes) in enumerate(places)]
+        names = [field.path for field in spec.fields] if spec is not None else list(map(str, range(len(places))))
+        labels = [f"batch {number}, {name!r}" for name, is_own in zip(names, owns, strict=True) if is_own]
         roots = iter(pool.lease(batch.slot, labels))
-        return [next(roots) if nbytes else None for nbytes in sizes]
+        memories: list[Any] = [next(roots) if is_own else None for is_own in owns]
+        for each, owner in enumerate(owner_of):
+            if owner != each and places[each][1]:
+                memories[each] = memoryview(memories[owner])[places[each][0] - places[owner][0] :]
+        return memories
 
     def _namer(self, batch: OpenBatch) -> Callable[[int], tuple[Any, str | None]]:
         def name(row: int) -> tuple[Any, str | None]:
@@ -227,7 +234,7 @@ class HeldWarning:
 
     def look(self, pool: SlotPool, plan: Plan, num_workers: int) -> None:
         """Warn if this is the time to."""
-        depth, fields = plan.depth(max(1, num_workers)), max(1, len(plan.sizes()))
+        depth, fields = plan.depth(max(1, num_workers)), max(1, sum(size > 0 for size in plan.sizes()))
         many = max(8, _MANY_HELD * depth)
         if not self._is_told and pool.leased_count // fields > many:
             pool.reclaim()

@@ -405,14 +405,15 @@ class Epoch(Iterator[Any]):
         return True
 
     def _new_batch(self, keys: Sequence[Any], position: int, rows: int) -> OpenBatch:
-        spec, sizes = self._plan.layout()
+        spec, sizes, room = self._plan.layout()
         slot = self._dispatch.pool.acquire([size for size in sizes if size > 0])
         at = iter(slot)
         blocks = [
             (block.offset, block.nbytes) if (block := next(at) if size > 0 else None) else (0, 0) for size in sizes
         ]
         assert self._seed is not None
-        task = Task(new_ticket(), keys, position, self._at.epoch, self._seed, spec, tuple(blocks), self._ranks)
+        places = tuple(blocks) if spec is None else spec.spread(blocks, room)
+        task = Task(new_ticket(), keys, position, self._at.epoch, self._seed, spec, places, self._ranks)
         opened_ns = time.perf_counter_ns() if events.traces else 0
         return OpenBatch(task, slot, rows, statistics=self._log.statistics, opened_ns=opened_ns)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import IterableDataset, default_collate, default_convert
 
 from loaders.batch.collate import numpy_collate
-from loaders.batch.spec import BatchSpec
+from loaders.batch.spec import BatchSpec, Needs
 from loaders.datasets.wrapped import reads_batches
 from loaders.workers.messages import Fetch, Parcel
 
@@ -81,18 +81,18 @@ class Plan:
         """Bytes of the blocks of the next slot; 0 where a field has none."""
         return self.layout()[1]
 
-    def layout(self) -> tuple[BatchSpec | None, list[int]]:
-        """The spec of the next slot and the bytes of its blocks, of one moment: other threads may iterate as well."""
-        spec = self.spec
+    def layout(self) -> tuple[BatchSpec | None, list[int], int]:
+        """The spec, bytes per block and rows of the next slot, of one moment: other threads may iterate as well."""
+        spec, room = self.spec, self.room
         if not self.by_rows:
-            return spec, list(self._parcel_sizes)
-        return spec, spec.sizes(self.room) if spec is not None else []
+            return spec, list(self._parcel_sizes), room
+        return spec, spec.sizes(room) if spec is not None else [], room
 
-    def learn(self, needs: Mapping[int, tuple[int, ...]], parcel: Parcel | None) -> None:
+    def learn(self, needs: Needs, parcel: Parcel | None) -> None:
         """Make room in the slots to come for what did not fit into this one.
 
         Args:
-            needs: field number → the largest shape that did not fit into its row.
+            needs: what did not fit into this one.
             parcel: the result of a collate_fn. Results of another size get a quarter more than they took.
         """
         if self.spec is not None:

@@ -10,7 +10,7 @@ from typing import Any, SupportsIndex
 import numpy as np
 
 from loaders.datasets.protocol import IndexedDataset, in_range
-from loaders.datasets.read_into import copy_into, without_image
+from loaders.datasets.read_into import copy_into, owns_read_into, settle, without_image
 from loaders.errors import DatasetError, FieldDtypeError, FieldNameError, FieldShapeError, SampleError, describe_sample
 from loaders.images.crops import Crop
 from loaders.images.decode import EXTENSIONS, printable, read_image
@@ -137,8 +137,7 @@ class ImageFiles(IndexedDataset):
         Raises:
             AttributeError: it is not there.
         """
-        kind = type(self)
-        if kind.__getitem__ is ImageFiles.__getitem__ and kind._read is ImageFiles._read:
+        if owns_read_into(type(self)):
             if self._planes is not None:
                 return self._read_planes_into
             one_size = self.crop is not None and self.crop.shape is not None
@@ -148,7 +147,8 @@ class ImageFiles(IndexedDataset):
 
     def _read_crop_into(self, index: SupportsIndex, out: dict[str, Any]) -> None:
         position = in_range(index, len(self))
-        self.crop.read(self._path_of(position), out["image"], index=position)  # type: ignore[union-attr]  # there is one
+        assert self.crop is not None
+        settle(self.crop.read(self._path_of(position), out["image"], index=position), out["image"])
         if self.labels is not None:
             out["label"][...] = self._label_of(position)
 

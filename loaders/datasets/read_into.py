@@ -1,4 +1,4 @@
-"""`copy_into`: a sample into the arrays of a row, for datasets that offer `read_into`."""
+"""`read_into`: where a dataset's own may stand for indexing, and `copy_into`, which writes any sample."""
 
 from __future__ import annotations
 
@@ -10,6 +10,28 @@ import numpy as np
 from loaders.errors import FieldDtypeError, FieldNameError, FieldShapeError, describe_sample
 from loaders.nested import leaves
 from loaders.timing.stages import WRITE
+
+# What says what a sample is: the second is that of `IndexedDataset`.
+_READ_BY = {"__getitem__", "_read"}
+
+
+def owns_read_into(kind: type) -> bool:
+    """Whether `read_into` writes what indexing gives: it is of the class that says what a sample is, or of one below.
+
+    Not so in a subclass that reads in its own way and inherits `read_into`, nor in a wrapper that passes on, by
+    `__getattr__`, that of the dataset inside.
+    """
+    for each in kind.__mro__:
+        if "read_into" in vars(each):
+            return True
+        if not _READ_BY.isdisjoint(vars(each)):
+            return False
+    return False
+
+
+def own_read_into(dataset: Any) -> Callable[[Any, Any], None] | None:
+    """`dataset.read_into` where it may stand for indexing; a property that raises AttributeError says that none may."""
+    return getattr(dataset, "read_into", None) if owns_read_into(type(dataset)) else None
 
 
 def copy_into(out: Any, sample: Any, index: int, describe: Callable[[int], str]) -> None:
@@ -56,3 +78,10 @@ def copy_into(out: Any, sample: Any, index: int, describe: Callable[[int], str])
 def without_image(fields: dict[str, Any]) -> dict[str, Any]:
     """The fields but the one named "image", which has a way of its own."""
     return {name: value for name, value in fields.items() if name != "image"}
+
+
+def settle(result: np.ndarray[Any, Any], out: np.ndarray[Any, Any]) -> None:
+    """Write the result of a crop into `out`, unless it is there: a subclass may change what the crop has written."""
+    if result is not out:
+        with WRITE:
+            out[...] = result

@@ -51,10 +51,14 @@ def reads_batches(dataset: Any) -> bool:
     return callable(getattr(dataset, "__getitems__", None))
 
 
-def describe(dataset: Any, key: Any) -> str | None:
-    """What the dataset says the sample is, usually its path; None if it says nothing."""
+def describe(dataset: Any, key: Any, *, passed_on: bool = False) -> str | None:
+    """What the dataset says the sample is, usually its path; None if it says nothing.
+
+    What a wrapper's `__getattr__` passes on is the word of the dataset inside, where the index may mean another sample.
+    It counts only with `passed_on`.
+    """
     try:
         base, index = resolve(dataset, key)
-        return str(base.describe(index)) if hasattr(base, "describe") else None
+        return str(base.describe(index)) if hasattr(base if passed_on else type(base), "describe") else None
     except Exception:  # the sample is at fault already: its description must not hide the error that is being told
         return None

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from loaders.batch.packing import unpack
+from loaders.batch.packing import dumps, unpack
 from loaders.batch.rows import Overflow
 from loaders.batch.spec import BatchSpec, Field
 from loaders.timing.stages import NO_TIMES, Times
@@ -136,7 +136,7 @@ def _portable(error: BaseException | None) -> bytes:
     """A pickle of the error, or of one of its type with its message alone, or of None."""
     for each in (error, _Remade(error)):
         try:
-            pickled = pickle.dumps(each)
+            pickled = dumps(each)
             pickle.loads(pickled)  # can fail where dumping did not: an exception with its own __init__, usually
             return pickled
         except Exception:  # whatever the user's exception does, its type and text still arrive

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from loaders.batch.packing import dumps
 from loaders.batch.spec import BatchSpec
 from loaders.datasets.wrapped import describe
 from loaders.memory.arena import Arena
@@ -206,24 +207,24 @@ def _tell(setup: Setup, job: Job | None, channel: socket.socket, result: Result,
 def _pickled(job: Job | None, result: Result, task: Task | None) -> bytes:
     """The result as it travels. A sample that cannot is a failed one."""
     try:
-        return pickle.dumps(result, protocol=5)
+        return dumps(result)
     except Exception as error:  # something of the user's that cannot be pickled: whose is it?
         assert job is not None
         unknown = Failure.of(error, "sending back", None, list(task.keys) if task and job.fetch != "stream" else None)
     overflow = result.overflow
     for row, value in [*overflow.samples, *itertools.chain.from_iterable(overflow.fields.values())]:
         try:
-            pickle.dumps(value, protocol=5)
+            dumps(value)
         except Exception as error:
             if task is not None and row < len(task.keys) and job.fetch != "stream":
                 key = task.keys[row]
                 result.failures.append(Failure.of(error, "sending back", row, key, describe(job.dataset, key)))
                 overflow.drop(row)
     try:
-        return pickle.dumps(result, protocol=5)
+        return dumps(result)
     except Exception:  # it is not one of the samples
         failed = Result(result.worker, result.ticket, result.start, result.stop, failures=[unknown])
-        return pickle.dumps(failed, protocol=5)
+        return dumps(failed)
 
 
 class _Tasks:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 from dataclasses import dataclass
 
+from loaders.batch.packing import dumps
 from loaders.batch.spec import BatchSpec
 from loaders.memory.blocks import Block
 from loaders.memory.slots import SlotPool
@@ -44,7 +45,7 @@ class TaskMemory:
             BufferMemoryError: there is no memory. Nothing has changed.
             Exception: whatever a key raises that cannot be pickled.
         """
-        content = pickle.dumps(
+        content = dumps(
             (
                 as_keys(task.keys),
                 task.position,
@@ -56,8 +57,7 @@ class TaskMemory:
                 task.attempt,
                 task.raw,
                 task.resume,
-            ),
-            protocol=5,
+            )
         )
         [block] = self._pool.acquire([TASK_HEADER + len(content)], bounded=False)
         buffer, at = self._pool.arena.buffer, block.offset

@@ -12,6 +12,7 @@ from typing import Any
 from loaders.batch.packing import pack
 from loaders.batch.rows import RowWriter
 from loaders.batch.spec import BatchSpec
+from loaders.datasets.read_into import own_read_into
 from loaders.datasets.wrapped import bases, describe, resolve
 from loaders.randomness.process_generators import ProcessGenerators
 from loaders.randomness.streams import Domain, enter_sample, leave_sample
@@ -43,7 +44,7 @@ class Worker:
         # Threads share the process's generators with each other and with the consumer: nothing is promised of them.
         # A stream cannot be read twice, so there every sample is keyed before it is known whether it draws.
         self._generators = ProcessGenerators(shared=not apart, keyed=job.fetch == "stream") if not threaded else None
-        self._reads_into = any(hasattr(base, "read_into") for base in bases(job.dataset))
+        self._reads_into = any(own_read_into(base) is not None for base in bases(job.dataset))
         self._writer: tuple[int, RowWriter] | None = None
         self._clock = Clock()
         self._stream: tuple[int, Iterator[Any], int] | None = None  # epoch, iterator, serial of its next batch
@@ -93,8 +94,9 @@ class Worker:
                 sample = _PLACED
                 if writer is not None and self._reads_into and writer.takes_rows:
                     base, index = resolve(dataset, key)
-                    if hasattr(base, "read_into"):
-                        base.read_into(index, writer.row(row))
+                    read_into = own_read_into(base)
+                    if read_into is not None:
+                        read_into(index, writer.row(row))
                     else:
                         sample = dataset[key]
                 else:

@@ -68,7 +68,7 @@ def assert_intact(cache: DecodedCache) -> None:
         assert sample["label"] == index
         np.testing.assert_array_equal(sample["image"], pattern(index))
         offset = int(store._table[index])
-        places.append((offset, offset + int(store._words[offset // 8 + records._NBYTES])))
+        places.append((offset, offset + store._word(offset // 8 + records._NBYTES)))
     places.sort()
     assert all(one[1] <= other[0] for one, other in itertools.pairwise(places))
     assert not places or places[-1][1] <= cache.cached_nbytes

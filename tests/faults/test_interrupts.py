@@ -40,7 +40,7 @@ class Drawn:
         return LENGTH
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        draw = int(sample_rng().numpy.integers(1 << 30))
+        draw = int(sample_rng().integers(1 << 30))
         return {"data": np.full((32, 32), index * 1000003 + draw, np.int64), "index": index, "draw": draw}
 
 
@@ -128,7 +128,7 @@ class Counted(IterableDataset[Any]):
         info = get_worker_info()
         start, step = (info.id, info.num_workers) if info is not None else (0, 1)
         for index in range(start, LENGTH, step):
-            yield {"index": index, "draw": int(sample_rng().numpy.integers(1 << 30))}
+            yield {"index": index, "draw": int(sample_rng().integers(1 << 30))}
 
 
 @pytest.mark.parametrize("engine", ["inline", "fork"])

@@ -12,7 +12,7 @@ import numpy as np
 from loaders.datasets.cache.file import fingerprint_of
 from loaders.datasets.cache.records import ABSENT, FULL, MACHINE_FULL, SharedRecords
 from loaders.datasets.protocol import Dataset, IndexedDataset, in_range
-from loaders.datasets.read_into import copy_into, without_image
+from loaders.datasets.read_into import copy_into, owns_read_into, settle, without_image
 from loaders.datasets.wrapped import bases, describe
 from loaders.errors import DatasetError, FieldNameError, describe_sample
 from loaders.images.crops import Crop
@@ -36,8 +36,14 @@ class DecodedCache(IndexedDataset):
     once: the ranks of one machine, say. It is opened again only for the same number of samples and the same `nbytes`,
     and if nothing that the dataset is made of has changed: everything that pickling it would save (paths, labels,
     settings, not the code of functions), and size and modification time of up to 256 of its files, evenly spaced.
-    Anything else is refused, never overwritten. Each record carries a checksum, verified when a process first reads
-    it. A path under /dev/shm is memory that no limit but `nbytes` protects.
+    Anything else is refused, never overwritten, as is a file that others than this user may write; it is made readable
+    by this user alone. Each record carries a checksum, verified when a process first reads it. A path under /dev/shm is
+    memory that no limit but `nbytes` protects.
+
+    In a file samples are plain data, and nothing that stands in one is ever run: None, numbers, str, bytes, NumPy
+    scalars, arrays without Python objects (of subclasses only `np.memmap`, which comes back as an ndarray), tensors,
+    and dict, OrderedDict, list, tuple, namedtuples and dataclasses of these. Of samples with classes of your own each
+    process reads one from the dataset, which shows it the class. In memory samples are anything that can be pickled.
 
     Samples must be the same each time they are read: random crops and flips belong into `crop` and `transform`, behind
     the cache. `crop` reads the pixels it needs where they are kept, and writes them where the batch is. Datasets that
@@ -45,7 +51,7 @@ class DecodedCache(IndexedDataset):
     for ever. A `crop` that is not random, such as `Resize`, belongs to the dataset: what it leaves takes less room.
 
     Args:
-        dataset: samples by number, made of anything that can be pickled; arrays are kept as their bytes.
+        dataset: samples by number; arrays are kept as their bytes, of views only what they show.
         nbytes: at most so many bytes, table included (8 per sample).
         transform: sample → sample, applied to a copy each time.
         crop: `RandomResizedCrop(224, flip=0.5)`: what is seen of each sample's "image", before the transform.
@@ -56,7 +62,8 @@ class DecodedCache(IndexedDataset):
 
     Raises:
         DatasetError: the dataset transforms its samples, `nbytes` is too little, or the file is of something else.
-            On reading: a sample that cannot be pickled. On pickling outside the start of a worker: it has no path.
+            On reading: a sample that cannot be kept, or the file is damaged or was cut short while in use. On pickling
+            outside the start of a worker: it has no path.
     """
 
     def __init__(
@@ -107,9 +114,15 @@ class DecodedCache(IndexedDataset):
         try:
             self._records.put(index, sample)
         except (pickle.PicklingError, TypeError, AttributeError) as error:
+            if self._records.path is None:
+                kept = "what can be pickled: arrays, numbers, text, and containers of these"
+            else:
+                kept = (
+                    "plain data in its file: arrays, numbers, text and bytes, in dicts, lists, tuples, namedtuples and "
+                    "dataclasses.\n  Give the sample as these, or leave path= out: memory keeps what can be pickled"
+                )
             raise DatasetError(
-                f"{self._named(index)} cannot be kept: {error}.\n"
-                "  DecodedCache keeps what can be pickled: arrays, numbers, text, and containers of these."
+                f"{self._named(index)} cannot be kept: {error}.\n  DecodedCache keeps {kept}."
             ) from error
         return sample
 
@@ -131,11 +144,12 @@ class DecodedCache(IndexedDataset):
             FieldNameError, FieldShapeError, FieldDtypeError: the sample is not like `out`. Nothing is cast.
         """
         position = in_range(index, len(self))
-        if self.transform is not None or (self.crop is not None and self.crop.shape is None):
+        as_ours = owns_read_into(type(self))
+        if not as_ours or self.transform is not None or (self.crop is not None and self.crop.shape is None):
             return copy_into(out, self[position], position, self.describe)
         sample = self._kept(position)
         if self.crop is not None:
-            self.crop.apply(self._image(sample, position), out["image"])
+            settle(self.crop.apply(self._image(sample, position), out["image"]), out["image"])
             sample, out = without_image(sample), without_image(out)
         copy_into(out, sample, position, self.describe)
 

@@ -6,6 +6,7 @@ import hashlib
 import os
 import pickle
 import secrets
+import stat
 from types import BuiltinFunctionType, FunctionType
 from typing import Any
 
@@ -20,7 +21,7 @@ _FINGERPRINT = slice(8, 12)
 COUNTERS, LINE, PROCESSES = 64, 8, 64
 TABLE = 1024
 # Eight bytes with the version of the layout: another one is another format.
-_MAGIC = int.from_bytes(b"loaders\x01", "little")
+_MAGIC = int.from_bytes(b"loaders\x02", "little")
 
 _ALIGNMENT = 64
 # Files looked at when a cache is opened again; names, labels and settings are compared in full.
@@ -53,15 +54,15 @@ def lay_out(fd: int, length: int, nbytes: int, fingerprint: bytes) -> None:
 
 
 def open_file(path: str, length: int, nbytes: int, fingerprint: bytes) -> int:
-    """A descriptor of the file, which is made if there is none.
+    """A descriptor of the file, which is made for this user alone if there is none.
 
     Raises:
-        DatasetError: it is of something else.
+        DatasetError: it is of something else, or others may write it.
     """
     if not os.path.exists(path):
         # Made under another name and linked when complete: of several processes the first one's file stays.
         draft = f"{path}.{secrets.token_hex(4)}"
-        fd = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        fd = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             lay_out(fd, length, nbytes, fingerprint)
             os.close(fd)
@@ -71,9 +72,17 @@ def open_file(path: str, length: int, nbytes: int, fingerprint: bytes) -> int:
         finally:
             os.unlink(draft)
     fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-    header = np.frombuffer(os.pread(fd, TABLE * 8, 0).ljust(TABLE * 8, b"\0"), np.int64)
+    status = os.fstat(fd)
+    is_file = stat.S_ISREG(status.st_mode)
+    header = np.frombuffer((os.pread(fd, TABLE * 8, 0) if is_file else b"").ljust(TABLE * 8, b"\0"), np.int64)
     what = None
-    if header[_MAGIC_AT] != _MAGIC or os.fstat(fd).st_size != header[_NBYTES_AT]:
+    if not is_file:
+        what = "it is no regular file"
+    elif status.st_uid != os.geteuid():
+        what = f"it is another user's, number {status.st_uid}, who could put anything into it"
+    elif status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        what = f"other users may write into it (mode {stat.S_IMODE(status.st_mode):03o})"
+    elif header[_MAGIC_AT] != _MAGIC or status.st_size != header[_NBYTES_AT]:
         what = "it is no cache, or one of another version of this library"
     elif header[_LENGTH_AT] != length:
         what = f"it was made for {header[_LENGTH_AT]:,} samples, the dataset has {length:,}"
@@ -92,7 +101,10 @@ class _Description(pickle.Pickler):
 
     def reducer_override(self, obj: Any) -> Any:
         if isinstance(obj, (type, FunctionType, BuiltinFunctionType)) and obj.__module__ != "builtins":
-            return str, (f"{obj.__module__}.{obj.__qualname__}",)
+            module = str(obj.__module__)
+            # Where in this package a class of its own lies says nothing of the dataset.
+            package = __name__.partition(".")[0]
+            return str, (f"{package if module.startswith(f'{package}.') else module}.{obj.__qualname__}",)
         return NotImplemented
 
 
@@ -123,7 +135,7 @@ def fingerprint_of(dataset: Any, length: int) -> bytes:
             "  A cache with a path= needs a dataset that can be."
         ) from error
     for index in range(0, length, -(-length // _FILES_LOOKED_AT) or 1):
-        name = describe(dataset, index)
+        name = describe(dataset, index, passed_on=True)  # whichever of its samples: a file of the dataset's it is
         try:
             status = os.stat(name) if name else None
         except (OSError, ValueError):  # it says something else than a path

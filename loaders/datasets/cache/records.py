@@ -8,10 +8,8 @@ is what makes it present. A process that is killed before that leaves a gap that
 from __future__ import annotations
 
 import errno
-import io
 import mmap
 import os
-import pickle
 import struct
 import sys
 import threading
@@ -25,6 +23,8 @@ from typing import Any
 
 import numpy as np
 
+from loaders.batch.packing import pack, unpack
+from loaders.datasets.cache import plain
 from loaders.datasets.cache.file import (
     COUNTERS,
     LINE,
@@ -38,6 +38,7 @@ from loaders.datasets.cache.file import (
     open_file,
     whole_lines,
 )
+from loaders.datasets.cache.storage import Bytes, File, Mapping, Words, close, identity
 from loaders.errors import DatasetError
 
 if sys.platform != "win32":  # where other datasets can be used
@@ -48,7 +49,8 @@ if sys.platform != "win32":  # where other datasets can be used
 
 ABSENT: Any = object()
 
-# Words of a record. The pieces follow, each on a line of its own: a pickle, and the arrays' bytes it left out.
+# Words of a record. The pieces follow, each on a line of its own: what describes the sample, and its arrays' bytes. In
+# memory the description is a pickle. In a file it is JSON: whoever can write the file could have a pickle run anything.
 _INDEX, _NBYTES, _CHECKSUM, _PIECES, _SIZES = range(5)
 
 # Memory is looked for so many bytes ahead.
@@ -60,6 +62,8 @@ _HEADROOM = 64 << 20
 _PATIENCE_S = 5.0
 _NO_ROOM = (errno.ENOSPC, errno.ENOMEM, errno.EDQUOT, errno.EFBIG)
 _PARTS_AT_ONCE = 1000  # Linux takes 1024
+_CHECKED_AT_ONCE = 1 << 20
+_AT_ONCE = 4096  # read of a record at first: small ones are read in one
 
 ROOM_LEFT, FULL, MACHINE_FULL = range(3)
 
@@ -100,29 +104,39 @@ class SharedRecords:
 
     def _start(self, fd: int) -> None:
         self._fd = fd
-        self._identity = _identity(fd)
+        self._identity = identity(fd)
         self._patience_s = _PATIENCE_S
-        # Each mapping duplicates the descriptor, unless it is told not to.
-        options: Any = {"trackfd": False} if sys.version_info >= (3, 13) else {}
-        memory = mmap.mmap(fd, self.nbytes, **options)
-        weakref.finalize(self, os.close, fd)
-        self._words = np.frombuffer(memory, np.int64)
-        self._bytes: Any = np.frombuffer(memory, np.uint8)  # typed NumPy knows no buffers before Python 3.12
-        self._table = self._words[TABLE : TABLE + self.length]
-        # What a file holds may have been cut off by a power failure: looked at when it is first read.
-        self._trusted = np.zeros(self.length, np.bool_) if self.path is not None else None
+        weakref.finalize(self, close, fd, self._identity)
+        self._storage = Mapping(fd, self.nbytes) if self.path is None else File(fd, self.nbytes, self.path)
+        # What a file holds may have been cut off by a power failure: looked at when it is first read. Where each
+        # sample's record was found to be whole.
+        self._whole_at = np.zeros(self.length, np.int64) if self.path is not None else None
         if self.path is not None:
             self._find_tail()
         self._before = self._counted()
 
+    @property
+    def _table(self) -> Words:
+        return self._storage.words(TABLE, self.length)
+
+    def _word(self, at: int) -> int:
+        return int(self._storage.words(at, 1)[0])
+
     def _find_tail(self) -> None:
         # After a power failure the words of the header may be older than those of the table.
         with self._descriptor() as fd:
-            last = int(self._table.max(initial=0))
+            table = self._table
+            nowhere = (table < self._first) | (table > self.nbytes - _SIZES * 8) | (table % 64 != 0)
+            for index in np.flatnonzero(nowhere & (table != 0))[:1].tolist():
+                self._place(index, int(table[index]))  # which says so
+            self._tail()
+            last = int(table.max(initial=0))
             if last and self._lock(fd):
-                self._words[TAIL_AT] = max(int(self._words[TAIL_AT]), last + int(self._words[last // 8 + _NBYTES]))
+                nbytes = self._word(last // 8 + _NBYTES)
+                end = last + nbytes if 0 < nbytes <= self.nbytes - last and nbytes % 64 == 0 else last
+                self._storage.store(TAIL_AT, max(self._tail(), end))
                 fcntl.flock(fd, fcntl.LOCK_UN)
-            self._words[REFUSED_AT] = ROOM_LEFT
+            self._storage.store(REFUSED_AT, ROOM_LEFT)
 
     def __reduce__(self) -> tuple[Any, ...]:
         if self.path is not None:
@@ -144,38 +158,71 @@ class SharedRecords:
         return self._read(index, copied=True)
 
     def view(self, index: int) -> Any:
-        """The sample with read-only arrays over the shared memory, or ABSENT."""
+        """The sample, to be looked at, or ABSENT: in memory its arrays are read-only and those that are kept."""
         return self._read(index, copied=False)
 
     def _read(self, index: int, *, copied: bool) -> Any:
+        self._storage.check()
         # The addresses of all other words depend on this one, so no processor reads them before it.
-        offset = int(self._table[index])
-        if not offset or not self._is_whole(index, offset):
+        offset = self._word(TABLE + index)
+        if not offset:
             return ABSENT
-        pickled, *arrays = self._pieces(offset)
-        buffers = [array.copy() if copied else memoryview(array).toreadonly() for array in arrays]
-        return pickle.loads(pickled, buffers=buffers)
-
-    def _pieces(self, offset: int) -> Iterator[Any]:
-        at = offset // 8 + _SIZES
-        sizes = self._words[at : at + int(self._words[at - _SIZES + _PIECES])].tolist()
-        start = _behind(offset, len(sizes))
+        words = self._storage.words(self._place(index, offset) // 8, min(_AT_ONCE, self.nbytes - offset) // 8)
+        if not self._is_whole(index, offset, words):
+            return ABSENT
+        sizes = self._sizes(index, offset, words)
+        head: Bytes = words.view(np.uint8)
+        at, pieces = _behind(0, len(sizes)), []
         for size in sizes:
-            yield self._bytes[start : start + size]
-            start = whole_lines(start + size)
+            known = at + size <= head.nbytes
+            pieces.append(head[at : at + size] if known else self._storage.read(offset + at, size))
+            at = whole_lines(at + size)
+        description, *arrays = pieces
+        if copied:
+            arrays = [array.copy() if array.base is not None else array for array in arrays]
+        if self.path is None:
+            return unpack(description, arrays)
+        try:
+            return plain.decode(description, arrays)
+        except plain.UnknownClassError:
+            return ABSENT  # until the dataset has given one
+        except ValueError as error:
+            raise self._damaged(f"what it holds of sample {index} describes none: {error}") from error
 
-    def _is_whole(self, index: int, offset: int) -> bool:
-        if self._trusted is None or self._trusted[index]:
+    def _place(self, index: int, offset: int) -> int:
+        """The offset, if a record may be there."""
+        if not self._first <= offset <= self.nbytes - _SIZES * 8 or offset % 64:
+            raise self._damaged(f"its table has sample {index} at byte {offset:,}")
+        return offset
+
+    def _sizes(self, index: int, offset: int, words: Words) -> list[int]:
+        nbytes, pieces = int(words[_NBYTES]), int(words[_PIECES])
+        if 0 < pieces <= nbytes // 8 - _SIZES:
+            if _SIZES + pieces > len(words):
+                words = self._storage.words(offset // 8, _SIZES + pieces)
+            sizes: list[int] = words[_SIZES : _SIZES + pieces].tolist()
+            if min(sizes) >= 0 and _behind(0, pieces) + sum(map(whole_lines, sizes)) == nbytes:
+                return sizes
+        raise self._damaged(f"the record of sample {index} has pieces that do not fit into it")
+
+    def _is_whole(self, index: int, offset: int, words: Words) -> bool:
+        """Whether the record that begins with these words is the sample's, as it was written."""
+        if self._whole_at is None:
             return True
-        record = self._words[offset // 8 : offset // 8 + _SIZES]
-        whole = (
-            self._first <= offset <= self.nbytes - _SIZES * 8
-            and record[_INDEX] == index
-            and 0 < record[_NBYTES] <= self.nbytes - offset
-            and record[_CHECKSUM] == zlib.crc32(self._bytes[offset + _PIECES * 8 : offset + int(record[_NBYTES])])
-        )
-        self._trusted[index] = whole
-        return bool(whole)
+        number, nbytes, checksum = words[:_PIECES].tolist()
+        if number != index or not _PIECES * 8 < nbytes <= self.nbytes - offset:
+            return False
+        if self._whole_at[index] != offset:
+            start, end, found = offset + _PIECES * 8, offset + nbytes, 0
+            for at in range(start, end, _CHECKED_AT_ONCE):
+                found = zlib.crc32(self._storage.read(at, min(_CHECKED_AT_ONCE, end - at)), found)
+            if found != checksum:
+                return False
+            self._whole_at[index] = offset
+        return True
+
+    def _damaged(self, how: str) -> DatasetError:
+        return DatasetError(f'"{self.path}" is damaged: {how}.\n  Delete it and start again.')
 
     # -- writing
 
@@ -183,40 +230,45 @@ class SharedRecords:
         """Keep the sample if there is room for it.
 
         Raises:
-            pickle.PicklingError, TypeError, AttributeError: it cannot be pickled.
+            pickle.PicklingError, TypeError, AttributeError: it cannot be pickled, or in a file not be described.
+            DatasetError: the file is damaged.
         """
         nbytes, parts = self._record(index, sample)
-        words = self._words
-        if self._patience_s == 0 or words[REFUSED_AT] == MACHINE_FULL:
+        if self._patience_s == 0 or self.refused == MACHINE_FULL:
             return False
-        if words[TAIL_AT] + nbytes > self.nbytes:
-            words[REFUSED_AT] = FULL
+        offset = self._word(TABLE + index)
+        if offset and self._is_whole(index, offset, self._storage.words(self._place(index, offset) // 8, _SIZES)):
+            return True  # another process was sooner, or its class was unknown
+        if self._tail() + nbytes > self.nbytes:
+            self._storage.store(REFUSED_AT, FULL)
             return False
         try:
             with self._descriptor() as fd:
-                offset = self._claim(fd, nbytes)
+                offset_or_none = self._claim(fd, nbytes)
                 # Through the descriptor: on a full machine a write is refused, a store into the mapping a bus error.
-                if offset is None or not _write(fd, parts, offset):
+                if offset_or_none is None or not _write(fd, parts, offset_or_none):
                     return False
+                # Processors other than x86 may show stores in another order. Between letting go of a lock and taking
+                # one none passes.
+                fence = threading.Lock()
+                for _ in range(2):
+                    with fence:
+                        pass
+                self._storage.store(TABLE + index, offset_or_none)
         except OSError as error:  # also if no descriptor is left, or somebody closed ours: no reason to fail a read
             if error.errno in _NO_ROOM:
-                words[REFUSED_AT] = MACHINE_FULL
+                self._storage.store(REFUSED_AT, MACHINE_FULL)
             return False
-        # Processors other than x86 may show stores in another order. Between letting go of a lock and taking one none
-        # passes.
-        fence = threading.Lock()
-        for _ in range(2):
-            with fence:
-                pass
-        self._table[index] = offset
         return True
 
     def _record(self, index: int, sample: Any) -> tuple[int, list[Any]]:
         """The bytes of a record, in parts, and how many these are."""
-        buffers: list[pickle.PickleBuffer] = []
-        stream = io.BytesIO()
-        _Packer(stream, protocol=5, buffer_callback=buffers.append).dump(sample)
-        pieces = [stream.getbuffer(), *(buffer.raw() for buffer in buffers)]
+        if self.path is None:
+            description, buffers = pack(sample, writable=True)
+            pieces = [memoryview(description), *(buffer.raw() for buffer in buffers)]
+        else:
+            description, arrays = plain.encode(sample)
+            pieces = [memoryview(description), *(array.data for array in arrays)]
         nbytes = _behind(0, len(pieces))
         head = struct.pack(f"{1 + len(pieces)}q", len(pieces), *(piece.nbytes for piece in pieces))
         parts: list[Any] = [head.ljust(nbytes - _PIECES * 8, b"\0")]
@@ -224,7 +276,7 @@ class SharedRecords:
             parts += piece, bytes(whole_lines(piece.nbytes) - piece.nbytes)
             nbytes += whole_lines(piece.nbytes)
         checksum = 0
-        if self._trusted is not None:
+        if self._whole_at is not None:
             for part in parts:
                 checksum = zlib.crc32(part, checksum)
         return nbytes, [struct.pack("3q", index, nbytes, checksum), *parts]
@@ -234,7 +286,7 @@ class SharedRecords:
         """An open file of this call alone: a lock on one that is inherited or shared is shared, too."""
         fd = os.open(f"/proc/self/fd/{self._fd}", os.O_RDWR | os.O_CLOEXEC)
         try:
-            if _identity(fd) != self._identity:
+            if identity(fd) != self._identity:
                 raise OSError(errno.EBADF, "the descriptor of the cache is that of another file")
             yield fd
         finally:
@@ -242,24 +294,30 @@ class SharedRecords:
 
     def _claim(self, fd: int, nbytes: int) -> int | None:
         """The offset of `nbytes` that are this record's alone; None if there are none."""
-        words = self._words
         if not self._lock(fd):
             return None
         try:
-            offset = int(words[TAIL_AT])
+            offset = self._tail()
             end = offset + nbytes
             if end > self.nbytes:
                 return None
-            if end > words[LOOKED_AT]:
+            if end > self._word(LOOKED_AT):
                 target = min(self.nbytes, end + _GROWTH)
                 if self.path is None and target - offset > available_nbytes() - _HEADROOM:
-                    words[REFUSED_AT] = MACHINE_FULL
+                    self._storage.store(REFUSED_AT, MACHINE_FULL)
                     return None
-                words[LOOKED_AT] = target
-            words[TAIL_AT] = end
+                self._storage.store(LOOKED_AT, target)
+            self._storage.store(TAIL_AT, end)
             return offset
         finally:
             fcntl.flock(fd, fcntl.LOCK_UN)
+
+    def _tail(self) -> int:
+        """Where the next record goes."""
+        tail = self._word(TAIL_AT)
+        if not self._first <= tail <= self.nbytes or tail % 64:
+            raise self._damaged(f"it says that its records end at byte {tail:,}")
+        return tail
 
     def _lock(self, fd: int) -> bool:
         deadline = time.monotonic() + self._patience_s
@@ -278,13 +336,12 @@ class SharedRecords:
     def count_read(self, served: bool) -> None:
         """One more read, in a counter of this process; threads, and processes 64 numbers apart, may miss some."""
         at = COUNTERS + os.getpid() % PROCESSES * LINE
-        self._words[at] += 1
-        if served:
-            self._words[at + 1] += 1
+        reads, hits = self._storage.words(at, 2).tolist()
+        self._storage.store(at, reads + 1, hits + served)
 
     def _counted(self) -> np.ndarray[Any, Any]:
         """All reads so far, and those of them that were served."""
-        lines = self._words[COUNTERS : COUNTERS + PROCESSES * LINE].reshape(PROCESSES, LINE)
+        lines = self._storage.words(COUNTERS, PROCESSES * LINE).reshape(PROCESSES, LINE)
         counts: np.ndarray[Any, Any] = lines[:, :2].sum(axis=0)
         return counts
 
@@ -302,25 +359,12 @@ class SharedRecords:
     @property
     def used_nbytes(self) -> int:
         """Bytes taken, table included."""
-        return int(self._words[TAIL_AT])
+        return self._word(TAIL_AT)
 
     @property
     def refused(self) -> int:
         """ROOM_LEFT; FULL if a sample did not fit; MACHINE_FULL if memory, or the disk, had no more."""
-        return int(self._words[REFUSED_AT])
-
-
-class _Packer(pickle.Pickler):
-    def reducer_override(self, obj: Any) -> Any:
-        # Only contiguous arrays leave their bytes to the caller in every NumPy, and read-only ones come back read-only.
-        if type(obj) is np.ndarray and not (obj.flags.forc and obj.flags.writeable) and not obj.dtype.hasobject:
-            return obj.copy().__reduce_ex__(5)
-        return NotImplemented
-
-
-def _identity(fd: int) -> tuple[int, int]:
-    status = os.fstat(fd)
-    return status.st_dev, status.st_ino
+        return self._word(REFUSED_AT)
 
 
 def _write(fd: int, parts: list[Any], offset: int) -> bool:

@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from loaders.batch.packing import pack, unpack
+from loaders import DataLoader, Field
+from loaders.batch.packing import dumps, pack, unpack
 from loaders.batch.spec import tensor_as_array
 from loaders.nested import leaves
-from loaders.workers.messages import Parcel
+from loaders.workers import processes
+from loaders.workers.messages import Failure, Parcel, Result
 
 Pair = namedtuple("Pair", "first second")
 
@@ -143,6 +145,16 @@ def test_a_tensor_and_its_rows_arrive_each_with_its_own_values():
     assert row.tolist() == [3, 4, 5]
 
 
+def test_of_very_many_arrays_the_small_ones_need_no_room_of_their_own():
+    values = [np.full(3, number) for number in range(1000)] + [np.zeros(1000), torch.full((4,), 7)]
+    pickled, buffers = pack(values)
+    assert len(buffers) == 65
+    arrived = unpack(pickled, [bytearray(buffer.raw()) for buffer in buffers])
+    for value, again in zip(values, arrived, strict=True):
+        assert again.tolist() == value.tolist()
+        again[0] = 1
+
+
 def test_what_cannot_be_pickled_says_so():
     with pytest.raises((pickle.PicklingError, AttributeError)):
         pack(lambda: 0)
@@ -158,3 +170,127 @@ def test_a_parcel_takes_each_piece_from_its_block_or_from_what_it_brings():
     assert all(np.array_equal(a, b) for a, b in zip(opened, tree, strict=True))
     assert lies_in(opened[0], [blocks[0]])
     assert lies_in(opened[2].numpy(), [blocks[2]])
+
+
+# -- views of more than they show
+
+
+class Tagged(torch.Tensor):
+    pass
+
+
+def big_array():
+    return np.arange(100_000, dtype=np.float32)
+
+
+def big():
+    return torch.from_numpy(big_array())
+
+
+def noted(tensor):
+    tensor.note = "kept"
+    return tensor
+
+
+VIEWS = {
+    "array": lambda: big_array()[7:10],
+    "strided array": lambda: big_array()[::30_000],
+    "broadcast array": lambda: np.broadcast_to(big_array()[3], (3,)),
+    "tensor": lambda: big()[7:10],
+    "strided tensor": lambda: big()[::30_000],
+    "expanded tensor": lambda: big()[7].expand(3),
+    "tensor that requires grad": lambda: big().requires_grad_()[7:10],
+    "tensor with an attribute": lambda: noted(big()[7:10]),
+    "conjugated tensor": lambda: torch.zeros(100_000, dtype=torch.complex64).conj()[7:10],
+    "negated tensor": lambda: torch.zeros(100_000, dtype=torch.complex64).conj().imag[7:10],
+    "Parameter": lambda: torch.nn.Parameter(big()[7:10]),
+    "subclass of Tensor": lambda: noted(big()[7:10].as_subclass(Tagged)),
+    "tensor of a dtype that NumPy lacks": lambda: big().bfloat16()[7:10],
+    "tensor of a dtype that torch's pickle lacks": lambda: big().to(torch.uint16)[7:10],
+    "values of a sparse tensor": lambda: torch.sparse_coo_tensor(
+        torch.arange(3)[None], big()[7:10], (9,), check_invariants=False
+    ),
+}
+
+
+@pytest.mark.parametrize("make", VIEWS.values(), ids=VIEWS)
+def test_a_view_travels_without_what_it_is_a_view_of(make):
+    view = make()
+    for wrap in (lambda value: value, lambda value: {"deep": [(value, 1)]}, lambda value: ValueError("says", value)):
+        pickled, buffers = pack(wrap(view))
+        assert len(pickled) + sum(buffer.raw().nbytes for buffer in buffers) < 2000
+        whole = dumps(wrap(view))
+        assert len(whole) < 2000
+    for arrived in (unpack(*pack(view)), pickle.loads(dumps(view))):
+        assert (type(arrived), arrived.dtype) == (type(view), view.dtype)
+        assert getattr(arrived, "requires_grad", None) == getattr(view, "requires_grad", None)
+        assert getattr(arrived, "note", None) == getattr(view, "note", None)
+        if isinstance(view, torch.Tensor):
+            assert torch.equal(arrived.detach().to_dense(), view.detach().to_dense())
+        else:
+            assert arrived.tolist() == view.tolist()
+
+
+def test_errors_and_what_no_slot_holds_travel_as_large_as_they_look():
+    try:
+        raise ValueError("bad", big()[:3])
+    except ValueError as error:
+        result = Result(0, 0, 0, 1, failures=[Failure.of(error, "reading", 0, big()[0])])
+    result.overflow.samples.append((0, {"x": big()[:3], "y": [torch.nn.Parameter(big()[:2])]}))
+    result.overflow.fields[0] = [(1, big()[5:9])]
+    sent = dumps(result)
+    assert len(sent) < 8000
+    arrived = pickle.loads(sent)
+    assert arrived.failures[0].error.args[1].tolist() == [0, 1, 2]
+    assert arrived.overflow.fields[0][0][1].tolist() == [5, 6, 7, 8]
+
+
+def test_arrays_that_arrive_in_one_piece_can_be_written_into():
+    for value in (np.zeros(3), np.zeros((4, 4))[::2, 1:], torch.zeros(3)):
+        arrived = pickle.loads(dumps(value))
+        arrived[0] = 1
+        assert arrived[0].all()
+
+
+class Views:
+    """Sample i is a view of one large tensor; longer ones than the first find no room in their row."""
+
+    def __init__(self):
+        self.values = torch.arange(1_000_000.0)
+
+    def __len__(self):
+        return 32
+
+    def __getitem__(self, index):
+        if index == 31:
+            raise LookupError("no view", self.values[:2])
+        return {"x": self.values[index : index + 1 + 200 * (int(index) > 0)], "text": ("a", self.values[:2])}
+
+
+def test_views_travel_between_processes_as_large_as_they_look(monkeypatch):
+    sizes = []
+    opened = processes.ProcessEngine._opened
+    written = processes.dumps
+
+    def come(self, header, payload):
+        sizes.append(len(payload))
+        return opened(self, header, payload)
+
+    def go(value):
+        sizes.append(len(written(value)))
+        return written(value)
+
+    monkeypatch.setattr(processes.ProcessEngine, "_opened", come)
+    monkeypatch.setattr(processes, "dumps", go)
+    keys = torch.arange(1_000_000)
+    fields = {"x": Field(ragged=True), "text.1": Field(ragged=True)}
+    loader = DataLoader(
+        Views(), batch_sampler=[list(keys[:8]), list(keys[8:16])], num_workers=1, fields=fields, on_error="skip"
+    )
+    batches = list(loader)
+    assert [len(values) for batch in batches for values in batch["x"]] == [1] + [201] * 15
+    loader = DataLoader(Views(), sampler=list(keys[30:32]), num_workers=1, fields=fields, on_error="skip")
+    assert len(list(loader)) == 1
+    assert loader.errors[0].index == 31
+    assert len(sizes) > 4
+    assert max(sizes) < 20_000

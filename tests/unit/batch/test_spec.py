@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import default_collate
 
 from loaders import Field
-from loaders.batch.spec import TORCH_DTYPES, BatchSpec, is_plain, tensor_as_array
+from loaders.batch.spec import TORCH_DTYPES, BatchSpec, closed, is_plain, tensor_as_array
 
 Pair = namedtuple("Pair", "image label")
 
@@ -179,10 +179,28 @@ def test_declared_fields_have_room_to_grow_and_keep_their_dimensions():
 
 
 def test_an_empty_first_sample_still_gets_room():
-    sample = {"a": np.zeros((0, 4)), "b": np.zeros((0,))}
+    sample = {"a": np.zeros((0, 4)), "b": np.zeros((0, 4))}
     spec = BatchSpec.from_sample(sample, {"a": Field(pad=0), "b": Field(ragged=True)})
     assert spec.fields[0].shape == (8, 4)
     assert spec.fields[1].shape[1] >= 64
+
+
+@pytest.mark.parametrize(
+    "nothing", [[], (), np.zeros(0, np.int8), torch.zeros(0)], ids=["list", "tuple", "array", "tensor"]
+)
+def test_of_a_first_sample_without_rows_nothing_is_known_until_one_has_some(nothing):
+    spec = BatchSpec.from_sample({"a": nothing, "b": nothing}, {"a": Field(pad=300), "b": Field(ragged=True)})
+    assert [(field.kind, field.is_open) for field in spec.fields] == [("pad", True), ("ragged", True)]
+    seen = [closed(field, np.zeros((2, 5), np.int16)) for field in spec.fields]
+    known = BatchSpec.from_sample(
+        {"a": np.zeros((2, 5), np.int16), "b": np.zeros((2, 5), np.int16)},
+        {"a": Field(pad=300), "b": Field(ragged=True)},
+    )
+    grown = spec.grown(dict(enumerate(seen)))
+    assert grown.fields == known.fields
+    assert grown.grown(dict(enumerate(seen))) is grown
+    for nobody in ([], np.zeros(0), 3, np.float32(1), np.zeros(()), [[1, 2]], "text"):
+        assert closed(spec.fields[0], nobody) is spec.fields[0]
 
 
 def test_a_nested_field_is_declared_by_its_path():

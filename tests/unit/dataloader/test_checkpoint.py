@@ -419,9 +419,12 @@ def test_setting_another_epoch_than_the_resumed_one_begins_that(setter: str, sam
     next(iter(one))
     other = resumed(one.state_dict(), **make())
     with pytest.warns(UserWarning, match="after batch 1 of epoch 4, is given up: the epoch was set to 5"):
-        (other if setter == "loader" else other.sampler).set_epoch(5)  # type: ignore[attr-defined]
-        found = seen(other)
-    assert found == whole
+        assert _seen_after(other, setter) == whole
+
+
+def _seen_after(other: DataLoader[Any], setter: str) -> Any:
+    (other if setter == "loader" else other.sampler).set_epoch(5)  # type: ignore[attr-defined]
+    return seen(other)
 
 
 def test_a_state_between_epochs_lets_a_framework_set_the_next_epoch() -> None:

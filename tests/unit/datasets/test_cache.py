@@ -198,7 +198,7 @@ def test_room_that_another_process_took_first_is_not_taken_twice(monkeypatch):
     lock = cache._records._lock
 
     def late(fd):
-        cache._records._words[TAIL_AT] = ROOM - 64
+        cache._records._storage.store(TAIL_AT, ROOM - 64)
         return lock(fd)
 
     monkeypatch.setattr(cache._records, "_lock", late)

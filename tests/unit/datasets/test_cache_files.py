@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import pytest
 
-from loaders import ArrayDataset, DatasetError, DecodedCache, ImageFiles, ImageFolder
+from loaders import ArrayDataset, DatasetError, DecodedCache, ImageFiles, ImageFolder, Resize
 from loaders.datasets.cache import records
 from loaders.datasets.cache.file import TAIL_AT
 
@@ -138,6 +138,55 @@ def test_a_file_of_something_else_is_never_touched(folder, path, content):
     assert path.read_bytes() == content
 
 
+# -- whose it is
+
+
+def test_it_is_made_for_this_user_alone(folder, path):
+    before = os.umask(0)
+    try:
+        DecodedCache(ImageFolder(folder), ROOM, path=path)
+    finally:
+        os.umask(before)
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("mode", [0o660, 0o602, 0o666, 0o620])
+def test_a_file_that_others_may_write_is_refused(folder, path, mode):
+    epoch(DecodedCache(ImageFolder(folder), ROOM, path=path))
+    path.chmod(mode)
+    with pytest.raises(DatasetError, match=rf"other users may write into it \(mode {mode:o}\)"):
+        DecodedCache(ImageFolder(folder), ROOM, path=path)
+    path.chmod(0o644)
+    assert DecodedCache(ImageFolder(folder), ROOM, path=path).cached_count == 8
+
+
+def test_a_file_of_another_user_is_refused(folder, path, monkeypatch):
+    DecodedCache(ImageFolder(folder), ROOM, path=path)
+    monkeypatch.setattr(os, "geteuid", lambda: os.stat(path).st_uid + 1)
+    with pytest.raises(DatasetError, match="it is another user's"):
+        DecodedCache(ImageFolder(folder), ROOM, path=path)
+
+
+def test_what_is_no_regular_file_is_refused(folder, path):
+    os.mkfifo(path)
+    with pytest.raises(DatasetError, match="it is no regular file"):
+        DecodedCache(ImageFolder(folder), ROOM, path=path)
+
+
+def test_a_class_of_this_package_that_moves_to_another_module_changes_nothing(folder, path, monkeypatch):
+    files = ImageFiles(sorted(folder.glob("*/*.png")), normalize=((0, 0, 0), (1, 1, 1)), crop=Resize(4))
+    DecodedCache(files, ROOM, path=path)
+    for kind in (ImageFiles, Resize, type(files.paths)):
+        monkeypatch.setattr(kind, "__module__", "loaders.elsewhere")
+    DecodedCache(files, ROOM, path=path)
+    monkeypatch.setattr(ImageFiles, "__module__", "another")
+    with pytest.raises(DatasetError, match="the dataset has changed"):
+        DecodedCache(files, ROOM, path=path)
+
+
+# -- damaged
+
+
 def test_a_file_that_was_cut_short_is_refused(folder, path):
     epoch(DecodedCache(ImageFolder(folder), ROOM, path=path))
     os.truncate(path, ROOM // 2)
@@ -198,7 +247,7 @@ def test_of_two_that_make_the_file_at_once_the_first_ones_stays(folder, path, mo
 def record_of(cache, index):
     """(offset, nbytes) of a record."""
     offset = int(cache._records._table[index])
-    return offset, int(cache._records._words[offset // 8 + records._NBYTES])
+    return offset, cache._records._word(offset // 8 + records._NBYTES)
 
 
 @pytest.mark.parametrize(
@@ -229,7 +278,7 @@ def test_a_header_older_than_the_table_overwrites_no_record(path):
     cache = DecodedCache(dataset, ROOM, path=path)
     for index in range(5):
         cache[index]
-    cache._records._words[TAIL_AT] = cache._records._first
+    cache._records._storage.store(TAIL_AT, cache._records._first)
     again = DecodedCache(dataset, ROOM, path=path)
     for index in range(6):  # the first five are read before, and trusted
         again[index]
