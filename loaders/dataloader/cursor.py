@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from torch.utils.data import BatchSampler, RandomSampler, SubsetRandomSampler, W
 
 from loaders.randomness.streams import Domain, keyed_word
 from loaders.sampling.base import KeyedSampler
+from loaders.workers.messages import keys_of
 
 if TYPE_CHECKING:
     from loaders.dataloader.checkpoint import Progress
@@ -90,6 +92,7 @@ class KeyStream(Iterator[list[Any]]):
         self._drop_last = auto and outer.drop_last and loader.on_error != "skip"
         self._seed, self._epoch = loader.seed, progress.epoch
         self.origin, self._skip = progress.origin, progress.keys
+        self._keys_of = partial(keys_of, dataset=loader.dataset, whole=loader._plan.fetch == "all")
         self._drawn = False
         self._rest: list[Any] = []
         self._begin()
@@ -123,7 +126,7 @@ class KeyStream(Iterator[list[Any]]):
     def _next(self) -> list[Any]:
         if self.size is None:
             keys, self._rest = self._rest, []
-            return keys or list(next(self._items))
+            return keys or self._keys_of(next(self._items))
         keys = list(islice(self._items, self.size))
         if not keys or (self._drop_last and len(keys) < self.size):
             raise StopIteration
@@ -134,7 +137,7 @@ class KeyStream(Iterator[list[Any]]):
             next(islice(self._items, self._skip, self._skip), None)
             return
         while self._skip > 0:
-            self._rest = list(next(self._items))
+            self._rest = self._keys_of(next(self._items))
             self._rest, self._skip = self._rest[self._skip :], self._skip - len(self._rest)
 
     @contextmanager

@@ -78,7 +78,7 @@ class Delivery:
             return loader.collate_fn([])  # which torch does not allow: its own error
         memories = self.lease(batch)
         self._measure(batch, memories)
-        if spec is not None:
+        if spec is not None or batch.overflow.whole is not None:
             loader.overflow_count += len(batch.overflow.samples) + sum(map(len, batch.overflow.fields.values()))
             made = assemble(spec, memories, batch.rows, batch.overflow, self._namer(batch), loader.collate_fn)
         elif batch.parcel is not None:
@@ -105,7 +105,7 @@ class Delivery:
     def _note(self, batch: OpenBatch) -> None:
         progress = self._progress
         if not self._is_stream:
-            progress.first, progress.keys = batch.first, batch.first + batch.rows
+            progress.first, progress.keys = batch.first, batch.first + len(batch.task.keys)
             return
         progress.lanes[batch.lane] = batch.task.keys[0] + 1
         progress.lane = (batch.lane + 1) % len(progress.lanes)

@@ -358,6 +358,7 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
             num_workers=max(self.num_workers, self._most_workers),
             seed=seed,
             init=self.worker_init_fn,
+            indexed=self.return_index,
         )
         if self.num_workers == 0:
             return InlineEngine(job, self._pool)

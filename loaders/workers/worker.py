@@ -6,18 +6,21 @@ was lost with its worker is executed again, by anyone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
+
+import numpy as np
 
 from loaders.batch.packing import pack
 from loaders.batch.rows import RowWriter
 from loaders.batch.spec import BatchSpec
 from loaders.datasets.wrapped import bases, describe, resolve
+from loaders.errors import SampleError
 from loaders.randomness.process_generators import ProcessGenerators
 from loaders.randomness.streams import Domain, enter_sample, leave_sample
 from loaders.randomness.transforms import KeyedTransforms
 from loaders.timing.stages import COLLATE, WRITE, Clock
-from loaders.workers.messages import Failure, Job, Parcel, Result, Task
+from loaders.workers.messages import Failure, Job, Keys, Parcel, Result, Task
 
 # Stands for a row while the worker is in the user's collate_fn: no single sample is at fault then.
 COLLATING = -2
@@ -44,7 +47,7 @@ class Worker:
         # A stream cannot be read twice, so there every sample is keyed before it is known whether it draws.
         self._generators = ProcessGenerators(shared=not apart, keyed=job.fetch == "stream") if not threaded else None
         self._reads_into = any(hasattr(base, "read_into") for base in bases(job.dataset))
-        self._writer: tuple[int, RowWriter] | None = None
+        self._writer: tuple[tuple[int, int], RowWriter] | None = None  # for (ticket, rows)
         self._clock = Clock()
         self._stream: tuple[int, Iterator[Any], int] | None = None  # epoch, iterator, serial of its next batch
 
@@ -122,7 +125,7 @@ class Worker:
                 clock.begin_sample()
             try:
                 self._enter(task, 0)
-                samples = list(self.job.dataset.__getitems__(list(task.keys)))
+                samples = self._read_together(task.keys)
             except Exception as error:
                 together = self._failure(error, None, list(task.keys), "reading")
                 if not self.job.keep_going:
@@ -141,8 +144,11 @@ class Worker:
                 clock.begin_sample()
             try:
                 self._enter(task, row)
-                dataset = self.job.dataset
-                good.append((row, dataset.__getitems__([key])[0] if self.job.fetch == "all" else dataset[key]))
+                if self.job.fetch == "all":
+                    [sample] = self._read_together([key])
+                else:
+                    sample = self.job.dataset[key]
+                good.append((row, sample))
             except Exception as error:
                 result.failures.append(self._failure(error, row, key, "reading"))
                 if not self.job.keep_going:
@@ -160,6 +166,24 @@ class Worker:
                 self._place(None, row, sample, result)
         else:
             result.overflow.samples.extend(good)  # the batch may be short: the consumer fills it up and collates
+
+    def _read_together(self, keys: Sequence[Any]) -> Any:
+        """What the dataset gives for these keys at once: usually a list with a sample for each.
+
+        Raises:
+            SampleError: it gave something else, where each sample has to be known by its key.
+        """
+        # Always a list of its own: the dataset may change what it is given.
+        asked = keys.given if isinstance(keys, Keys) else list(keys)
+        samples = self.job.dataset.__getitems__(asked)
+        if self.job.is_counted and (_rows_of(samples) is None or len(samples) != len(keys)):
+            found = f"{len(samples)} samples" if _rows_of(samples) is not None else f"a {type(samples).__name__}"
+            raise SampleError(
+                f"{type(self.job.dataset).__name__}.__getitems__ returned {found} for {len(keys)} keys.\n"
+                "  With return_index=True, and with on_error other than 'raise', it must return a list with one sample "
+                "for each key: raise an error for what cannot be read."
+            )
+        return samples
 
     def _do_stream(self, task: Task, result: Result, reading: Callable[[int], bool], *, look: bool) -> None:
         serial = task.keys[0]
@@ -213,12 +237,18 @@ class Worker:
             samples.append(sample)
         return samples
 
-    def _finish(self, task: Task, samples: list[Any], result: Result, reading: Callable[[int], bool]) -> None:
+    def _finish(self, task: Task, samples: Any, result: Result, reading: Callable[[int], bool]) -> None:
         """A whole batch of samples: into rows, or through the user's collate_fn into a parcel."""
         if self.job.collate is None and self.job.batched:
-            writer = self._writer_of(task, len(samples))
+            rows = _rows_of(samples)
+            if rows is None or (self.job.fetch == "all" and len(rows) > len(task.keys)):
+                result.overflow.whole = (samples,)
+                return
+            if self.job.fetch == "all" and len(rows) != len(task.keys):
+                result.rows = len(rows)
+            writer = self._writer_of(task, len(rows))
             with WRITE:
-                for row, sample in enumerate(samples):
+                for row, sample in enumerate(rows):
                     self._place(writer, row, sample, result)
             return
         value = samples if self.job.batched else samples[0]
@@ -264,9 +294,11 @@ class Worker:
     def _writer_of(self, task: Task, rows: int | None = None) -> RowWriter | None:
         if task.spec is None:
             return None
-        if self._writer is None or self._writer[0] != task.ticket:
+        rows = len(task.keys) if rows is None else rows
+        # A batch that is read again can have another number of rows, and then they lie elsewhere.
+        if self._writer is None or self._writer[0] != (task.ticket, rows):
             offsets = [offset for offset, _ in task.blocks]
-            self._writer = task.ticket, RowWriter(task.spec, self._memory, offsets, rows or len(task.keys))
+            self._writer = (task.ticket, rows), RowWriter(task.spec, self._memory, offsets, rows)
         return self._writer[1]
 
     def _enter(self, task: Task, row: int) -> None:
@@ -287,6 +319,16 @@ class Worker:
     def _failure(self, error: Exception, row: int | None, key: Any, doing: str) -> Failure:
         source = describe(self.job.dataset, key) if row is not None else None
         return Failure.of(error, doing, row, key, source)
+
+
+def _rows_of(samples: Any) -> Sequence[Any] | None:
+    """The samples one by one, where the collate function would see no difference; None for anything else."""
+    if type(samples) is list or (type(samples) is np.ndarray and samples.ndim > 0):
+        return list(samples)
+    # Of texts alone torch keeps the container.
+    if type(samples) is tuple and not (samples and isinstance(samples[0], (str, bytes))):
+        return samples
+    return None
 
 
 _END, _PLACED = object(), object()
