@@ -13,6 +13,7 @@ import torch
 import torch.utils.data
 
 from loaders.batch.spec import Field
+from loaders.batch.collate import registered_collation
 from loaders.dataloader.arguments import check_arguments, check_iteration, workers_of
 from loaders.dataloader.auto_workers import Tuner
 from loaders.dataloader.checkpoint import Progress, progress_of, state_of
@@ -326,7 +327,7 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
     def _make_plan(self) -> None:
         """Plan anew if what a plan is made of has changed: torch lets these attributes be set at any time."""
         workers = self.num_workers if self._tuner is None else self._most_workers
-        made_of = (self.collate_fn, workers, self._depth)
+        made_of = (self.collate_fn, workers, self._depth, registered_collation())
         if made_of != self._planned:
             self._planned = made_of
             depth = 1 if workers == 0 else self._depth and self._depth * workers
