@@ -81,6 +81,7 @@ class Dispatch:
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self.cost_s = 0.0  # of one row, moving average; 0 while unknown
+        self.notes: list[str] = []  # of workers, to warn the caller of
         self._open: dict[int, OpenBatch] = {}
         self._closed = False
 
@@ -164,6 +165,7 @@ class Dispatch:
         self._open.pop(batch.task.ticket, None)
 
     def _accept(self, result: Result) -> None:
+        self.notes += result.notes
         batch = self._open.get(result.ticket)
         if batch is None or batch.unreported is None:
             return

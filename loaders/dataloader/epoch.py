@@ -21,7 +21,7 @@ from loaders.errors import BufferMemoryError, WorkerLostError, WorkerTimeoutErro
 from loaders.report.statistics import Measures
 from loaders.timing import events
 from loaders.workers.engine import describe_work
-from loaders.workers.messages import Task
+from loaders.workers.messages import Task, warn_of
 
 if TYPE_CHECKING:
     from loaders.dataloader.loader import DataLoader
@@ -244,6 +244,7 @@ class Epoch(Iterator[Any]):
             if batch is None and not self._open:
                 return None
             if batch is not None and self._is_whole(batch):
+                warn_of(self._dispatch.notes, self._loader._told, stacklevel=3)
                 self._open.remove(batch)
                 self._dispatch.forget(batch)
                 self._plan.learn(batch.overflow.needs, batch.parcel)

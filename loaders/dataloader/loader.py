@@ -163,6 +163,7 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
         self._measures: Measures | None = None  # of the epoch that was begun last
         self._pid = os.getpid()
         self._told_of_held = False
+        self._told: set[str] = set()  # what workers noted
 
     def __iter__(self) -> Any:
         """Begin an epoch."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import traceback
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -249,3 +250,12 @@ def _result(pickled: bytes, buffers: Sequence[Any]) -> Result:
 def _writable(buffer: pickle.PickleBuffer) -> Any:
     raw = buffer.raw()
     return bytearray(raw) if raw.readonly else buffer
+
+
+def warn_of(notes: list[str], told: set[str], *, stacklevel: int) -> None:
+    """Warn the caller of what workers note, of each thing once. Each note is gone before its warning is raised."""
+    while notes:
+        note = notes.pop(0)
+        if note not in told:
+            told.add(note)
+            warnings.warn(note, stacklevel=stacklevel + 1)

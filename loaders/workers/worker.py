@@ -18,7 +18,7 @@ from loaders.datasets.wrapped import bases, describe, resolve
 from loaders.errors import SampleError
 from loaders.randomness.process_generators import ProcessGenerators
 from loaders.randomness.streams import Domain, enter_sample, leave_sample
-from loaders.randomness.transforms import KeyedTransforms
+from loaders.randomness.transforms import Found, KeyedTransforms
 from loaders.timing.stages import COLLATE, WRITE, Clock
 from loaders.workers.messages import Failure, Job, Keys, Parcel, Result, Task
 
@@ -35,14 +35,26 @@ class Worker:
         memory: the buffer that tasks' blocks lie in.
         apart: True where results must leave this process: they are packed into the slot.
         threaded: True where other workers run beside this one in the same process.
+        shared: transforms that these have as well.
     """
 
-    def __init__(self, job: Job, number: int, memory: Any, *, apart: bool, threaded: bool = False) -> None:
+    def __init__(
+        self,
+        job: Job,
+        number: int,
+        memory: Any,
+        *,
+        apart: bool,
+        threaded: bool = False,
+        shared: Sequence[Found] = (),
+    ) -> None:
         self.job = job
         self.number = number
         self._memory = memory
         self._apart = apart
-        self._transforms = KeyedTransforms(job.dataset)
+        self._threaded = threaded
+        self._transforms = KeyedTransforms(job.dataset, job.collate, shared if job.num_workers > 1 else ())
+        self._has_read = False
         # Threads share the process's generators with each other and with the consumer: nothing is promised of them.
         # A stream cannot be read twice, so there every sample is keyed before it is known whether it draws.
         self._generators = ProcessGenerators(shared=not apart, keyed=job.fetch == "stream") if not threaded else None
@@ -53,6 +65,20 @@ class Worker:
 
     def execute(self, task: Task, start: int, stop: int, reading: Callable[[int], bool]) -> Result:
         """Do rows `start` to `stop` of `task`. `reading(row)` is called before each; False ends the run."""
+        result = self._keyed(task, start, stop, reading)
+        if not self._has_read and not result.cancelled:
+            self._has_read = True
+            stream = self.job.fetch == "stream"
+            alone = self.job.num_workers <= 1
+            threaded = self._threaded and not alone
+            if self._transforms.look_again(threaded=threaded, alone=alone, stream=stream) and not stream:
+                result = self._keyed(task, start, stop, reading)
+        if self._transforms.notes:
+            result.notes, self._transforms.notes = tuple(self._transforms.notes), []
+        return result
+
+    def _keyed(self, task: Task, start: int, stop: int, reading: Callable[[int], bool]) -> Result:
+        """Do a run so that what it gives depends on its keys alone."""
         if self._generators is None:
             return self._execute(task, start, stop, reading)
         self._generators.begin()
@@ -313,6 +339,8 @@ class Worker:
     def _enter_collate(self, task: Task) -> None:
         """What is drawn from here on belongs to the batch."""
         enter_sample(task.seed, task.epoch, task.position, Domain.COLLATE)
+        if self._transforms:
+            self._transforms.rekey(task.seed, task.epoch, task.position, Domain.COLLATE)
         if self._generators is not None:
             self._generators.enter(Domain.COLLATE_PROCESS, task.seed, task.epoch, task.position)
 
