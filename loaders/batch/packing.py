@@ -47,7 +47,7 @@ class _Packer(pickle.Pickler):
 
 
 def _is_pickled_by_its_fields(kind: type[Any]) -> bool:
-    own = kind.__reduce__ is not object.__reduce__ or kind.__reduce_ex__ is not object.__reduce_ex__
+    own = any(name in vars(each) for each in kind.__mro__[:-1] for name in ("__reduce__", "__reduce_ex__"))
     return not own and getattr(getattr(kind, "__getnewargs__", None), "__module__", None) == "collections"
 
 

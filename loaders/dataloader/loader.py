@@ -12,8 +12,8 @@ from typing import Any, Literal, TypeVar
 import torch
 import torch.utils.data
 
-from loaders.batch.spec import Field
 from loaders.batch.collate import registered_collation
+from loaders.batch.spec import Field
 from loaders.dataloader.arguments import check_arguments, check_iteration, workers_of
 from loaders.dataloader.auto_workers import Tuner
 from loaders.dataloader.checkpoint import Progress, progress_of, state_of

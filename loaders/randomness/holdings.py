@@ -98,6 +98,8 @@ def _has_attributes(holder: Any) -> bool:
 
 
 def _dict_of(holder: Any) -> dict[str, Any] | None:
+    if isinstance(holder, threading.local):
+        return holder.__dict__  # this thread's
     try:
         found = object.__getattribute__(holder, "__dict__")  # never a proxy's idea of it
     except (AttributeError, TypeError):
@@ -107,13 +109,10 @@ def _dict_of(holder: Any) -> dict[str, Any] | None:
 
 def _slots(kind: type[Any]) -> Iterator[tuple[str, MemberDescriptorType]]:
     for each in kind.__mro__:
-        if each.__flags__ & _HEAP_TYPE:  # made by a class statement
+        if "__slots__" in vars(each):
             yield from (
                 (name, member) for name, member in vars(each).items() if isinstance(member, MemberDescriptorType)
             )
-
-
-_HEAP_TYPE = 1 << 9
 
 
 def _attributes(holder: Any, package: str) -> Iterator[Part]:
@@ -151,16 +150,20 @@ def _function_parts(function: FunctionType, package: str) -> Iterator[Part]:
     for variable, cell in zip(code.co_freevars, function.__closure__ or (), strict=True):
         if variable == "__class__":
             continue  # of `super()`
-        try:
-            yield Part(f" of {name}, variable {variable}", cell.cell_contents, ("cell", variable))
-        except ValueError:
-            continue  # not bound yet
+        yield Part(f" of {name}, variable {variable}", _content(cell), ("cell", variable))
     for number, value in enumerate(function.__defaults__ or ()):
         yield Part(f" of {name}, default {number}", value, ("default", number))
     for keyword, value in (function.__kwdefaults__ or {}).items():
         yield Part(f" of {name}, default {keyword}", value, ("keyword", keyword))
     for path, value in names_in(function, package):
         yield Part(path, value)
+
+
+def _content(cell: CellType) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # not bound yet
+        return None
 
 
 def names_in(function: FunctionType, package: str) -> Iterator[tuple[str, Any]]:
@@ -212,7 +215,7 @@ def with_parts(holder: Any, own: dict[Any, Any]) -> Any:
     """A shallow copy of `holder` that holds `own`, by the keys of its parts; `holder` itself where it has no copy."""
     try:
         return _with_parts(holder, own)
-    except Exception:  # whatever a class of the user's does when it is copied: then this one is shared
+    except Exception:  # noqa: BLE001  whatever a class of the user's does when it is copied: then this one is shared
         return holder
 
 
@@ -229,9 +232,14 @@ def _with_parts(holder: Any, own: dict[Any, Any]) -> Any:
             CellType(own["cell", name]) if ("cell", name) in own else cell
             for name, cell in zip(code.co_freevars, holder.__closure__ or (), strict=True)
         ]
+        itself = [number for number, cell in enumerate(cells) if _content(cell) is holder]
+        for number in itself:
+            cells[number] = CellType()
         defaults = holder.__defaults__ and tuple(mine("default", *pair) for pair in enumerate(holder.__defaults__))
         clone = FunctionType(code, holder.__globals__, holder.__name__, defaults, tuple(cells) or None)
         clone = functools.update_wrapper(clone, holder, updated=())
+        for number in itself:
+            cells[number].cell_contents = clone
         vars(clone).clear()
         vars(clone).update(vars(holder))
         clone.__kwdefaults__ = {
@@ -248,6 +256,8 @@ def _with_parts(holder: Any, own: dict[Any, Any]) -> Any:
         clone = type(holder)(mine("item", *pair) for pair in enumerate(holder))
     else:
         clone = copy.copy(holder)
+        if clone is holder:
+            return holder
         for key, value in own.items():
             if key[0] == "item":
                 clone[key[1]] = value

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import functools
 import inspect
 import pickle
 import random
@@ -46,7 +45,6 @@ def _is_stateful(kind: type[Any]) -> bool:
     return _takes(kind, "set_random_state", 2) or _takes(kind, "set_random_seed", 1)
 
 
-@functools.lru_cache(1024)
 def _takes(kind: type[Any], name: str, count: int) -> bool:
     """Whether the class has a method of that name for so many arguments. One with others is something else."""
     method = getattr(kind, name, None)
@@ -68,7 +66,7 @@ def _is_bound(kind: type[Any], name: str) -> bool:
 def _is_generator(value: Any) -> bool:
     torch = sys.modules.get("torch")
     if isinstance(value, (np.random.Generator, np.random.RandomState, random.Random)):
-        shared = (random._inst, np.random.mtrand._rand)  # type: ignore[attr-defined]  # in no stubs
+        shared = (vars(random)["_inst"], np.random.mtrand._rand)
         return not any(value is each for each in shared) and not isinstance(value, random.SystemRandom)
     kind = getattr(torch, "Generator", None)
     return kind is not None and isinstance(value, kind) and value is not getattr(torch, "default_generator", None)
@@ -109,7 +107,9 @@ class Search:
             is_code = isinstance(value, (FunctionType, staticmethod, classmethod, property))
             if reads and isinstance(value, FunctionType):
                 named = names_in(value, package)
-                self.makers += [(value.__qualname__, each) for _, each in named if isinstance(each, type) and _is_stateful(each)]
+                self.makers += [
+                    (value.__qualname__, each) for _, each in named if isinstance(each, type) and _is_stateful(each)
+                ]
             for part in parts(value, package):
                 # Functions that are held are called for samples; of methods those that Python calls.
                 reading = reads if is_code else part.path.rpartition(".")[2] in _READING
@@ -174,7 +174,7 @@ class KeyedTransforms:
                 continue
             try:
                 keyed.rekey(domain, seed, epoch, position, stream)
-            except Exception as error:  # a method of that name that is for something else
+            except Exception as error:  # noqa: BLE001  told below: a method of that name that is for something else
                 keyed.refuses = True
                 self.notes.append(_REFUSED.format(keyed.path, type(keyed.transform).__name__, error))
 
@@ -197,8 +197,8 @@ class KeyedTransforms:
         if threaded:
             self.notes += [_SHARED.format(found.path, _kind(found)) for found in late if not found.local]
         kinds = tuple({type(found.value) for found in search.transforms})
-        makers = dict.fromkeys((name, kind.__name__) for name, kind in search.makers if not issubclass(kind, kinds))
-        self.notes += [_MADE.format(*each) for each in makers]
+        makers = {name: kind.__name__ for name, kind in reversed(search.makers) if not issubclass(kind, kinds)}
+        self.notes += [_MADE.format(*each) for each in makers.items()]
         if not (alone or stream):
             self.notes += [
                 _DRAWN.format(found.path, _kind(found))

@@ -125,7 +125,9 @@ def test_no_batch_that_is_held_changes_when_more_samples_come_than_fit(how: dict
 @every_engine
 def test_padded_and_ragged_fields_keep_their_places_when_fewer_samples_come(how: dict[str, Any]) -> None:
     def make(keys: list[int]) -> list[Any]:
-        return [{"a": np.full(key % 3 + 1, key), "b": np.full((key % 2 + 1, 2), key)} for key in keys if key % 3 or key < 4]
+        return [
+            {"a": np.full(key % 3 + 1, key), "b": np.full((key % 2 + 1, 2), key)} for key in keys if key % 3 or key < 4
+        ]
 
     fields = {"a": Field(pad=-1), "b": Field(ragged=True)}
     for number, batch in enumerate(DataLoader(Together(make), 4, fields=fields, **how)):

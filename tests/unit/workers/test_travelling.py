@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
+from support.parity import ENGINES
 
 from loaders import DataLoader, Field
 from loaders.batch.packing import pack, unpack
 from loaders.errors import FieldDtypeError
 from loaders.workers.messages import Result
-from support.parity import ENGINES
 
 # What torch says of its newer kinds.
 pytestmark = [
@@ -25,7 +25,16 @@ DTYPES = [
     name
     for name in (
         *("uint16", "uint32", "uint64", "complex32", "bfloat16", "float16", "float8_e4m3fn", "float8_e5m2"),
-        *("float8_e4m3fnuz", "float8_e5m2fnuz", "float8_e8m0fnu", "float4_e2m1fn_x2", "bits8", "bits16", "uint4", "int4"),
+        *(
+            "float8_e4m3fnuz",
+            "float8_e5m2fnuz",
+            "float8_e8m0fnu",
+            "float4_e2m1fn_x2",
+            "bits8",
+            "bits16",
+            "uint4",
+            "int4",
+        ),
     )
     if hasattr(torch, name)
 ]
