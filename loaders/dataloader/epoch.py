@@ -18,6 +18,7 @@ from loaders.dataloader.dispatch import Dispatch, OpenBatch, new_ticket
 from loaders.dataloader.on_error import Skipping, Substituting
 from loaders.dataloader.plan import Plan
 from loaders.errors import BufferMemoryError, WorkerLostError, WorkerTimeoutError
+from loaders.randomness.ranks import drawing_rank
 from loaders.report.statistics import Measures
 from loaders.timing import events
 from loaders.workers.engine import describe_work
@@ -55,7 +56,7 @@ class Epoch(Iterator[Any]):
         self._keys = keys
         self.progress = progress
         self._seed = seed
-        self._rank, self._ranks = world_of(inner_sampler(loader)) if keys is not None else (0, 1)
+        self._rank, self._ranks = drawing_rank(*(world_of(inner_sampler(loader)) if keys is not None else (0, 1)))
         self._first = progress.keys
         if keys is None and not progress.lanes:
             progress.lanes, progress.streams = [0] * dispatch.engine.num_workers, [None] * dispatch.engine.num_workers
@@ -198,7 +199,7 @@ class Epoch(Iterator[Any]):
         serial, lane = self._lanes[self._lane], self._lane
         rows = self._plan.room
         # Each worker has a stream of its own: so has the randomness of its samples.
-        batch = self._new_batch([serial], (lane << 40) + serial * rows, rows)
+        batch = self._new_batch([serial], self._rank + ((lane << 40) + serial * rows) * self._ranks, rows)
         batch.lane, batch.task.resume = lane, self._bases[lane]
         self._lanes[lane] += 1
         self._lane = (lane + 1) % len(self._lanes)

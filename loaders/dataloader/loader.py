@@ -27,6 +27,7 @@ from loaders.memory.accelerator import open_accelerator
 from loaders.memory.arena import Arena
 from loaders.memory.device_reads import Reader
 from loaders.memory.slots import SlotPool
+from loaders.randomness.ranks import drawing_rank
 from loaders.randomness.streams import Domain, keyed_word
 from loaders.report.report import Report, report_of
 from loaders.report.statistics import Measures
@@ -289,7 +290,7 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
         progress = self._progress
         if progress is None or self._sample_seed is None:
             return None
-        rank, ranks = world_of(inner_sampler(self))
+        rank, ranks = drawing_rank(*world_of(inner_sampler(self)))
         # Of map-style datasets the position of its first sample in the epoch: also after resuming on other ranks.
         number = progress.first if self._plan.fetch != "stream" else progress.batches - 1
         return self._sample_seed, progress.epoch, number * ranks + rank

@@ -27,7 +27,14 @@ _ATOMS = (str, bytes, bytearray, int, float, complex, bool, type(None), np.ndarr
 _BUILDERS = {"__init__", "__new__", "__post_init__", "__setstate__", "__init_subclass__", "__class_getitem__"}
 # Where installed packages lie, and what is looked through by name alone: neither holds a pipeline of the user's.
 _INSTALLED = ("site-packages", "dist-packages")
-_LIBRARIES = sys.stdlib_module_names | {"loaders", "torch", "torchvision", "numpy", "albumentations", "datasets"}
+_LIBRARIES = sys.stdlib_module_names - {"__main__"} | {
+    "loaders",
+    "torch",
+    "torchvision",
+    "numpy",
+    "albumentations",
+    "datasets",
+}
 
 
 class Part(NamedTuple):
@@ -202,10 +209,8 @@ def _is_users(module: Any, package: str) -> bool:
     if not isinstance(module, str):
         return False
     top = module.partition(".")[0]
-    if top in _LIBRARIES:
-        return top in ("__main__", "__mp_main__")
-    if top in ("__mp_main__", package):
-        return True
+    if top in _LIBRARIES or top in ("__main__", "__mp_main__", package):
+        return top not in _LIBRARIES
     found = sys.modules.get(top)
     file = getattr(found, "__file__", None) or next(iter(getattr(found, "__path__", ())), None)
     return not any(folder in str(file) for folder in _INSTALLED)

@@ -7,9 +7,10 @@ import importlib.machinery
 import random
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from types import ModuleType
+from types import FrameType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -42,6 +43,7 @@ _process: WorkerInfo | None = None
 
 def worker_info() -> WorkerInfo | None:
     """The worker that calls, in a process or a thread of a `loaders.DataLoader`; None outside of one."""
+    _thread.has_asked = True
     info: WorkerInfo | None = getattr(_thread, "info", None)
     return info or _process
 
@@ -66,6 +68,39 @@ def set_worker_info(info: WorkerInfo, *, process: bool) -> None:
         _tell_torch(module, info)
     else:
         sys.meta_path.insert(0, _LateTorch(info))
+
+
+@contextmanager
+def asking_torch() -> Iterator[list[str]]:
+    """While this thread reads the start of a stream: whether the stream asks torch, and not us, who reads it.
+
+    torch's `get_worker_info()` knows of no threads: a stream that splits itself by its answer is read whole by each.
+
+    Yields:
+        A list that holds the name of what asked torch once that is known, after the context.
+    """
+    module = sys.modules.get(_TORCH_WORKER)
+    asked: list[str] = []
+    if module is None:
+        yield asked
+        return
+    askers: list[str] = []
+    code, before = module.get_worker_info.__code__, sys.getprofile()
+
+    def look(frame: FrameType, event: Any, argument: Any) -> None:
+        if event == "call" and frame.f_code is code and frame.f_back is not None:
+            askers.append(f"{frame.f_back.f_globals.get('__name__')}.{frame.f_back.f_code.co_name}")
+        if before is not None:
+            before(frame, event, argument)
+
+    _thread.has_asked = False
+    sys.setprofile(look)
+    try:
+        yield asked
+    finally:
+        sys.setprofile(before)
+        if not _thread.has_asked:
+            asked += askers[:1]
 
 
 def _tell_torch(module: ModuleType, info: WorkerInfo) -> None:

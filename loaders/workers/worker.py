@@ -7,6 +7,7 @@ was lost with its worker is executed again, by anyone.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -20,8 +21,13 @@ from loaders.randomness.process_generators import ProcessGenerators
 from loaders.randomness.streams import Domain, enter_sample, leave_sample
 from loaders.randomness.transforms import Found, KeyedTransforms
 from loaders.timing.stages import COLLATE, WRITE, Clock
+from loaders.workers.info import asking_torch
 from loaders.workers.messages import Failure, Job, Keys, Parcel, Result, Task
 
+_WHOLE = (
+    "{} asks torch.utils.data.get_worker_info() who reads the stream, which knows of no threads: each of the {} reads "
+    "all of it. Use worker_method='process', or split it by loaders.worker_info()."
+)
 # Stands for a row while the worker is in the user's collate_fn: no single sample is at fault then.
 COLLATING = -2
 
@@ -65,17 +71,24 @@ class Worker:
 
     def execute(self, task: Task, start: int, stop: int, reading: Callable[[int], bool]) -> Result:
         """Do rows `start` to `stop` of `task`. `reading(row)` is called before each; False ends the run."""
-        result = self._keyed(task, start, stop, reading)
-        if not self._has_read and not result.cancelled:
-            self._has_read = True
-            stream = self.job.fetch == "stream"
-            alone = self.job.num_workers <= 1
-            threaded = self._threaded and not alone
-            if self._transforms.look_again(threaded=threaded, alone=alone, stream=stream) and not stream:
-                result = self._keyed(task, start, stop, reading)
+        result = self._keyed(task, start, stop, reading) if self._has_read else self._first(task, start, stop, reading)
         if self._transforms.notes:
             result.notes, self._transforms.notes = tuple(self._transforms.notes), []
         return result
+
+    def _first(self, task: Task, start: int, stop: int, reading: Callable[[int], bool]) -> Result:
+        """The first run of this worker, from which it learns how the dataset behaves."""
+        stream, several = self.job.fetch == "stream", self.job.num_workers > 1
+        threaded = self._threaded and several
+        watch: AbstractContextManager[list[str]] = asking_torch() if threaded and stream else nullcontext([])
+        with watch as asked:
+            result = self._keyed(task, start, stop, reading)
+        self._transforms.notes += [_WHOLE.format(name, self.job.num_workers) for name in asked]
+        if result.cancelled:
+            return result
+        self._has_read = True
+        more = self._transforms.look_again(threaded=threaded, alone=not several, stream=stream)
+        return self._keyed(task, start, stop, reading) if more and not stream else result
 
     def _keyed(self, task: Task, start: int, stop: int, reading: Callable[[int], bool]) -> Result:
         """Do a run so that what it gives depends on its keys alone."""
