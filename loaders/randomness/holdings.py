@@ -22,7 +22,7 @@ from loaders.nested import rebuild
 
 # Longer lists and dicts are data; transforms come in short ones, near the dataset.
 _MANY = 1000
-_ATOMS = (str, bytes, bytearray, int, float, complex, bool, type(None), np.ndarray, np.dtype, CodeType, range)
+_ATOMS = (str, bytes, bytearray, int, float, complex, bool, type(None), np.dtype, CodeType, range)
 # These run before anything is read.
 _BUILDERS = {"__init__", "__new__", "__post_init__", "__setstate__", "__init_subclass__", "__class_getitem__"}
 # Where installed packages lie, and what is looked through by name alone: neither holds a pipeline of the user's.
@@ -41,8 +41,7 @@ class Part(NamedTuple):
     """What an object holds.
 
     Attributes:
-        path: what to call it, appended to what the holder is called; a path of its own where it does not begin with
-            one of ".[(".
+        path: what to call it, appended to what the holder is called; of globals and classes it is a whole one.
         value: what is held.
         key: for `with_parts`; None where the holder cannot be given another.
         local: True where each thread has its own.
@@ -61,13 +60,18 @@ def parts(holder: Any, package: str) -> list[Part]:
         holder: anything.
         package: the top package of the user's code. Of other installed packages neither classes nor code are looked at.
     """
-    return [part for part in _parts(holder, package) if type(part.value) not in _ATOMS]
+    return [part for part in _parts(holder, package) if type(part.value) not in _ATOMS and not _is_data(part.value)]
+
+
+def _is_data(value: Any) -> bool:
+    return isinstance(value, np.ndarray) and not value.dtype.hasobject
 
 
 def _parts(holder: Any, package: str) -> Iterator[Part]:
     if isinstance(holder, type):
         if _is_users(holder.__module__, package):
             yield from _class_parts(holder, package, f"{holder.__qualname__}.", set())
+            yield from _class_parts(type(holder), package, f"{holder.__qualname__}.", set())
         return
     if isinstance(holder, ModuleType):
         return
@@ -84,6 +88,9 @@ def _parts(holder: Any, package: str) -> Iterator[Part]:
         yield Part("", holder.func, "func")
         yield from (Part(f"({number})", value, ("args", number)) for number, value in enumerate(holder.args))
         yield from (Part(f"({name}=)", value, ("keywords", name)) for name, value in holder.keywords.items())
+    elif isinstance(holder, np.ndarray):
+        if holder.size <= _MANY and holder.dtype == object:
+            yield from (Part(f"[{number}]", value) for number, value in enumerate(holder.flat))
     elif isinstance(holder, weakref.ref):
         yield Part("", holder())
     elif isinstance(holder, (list, tuple, deque, set, frozenset)):
@@ -132,6 +139,8 @@ def _attributes(holder: Any, package: str) -> Iterator[Part]:
         except AttributeError:
             continue  # not filled
     if not isinstance(holder, (FunctionType, MethodType)):
+        if type(type(holder)) is not type:
+            yield Part("", type(holder))  # for what its own class, a metaclass, holds
         yield from _class_parts(type(holder), package, ".", set(own))
 
 
@@ -162,7 +171,7 @@ def _function_parts(function: FunctionType, package: str) -> Iterator[Part]:
         yield Part(f" of {name}, default {number}", value, ("default", number))
     for keyword, value in (function.__kwdefaults__ or {}).items():
         yield Part(f" of {name}, default {keyword}", value, ("keyword", keyword))
-    for path, value in names_in(function, package):
+    for path, value in _names_in(function, package):
         yield Part(path, value)
 
 
@@ -173,12 +182,14 @@ def _content(cell: CellType) -> Any:
         return None
 
 
-def names_in(function: FunctionType, package: str) -> Iterator[tuple[str, Any]]:
+def _names_in(function: FunctionType, package: str) -> Iterator[tuple[str, Any]]:
     """(path, value) of the globals that a function of the user's names, and of the attributes of modules among them."""
     module = function.__globals__.get("__name__", "")
     if not _is_users(module, package):
         return
     names = dict.fromkeys(_names_of(function.__code__))
+    if names.keys() & {"globals", "getattr", "vars", "eval"}:
+        names |= dict.fromkeys(_texts_of(function.__code__))
     spaces: list[tuple[str, dict[str, Any]]] = [(module, function.__globals__)]
     # What is imported where it is used is in no namespace of the function's.
     spaces += [(name, vars(sys.modules[name])) for name in names if _is_users(name, package) and name in sys.modules]
@@ -201,6 +212,14 @@ def _names_of(code: CodeType) -> Iterator[str]:
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
             yield from _names_of(constant)
+
+
+def _texts_of(code: CodeType) -> Iterator[str]:
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _texts_of(constant)
+        elif isinstance(constant, str):
+            yield constant
 
 
 @functools.lru_cache(1024)

@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import pickle
 import random
 import sys
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from types import FunctionType
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from loaders.randomness.holdings import names_in, parts, with_parts
+from loaders.randomness.calls import Called
+from loaders.randomness.holdings import parts, with_parts
+from loaders.randomness.signatures import is_stateful, takes
 from loaders.randomness.streams import Domain, KeyedGenerator
 
 # A search ends here: whatever holds more objects holds data.
 _MANY = 20_000
 _LEVELS = 16
-# What of an object's methods is run for a sample.
-_JOINED = tuple(".[( ")
-_READING = ("__getitem__", "__getitems__", "__iter__", "__next__", "__call__")
+# A part's path that begins with one of these goes on from its holder's.
+_JOINED = ("", ".", "[", "(", " ")
 
 
 class Found(NamedTuple):
@@ -38,29 +37,6 @@ class Found(NamedTuple):
     path: str
     value: Any
     local: bool
-
-
-def _is_stateful(kind: type[Any]) -> bool:
-    # Asked of the type: objects that answer to any name, such as proxies, are no transforms.
-    return _takes(kind, "set_random_state", 2) or _takes(kind, "set_random_seed", 1)
-
-
-def _takes(kind: type[Any], name: str, count: int) -> bool:
-    """Whether the class has a method of that name for so many arguments. One with others is something else."""
-    method = getattr(kind, name, None)
-    if not callable(method):
-        return False
-    try:
-        inspect.signature(method).bind(*[None] * (count if _is_bound(kind, name) else count + 1))
-    except TypeError:
-        return False
-    except ValueError:  # written in C, and silent about it
-        return True
-    return True
-
-
-def _is_bound(kind: type[Any], name: str) -> bool:
-    return isinstance(inspect.getattr_static(kind, name), (staticmethod, classmethod))
 
 
 def _is_generator(value: Any) -> bool:
@@ -81,22 +57,20 @@ class Search:
     Attributes:
         transforms: that can be keyed, in an order that depends on nothing but the roots.
         generators: that a sample may draw from, which nobody keys.
-        makers: (function, class) where code that reads samples names a class of transforms, probably to make one.
     """
 
     def __init__(self, roots: dict[str, Any]) -> None:
         self.transforms: list[Found] = []
         self.generators: list[Found] = []
-        self.makers: list[tuple[str, type[Any]]] = []
         package = _package_of(roots["dataset"])
         seen: dict[int, Any] = {}  # held, so that an id stays that of one object
-        ahead = deque((path, root, False, True) for path, root in roots.items())
+        ahead = deque((path, root, False) for path, root in roots.items())
         while ahead and len(seen) < _MANY:
-            path, value, local, reads = ahead.popleft()
+            path, value, local = ahead.popleft()
             if id(value) in seen:
                 continue
             seen[id(value)] = value
-            if _is_stateful(type(value)):
+            if is_stateful(type(value)):
                 self.transforms.append(Found(path, value, local))
                 continue
             if _is_generator(value):
@@ -104,17 +78,9 @@ class Search:
                 continue
             if isinstance(value, KeyedGenerator) or getattr(type(value), "keys_itself", False):
                 continue
-            is_code = isinstance(value, (FunctionType, staticmethod, classmethod, property))
-            if reads and isinstance(value, FunctionType):
-                named = names_in(value, package)
-                self.makers += [
-                    (value.__qualname__, each) for _, each in named if isinstance(each, type) and _is_stateful(each)
-                ]
             for part in parts(value, package):
-                # Functions that are held are called for samples; of methods those that Python calls.
-                reading = reads if is_code else part.path.rpartition(".")[2] in _READING
                 below = path + part.path if part.path[:1] in _JOINED else part.path
-                ahead.append((below, part.value, local or part.local, reading or part.key is not None))
+                ahead.append((below, part.value, local or part.local))
 
 
 @dataclass
@@ -158,7 +124,7 @@ class KeyedTransforms:
 
     def _take(self, search: Search) -> None:
         self._found = [
-            _Keyed(path, each, KeyedGenerator(), _takes(type(each), "set_random_state", 2))
+            _Keyed(path, each, KeyedGenerator(), takes(type(each), "set_random_state", 2))
             for path, each, _ in search.transforms
         ]
         self._drawn_from = {id(found.value): _print_of(found.value) for found in search.generators}
@@ -178,10 +144,11 @@ class KeyedTransforms:
                 keyed.refuses = True
                 self.notes.append(_REFUSED.format(keyed.path, type(keyed.transform).__name__, error))
 
-    def look_again(self, *, threaded: bool, alone: bool, stream: bool) -> bool:
+    def look_again(self, called: Sequence[Called], *, threaded: bool, alone: bool, stream: bool) -> bool:
         """Search once more, after the first samples were read: some code makes its transforms only then.
 
         Args:
+            called: the transforms that were called.
             threaded: True where other threads read the same dataset.
             alone: True where nobody else reads: then a generator of the dataset's is not drawn from in two places.
             stream: True where what was read cannot be read again.
@@ -196,9 +163,9 @@ class KeyedTransforms:
             self.notes += [_LATE.format(found.path, _kind(found)) for found in late]
         if threaded:
             self.notes += [_SHARED.format(found.path, _kind(found)) for found in late if not found.local]
-        kinds = tuple({type(found.value) for found in search.transforms})
-        makers = {name: kind.__name__ for name, kind in reversed(search.makers) if not issubclass(kind, kinds)}
-        self.notes += [_MADE.format(*each) for each in makers.items()]
+        reached = {id(found.value) for found in search.transforms}
+        unreached = {each.where: each for each in called if id(each.transform) not in reached}
+        self.notes += [_UNREACHED.format(each.where, type(each.transform).__name__) for each in unreached.values()]
         if not (alone or stream):
             self.notes += [
                 _DRAWN.format(found.path, _kind(found))
@@ -215,7 +182,11 @@ _ADVICE = "What it draws depends on who reads which sample"
 _SHARED = "{} ({}) is shared by all worker threads, which mix up its random state. Hold it in the dataset itself."
 _REFUSED = "{} ({}) refuses a seed: {}. " + _ADVICE + "; draw from loaders.sample_rng()."
 _LATE = "{} ({}) was made while the first batch was read, whose random numbers it drew unkeyed. Make it in __init__."
-_MADE = "{} makes a {} while it reads. " + _ADVICE + ": make it once, in the dataset's __init__."
+_UNREACHED = (
+    "{} calls a {} that is made for this sample alone, or held where the loader does not find it. "
+    + _ADVICE
+    + ": hold it in an attribute of the dataset."
+)
 _DRAWN = "{} ({}) was drawn from while samples were read. " + _ADVICE + ": draw from loaders.sample_rng()."
 
 
@@ -253,7 +224,7 @@ def with_own_transforms(dataset: Any, collate: Any = None) -> tuple[Any, Any, li
 
 def _own(holder: Any, package: str, seen: set[int], copies: dict[int, Any], levels: int = _LEVELS) -> Any:
     """`holder`, or a copy of it if there are transforms below it."""
-    if _is_stateful(type(holder)) or isinstance(holder, KeyedGenerator):
+    if is_stateful(type(holder)) or isinstance(holder, KeyedGenerator):
         return copy.deepcopy(holder, copies)  # the same copy wherever it is met again
     if id(holder) in seen or not levels:
         return copies.get(id(holder), holder)

@@ -7,10 +7,9 @@ import importlib.machinery
 import random
 import sys
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from types import FrameType, ModuleType
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -70,37 +69,14 @@ def set_worker_info(info: WorkerInfo, *, process: bool) -> None:
         sys.meta_path.insert(0, _LateTorch(info))
 
 
-@contextmanager
-def asking_torch() -> Iterator[list[str]]:
-    """While this thread reads the start of a stream: whether the stream asks torch, and not us, who reads it.
-
-    torch's `get_worker_info()` knows of no threads: a stream that splits itself by its answer is read whole by each.
-
-    Yields:
-        A list that holds the name of what asked torch once that is known, after the context.
-    """
-    module = sys.modules.get(_TORCH_WORKER)
-    asked: list[str] = []
-    if module is None:
-        yield asked
-        return
-    askers: list[str] = []
-    code, before = module.get_worker_info.__code__, sys.getprofile()
-
-    def look(frame: FrameType, event: Any, argument: Any) -> None:
-        if event == "call" and frame.f_code is code and frame.f_back is not None:
-            askers.append(f"{frame.f_back.f_globals.get('__name__')}.{frame.f_back.f_code.co_name}")
-        if before is not None:
-            before(frame, event, argument)
-
+def forget_questions() -> None:
+    """From here on `has_asked` tells of what comes."""
     _thread.has_asked = False
-    sys.setprofile(look)
-    try:
-        yield asked
-    finally:
-        sys.setprofile(before)
-        if not _thread.has_asked:
-            asked += askers[:1]
+
+
+def has_asked() -> bool:
+    """Whether this thread has called `worker_info()`."""
+    return bool(_thread.has_asked)
 
 
 def _tell_torch(module: ModuleType, info: WorkerInfo) -> None:

@@ -7,7 +7,6 @@ was lost with its worker is executed again, by anyone.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -17,11 +16,12 @@ from loaders.batch.rows import RowWriter
 from loaders.batch.spec import BatchSpec
 from loaders.datasets.wrapped import bases, describe, resolve
 from loaders.errors import SampleError
+from loaders.randomness.calls import Calls
 from loaders.randomness.process_generators import ProcessGenerators
 from loaders.randomness.streams import Domain, enter_sample, leave_sample
 from loaders.randomness.transforms import Found, KeyedTransforms
 from loaders.timing.stages import COLLATE, WRITE, Clock
-from loaders.workers.info import asking_torch
+from loaders.workers.info import forget_questions, has_asked
 from loaders.workers.messages import Failure, Job, Keys, Parcel, Result, Task
 
 _WHOLE = (
@@ -80,14 +80,16 @@ class Worker:
         """The first run of this worker, from which it learns how the dataset behaves."""
         stream, several = self.job.fetch == "stream", self.job.num_workers > 1
         threaded = self._threaded and several
-        watch: AbstractContextManager[list[str]] = asking_torch() if threaded and stream else nullcontext([])
-        with watch as asked:
+        forget_questions()
+        with Calls() as calls:
             result = self._keyed(task, start, stop, reading)
-        self._transforms.notes += [_WHOLE.format(name, self.job.num_workers) for name in asked]
+        # torch's `get_worker_info()` knows of no threads: a stream that splits itself by it is read whole by each.
+        if threaded and stream and calls.asked and not has_asked():
+            self._transforms.notes.append(_WHOLE.format(calls.asked[0], self.job.num_workers))
         if result.cancelled:
             return result
         self._has_read = True
-        more = self._transforms.look_again(threaded=threaded, alone=not several, stream=stream)
+        more = self._transforms.look_again(calls.transforms, threaded=threaded, alone=not several, stream=stream)
         return self._keyed(task, start, stop, reading) if more and not stream else result
 
     def _keyed(self, task: Task, start: int, stop: int, reading: Callable[[int], bool]) -> Result:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import random
 import threading
 import weakref
 from collections import deque
@@ -251,7 +252,9 @@ class Making(Augmented):
         super().__init__(lambda index: None)
 
     def __getitem__(self, index: int) -> Any:
-        return {"index": index, "draws": np.array(Noise().generator.random())}
+        noise = Noise()
+        noise.set_random_state(np.random.default_rng(), random.Random())
+        return {"index": index, "draws": np.array(noise())}
 
 
 class Drawing(Augmented):
