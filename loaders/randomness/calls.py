@@ -33,22 +33,27 @@ class Calls:
         self.transforms: list[Called] = []
         self.asked: list[str] = []
         self._seen: set[int] = set()
+        self._opener: FrameType | None = None
         module = sys.modules.get("torch.utils.data._utils.worker")
         self._get_worker_info: CodeType | None = module.get_worker_info.__code__ if module is not None else None
 
     def __enter__(self) -> Calls:
         if sys.getprofile() is None:
+            self._opener = sys._getframe(1)
             sys.setprofile(self._look)
         return self
 
     def __exit__(self, *error: object) -> None:
         if sys.getprofile() == self._look:
             sys.setprofile(None)
+        self._opener = None
 
     def _look(self, frame: FrameType, event: str, argument: Any) -> None:
-        code = frame.f_code
+        if event == "return" and frame is self._opener:
+            sys.setprofile(None)  # an interrupt came before the block was entered, or before it was left
         if event != "call":
             return
+        code = frame.f_code
         if code is self._get_worker_info:
             self.asked.append(_where(frame.f_back))
         elif code.co_name == "__call__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 import warnings
 from types import SimpleNamespace
 from typing import Any
@@ -17,6 +18,7 @@ from support.pipelines import GLOBALS, PLACES, SHARED, Augmented, Bare, Drawing,
 from torch.utils.data import IterableDataset
 
 from loaders import DataLoader
+from loaders.randomness.calls import Calls
 from loaders.randomness.transforms import KeyedTransforms, Search, with_own_transforms
 
 pytestmark = [
@@ -335,3 +337,37 @@ def test_no_property_or_method_of_the_users_is_called() -> None:
 
     touchy: Any = Touchy()
     assert Search({"dataset": Augmented(lambda index: touchy)}).transforms == []
+
+
+def test_an_interrupt_on_the_way_into_the_block_leaves_no_profiler_behind() -> None:
+    def interrupted() -> None:
+        Calls().__enter__()
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert sys.getprofile() is None
+
+
+def test_what_a_keyed_pipeline_calls_is_answered_for_by_it() -> None:
+    inner = Noise()
+
+    class Outer(Noise):
+        def __call__(self) -> Any:
+            return inner()
+
+    outer = Outer()
+
+    class OfItself:
+        keys_itself = True
+
+        def __call__(self) -> Any:
+            return outer()
+
+    inner.set_random_state(np.random.default_rng(0), random.Random(0))
+    with Calls() as calls:
+        OfItself()()
+    assert calls.transforms == []
+    with Calls() as calls:
+        outer()
+    assert [each.transform for each in calls.transforms] == [outer]
