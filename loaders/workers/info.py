@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-# torch keeps the record of its own workers here. It is the one private name of torch that the library touches: there
-# is no public way to make `get_worker_info()` answer.
+# torch keeps the record of its own workers here. Besides the table of `default_collate`, which torch documents, it is
+# the one private name of torch that the library touches: there is no public way to make `get_worker_info()` answer.
 _TORCH_WORKER = "torch.utils.data._utils.worker"
 
 

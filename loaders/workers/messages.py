@@ -46,11 +46,6 @@ class Job:
     init: Callable[[int], None] | None
     indexed: bool = False
 
-    @property
-    def is_counted(self) -> bool:
-        """Whether a sample is wanted for each key: else `__getitems__` may give fewer or more, as in torch."""
-        return self.indexed or self.keep_going
-
 
 class Keys(list[Any]):
     """The keys of one batch, where the batch sampler gave something else than a list of them.
@@ -237,19 +232,13 @@ class Result:
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Packed: torch cannot pickle tensors of all its dtypes, and pickles whole storages.
-        pickled, buffers = pack(self.__dict__)
-        return _result, (pickled, [_writable(buffer) for buffer in buffers])
+        return _result, pack(self.__dict__)
 
 
 def _result(pickled: bytes, buffers: Sequence[Any]) -> Result:
     result = object.__new__(Result)
     result.__dict__.update(unpack(pickled, buffers))
     return result
-
-
-def _writable(buffer: pickle.PickleBuffer) -> Any:
-    raw = buffer.raw()
-    return bytearray(raw) if raw.readonly else buffer
 
 
 def warn_of(notes: list[str], told: set[str], *, stacklevel: int) -> None:

@@ -217,8 +217,10 @@ class Worker:
         # Always a list of its own: the dataset may change what it is given.
         asked = keys.given if isinstance(keys, Keys) else list(keys)
         samples = self.job.dataset.__getitems__(asked)
-        if self.job.is_counted and (_rows_of(samples) is None or len(samples) != len(keys)):
-            found = f"{len(samples)} samples" if _rows_of(samples) is not None else f"a {type(samples).__name__}"
+        rows = _rows_of(samples)
+        taken_apart, counted = self.job.keep_going, self.job.indexed or self.job.keep_going
+        if (taken_apart and rows is None) or (counted and rows is not None and len(rows) != len(keys)):
+            found = f"{len(rows)} samples" if rows is not None else f"a {type(samples).__name__}"
             raise SampleError(
                 f"{type(self.job.dataset).__name__}.__getitems__ returned {found} for {len(keys)} keys.\n"
                 "  With return_index=True, and with on_error other than 'raise', it must return a list with one sample "

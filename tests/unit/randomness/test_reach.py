@@ -19,6 +19,7 @@ from torch.utils.data import IterableDataset
 
 from loaders import DataLoader
 from loaders.randomness.calls import Calls
+from loaders.randomness.streams import Domain, KeyedGenerator
 from loaders.randomness.transforms import KeyedTransforms, Search, with_own_transforms
 
 pytestmark = [
@@ -278,13 +279,15 @@ def test_a_transform_of_the_collate_fn_is_keyed_by_the_batch() -> None:
     inline = draws(numbers, "inline", collate_fn=mix)
     assert len({tuple(row) for row in inline}) == pipelines.N // 4
     assert all(draws(numbers, engine, collate_fn=mix) == inline for engine in ENGINES)
+    for row in range(0, pipelines.N, 4):
+        generator = KeyedGenerator().rekey(Domain.COLLATE, 7, 0, row, 1)
+        generator.bit_generator.random_raw()  # the seed of the Python generator
+        assert inline[row][0] == pytest.approx(generator.random())  # float32 in the batch
 
 
 def test_a_sample_and_its_batch_draw_apart() -> None:
     noise = Noise()
     transforms = KeyedTransforms(Augmented(noise), lambda samples: noise())
-    from loaders.randomness.streams import Domain
-
     transforms.rekey(1, 2, 3)
     sample = noise()
     transforms.rekey(1, 2, 3, Domain.COLLATE)

@@ -138,13 +138,20 @@ def test_padded_and_ragged_fields_keep_their_places_when_fewer_samples_come(how:
 
 
 def test_a_run_that_is_done_again_because_it_drew_may_give_another_number_of_samples() -> None:
-    def make(keys: list[int]) -> list[Any]:
-        kept = 2 + int(np.random.rand() * 3)
-        return [{"a": np.full(3, key)} for key in keys[:kept]]
+    calls: list[int] = []
 
-    loader = DataLoader(Together(make), 6, fields={"a": Field(ragged=True)}, seed=1)
-    for number, batch in enumerate(loader):
-        assert [a.tolist() for a in batch["a"]] == [[6 * number + row] * 3 for row in range(len(batch["a"]))]
+    def make(keys: list[int]) -> list[Any]:
+        calls.append(keys[0])
+        if keys[0] == 10:  # the first that draws: it is done again with keys
+            np.random.rand()
+        return [{"a": np.full(3, key)} for key in keys[: 10 - calls.count(keys[0])]]
+
+    fields = {"a": Field(ragged=True)}
+    batches = [[a.tolist() for a in batch["a"]] for batch in DataLoader(Together(make, 40), 10, fields=fields)]
+    assert calls == [0, 10, 10, 20, 30]
+    assert batches == [
+        [[key] * 3 for key in range(first, first + count)] for first, count in [(0, 9), (10, 8), (20, 9), (30, 9)]
+    ]
 
 
 @every_engine
@@ -159,14 +166,19 @@ def test_a_state_counts_keys_not_samples(how: dict[str, Any]) -> None:
 
 
 @every_engine
-@pytest.mark.parametrize("arguments", [{"return_index": True}], ids=["return_index"])
-@pytest.mark.parametrize("what", ["fewer", "more", "a tuple of texts"])
-def test_where_each_sample_must_have_its_key_another_number_of_them_is_an_error(
-    what: str, arguments: dict[str, Any], how: dict[str, Any]
-) -> None:
-    make = {**GIVEN, "a tuple of texts": lambda keys: {"x": keys}}[what]
-    with pytest.raises(SampleError, match=r"Together.__getitems__ returned (\d samples|a dict) for 4 keys"):
-        list(DataLoader(Together(make), 4, **arguments, **how))
+@pytest.mark.parametrize("what", ["fewer", "more"])
+def test_where_each_sample_must_have_its_key_another_number_of_them_is_an_error(what: str, how: dict[str, Any]) -> None:
+    with pytest.raises(SampleError, match=r"Together.__getitems__ returned \d samples for 4 keys"):
+        list(DataLoader(Together(GIVEN[what]), 4, return_index=True, **how))
+
+
+@every_engine
+def test_a_batch_that_comes_in_one_piece_has_its_indices_but_cannot_be_taken_apart(how: dict[str, Any]) -> None:
+    pieces = Together(WHOLE["a dict"], 4)
+    [(batch, indices)] = DataLoader(pieces, 4, return_index=True, collate_fn=same, **how)
+    assert batch["x"].tolist() == indices.tolist() == [0, 1, 2, 3]
+    with pytest.raises(SampleError, match=r"Together.__getitems__ returned a dict for 1 keys"):
+        list(DataLoader(pieces, 4, on_error="skip", max_errors=2, collate_fn=same, **how))
 
 
 @every_engine
