@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from loaders.batch.spec import is_plain, tensor_as_array
+from loaders.nested import is_namedtuple
 
 
 def pack(value: Any) -> tuple[bytes, list[pickle.PickleBuffer]]:
@@ -39,7 +40,15 @@ class _Packer(pickle.Pickler):
             return rebuild_tensor, (*_dense(array), dtype)
         if type(obj) is np.ndarray and not obj.flags.c_contiguous and not obj.dtype.hasobject:
             return rebuild_array, _dense(obj)
+        if is_namedtuple(obj) and _is_pickled_by_its_fields(type(obj)):
+            # Not by its `__new__`, which may be the user's own and want something else than the fields.
+            return rebuild_namedtuple, (type(obj), tuple(obj)), getattr(obj, "__dict__", None) or None
         return NotImplemented
+
+
+def _is_pickled_by_its_fields(kind: type[Any]) -> bool:
+    own = any(name in vars(each) for each in kind.__mro__[:-1] for name in ("__reduce__", "__reduce_ex__"))
+    return not own and getattr(getattr(kind, "__getnewargs__", None), "__module__", None) == "collections"
 
 
 def _dense(array: np.ndarray[Any, Any]) -> tuple[np.ndarray[Any, Any], list[int]]:
@@ -56,6 +65,11 @@ def rebuild_array(dense: np.ndarray[Any, Any], axes: list[int]) -> np.ndarray[An
     """The array with its axes in their order again, sharing memory. Runs where the parcel is opened."""
     array: np.ndarray[Any, Any] = dense.transpose(axes)
     return array
+
+
+def rebuild_namedtuple(kind: type[Any], fields: tuple[Any, ...]) -> Any:
+    """The namedtuple again."""
+    return tuple.__new__(kind, fields)
 
 
 def rebuild_tensor(dense: np.ndarray[Any, Any], axes: list[int], dtype: str) -> Any:

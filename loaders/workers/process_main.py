@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from loaders.batch.packing import pack
 from loaders.batch.spec import BatchSpec
 from loaders.datasets.wrapped import describe
 from loaders.memory.arena import Arena
@@ -189,7 +190,7 @@ def _pickled(job: Job, result: Result, task: Task | None) -> bytes:
     overflow = result.overflow
     for row, value in [*overflow.samples, *itertools.chain.from_iterable(overflow.fields.values())]:
         try:
-            pickle.dumps(value, protocol=5)
+            pack(value)
         except Exception as error:
             if task is not None and row < len(task.keys) and job.fetch != "stream":
                 key = task.keys[row]

@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.context import BaseContext
 
+from loaders.batch.packing import pack
 from loaders.batch.spec import BatchSpec
 from loaders.errors import BufferMemoryError, WorkerLostError
 from loaders.memory.blocks import Block
@@ -228,7 +229,7 @@ class ProcessEngine:
         if spec is None:
             return None
         if id(spec) not in self._spec_refs:
-            content = pickle.dumps(spec, protocol=5)
+            content, _ = pack(spec)  # its containers may be namedtuples with a `__new__` of their own
             [block] = self.pool.acquire([len(content)], bounded=False)
             self.pool.arena.buffer[block.offset : block.offset + len(content)] = content
             self._own.append(block)
