@@ -63,7 +63,7 @@ def tensor_over(array: np.ndarray[Any, Any], dtype: str) -> torch.Tensor:
 
 
 def assemble(
-    spec: BatchSpec,
+    spec: BatchSpec | None,
     memories: Sequence[Any],
     rows: int,
     beside: Overflow,
@@ -73,7 +73,7 @@ def assemble(
     """The batch.
 
     Args:
-        spec: of the slot.
+        spec: of the slot; None where nothing lies in one.
         memories: per field its leased block, None for fields without one.
         rows: how many of the slot's rows are in the batch.
         beside: what the slot could not hold.
@@ -83,6 +83,9 @@ def assemble(
     Raises:
         FieldShapeError, FieldDtypeError, FieldNameError: the samples do not go together, as `collate` would say too.
     """
+    if beside.whole is not None:
+        return collate(beside.whole[0])
+    assert spec is not None
     if beside.samples:
         return _collate(samples_of(spec, memories, rows, beside), "", name, collate)
 
@@ -209,9 +212,10 @@ def _collate(values: Sequence[Any], path: str, name: Name, collate: Collate) -> 
         first = values[0]
         row = next((row for row, value in enumerate(values) if not _go_together(first, value, collate)), 0)
         path, want, have = _disagreement(path, first, values[row], collate)
-        if hasattr(want, "shape") and hasattr(have, "shape") and want.shape != have.shape:
+        wanted, found = _shape_of(want), _shape_of(have)
+        if wanted is not None and found is not None and wanted != found:
             detail = (
-                f"shape {tuple(have.shape)}, expected {tuple(want.shape)}.\n  All samples of a batch share one shape: "
+                f"shape {found}, expected {wanted}.\n  All samples of a batch share one shape: "
                 "resize in the dataset, or declare the field with Field(pad=…) or Field(ragged=True)"
             )
             raise _error(FieldShapeError, row, path, detail, name) from error
@@ -246,10 +250,19 @@ def _outline(sample: Any) -> str:
     )
 
 
+def _shape_of(value: Any) -> tuple[int, ...] | None:
+    """The shape, None for what has none."""
+    try:
+        return tuple(value.shape)
+    except (AttributeError, RuntimeError, TypeError):  # torch's RuntimeError for a nested tensor, which has none
+        return None
+
+
 def _looks(value: Any) -> str:
     if isinstance(value, (np.ndarray, np.generic, torch.Tensor)):
         kind = "tensor" if isinstance(value, torch.Tensor) else "array"
-        return f"{value.dtype} {kind} of shape {tuple(value.shape)}"
+        shape = _shape_of(value)
+        return f"{value.dtype} {kind} of shape {shape}" if shape is not None else f"nested {value.dtype} {kind}"
     return f"{type(value).__name__} {value!r:.40}"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, MutableMapping, MutableSequence, Sequence
 from functools import partial
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch.utils.data import default_collate, get_worker_info
+from torch.utils.data._utils import collate as _torchs_collate  # private, but documented for registering functions
 
 from loaders.errors import FieldDtypeError, FieldNameError, FieldShapeError, describe_sample
 from loaders.nested import is_dataclass, is_namedtuple, rebuild
@@ -44,8 +46,50 @@ def numpy_collate(samples: Sequence[Any]) -> Any:
     return _collate(samples, "", get_worker_info() is not None)
 
 
+def registered_collation() -> tuple[Any, ...]:
+    """What was registered with torch for `default_collate` and concerns values that rows hold: (type, function) pairs.
+
+    Where there is any, `default_collate` is a function of the user's, and nothing may do its work in its place. Values
+    that no row holds are left to `default_collate` anyway.
+    """
+    return tuple((kind, function) for kind, function in _registered() if any(map(_is_held_by_rows, _types(kind))))
+
+
+def _registered() -> list[tuple[Any, Any]]:
+    table = _torchs_collate.default_collate_fn_map
+    return [(kind, fn) for kind, fn in table.items() if getattr(fn, "__module__", None) != _torchs_collate.__name__]
+
+
+def _types(kind: Any) -> tuple[type[Any], ...]:
+    return kind if isinstance(kind, tuple) else (kind,)
+
+
+def _is_held_by_rows(kind: type[Any]) -> bool:
+    rest = (kind, *kind.__subclasses__())
+    return (
+        any(issubclass(held, kind) for held in _HELD)
+        or issubclass(kind, (np.ndarray, np.generic))
+        or any(dataclasses.is_dataclass(each) or hasattr(each, "_fields") for each in rest)
+    )
+
+
+# Of classes derived from them only those of arrays, and namedtuples and dataclasses, are written into rows.
+_HELD = (bool, int, float, np.ndarray, np.float32, np.int64, np.bool_, torch.Tensor, dict, OrderedDict, list, tuple)
+
+
+def _is_collated_by_the_user(value: Any) -> bool:
+    """Whether torch would give this value to a function of the user's: by its type, else by the first that it is of."""
+    if not (own := dict(_registered())):
+        return False
+    table = _torchs_collate.default_collate_fn_map
+    first = next((kind for kind in table if isinstance(value, kind)), None)
+    return (type(value) if type(value) in table else first) in own
+
+
 def _collate(column: Any, field: str, shared: bool) -> Any:
     first = column[0]
+    if _is_collated_by_the_user(first):
+        return default_collate(column)
     if isinstance(first, (np.ndarray, np.number, np.bool_)):
         return _stack(column, field, shared)
     below = partial(_collate_below, field=field, shared=shared)
@@ -54,7 +98,7 @@ def _collate(column: Any, field: str, shared: bool) -> Any:
         return _rebuild_mapping(first, {key: below(key, [sample[key] for sample in column]) for key in first})
     if is_namedtuple(first):
         _check_fields(column, field, lambda sample: getattr(sample, "_fields", None))
-        return type(first)(*map(below, first._fields, zip(*column, strict=True)))
+        return rebuild(first, list(map(below, first._fields, zip(*column, strict=True))))
     if isinstance(first, Sequence) and not isinstance(first, (str, bytes)):
         _check_fields(column, field, lambda sample: len(sample) if isinstance(sample, Sequence) else None)
         return _rebuild_sequence(first, list(map(below, range(len(first)), zip(*column, strict=True))))

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from loaders.batch.spec import is_plain, tensor_as_array
+from loaders.nested import is_namedtuple
 
 _MANY, _SMALL_NBYTES = 64, 4096
 
@@ -70,6 +71,9 @@ class _Packer(pickle.Pickler):
             elif obj.flags.c_contiguous:
                 return NotImplemented
             return rebuild_array, as_dense(obj)
+        if is_namedtuple(obj) and _is_pickled_by_its_fields(type(obj)):
+            # Not by its `__new__`, which may be the user's own and want something else than the fields.
+            return rebuild_namedtuple, (type(obj), tuple(obj)), getattr(obj, "__dict__", None) or None
         return NotImplemented
 
 
@@ -87,6 +91,11 @@ def _without_the_rest(tensor: Any) -> Any:
     return copy.__reduce_ex__(5)
 
 
+def _is_pickled_by_its_fields(kind: type[Any]) -> bool:
+    own = any(name in vars(each) for each in kind.__mro__[:-1] for name in ("__reduce__", "__reduce_ex__"))
+    return not own and getattr(getattr(kind, "__getnewargs__", None), "__module__", None) == "collections"
+
+
 def as_dense(array: np.ndarray[Any, Any]) -> tuple[np.ndarray[Any, Any], list[int]]:
     """The same bytes as a C-contiguous array, and the axes that turn it back; a copy only where there are gaps.
 
@@ -101,6 +110,11 @@ def rebuild_array(dense: np.ndarray[Any, Any], axes: list[int]) -> np.ndarray[An
     """The array with its axes in their order again, sharing memory. Runs where the parcel is opened."""
     array: np.ndarray[Any, Any] = dense.transpose(axes)
     return array
+
+
+def rebuild_namedtuple(kind: type[Any], fields: tuple[Any, ...]) -> Any:
+    """The namedtuple again."""
+    return tuple.__new__(kind, fields)
 
 
 def rebuild_tensor(dense: np.ndarray[Any, Any], axes: list[int], dtype: str) -> Any:

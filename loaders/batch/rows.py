@@ -21,20 +21,24 @@ class Overflow:
         fields: field number → the (row, value) pairs that did not fit or have no memory of their own.
         samples: the (row, sample) pairs whose container differs from the first sample's.
         needs: field number → the largest shape that did not fit into its row; of an open field, what it is.
+        whole: all that `__getitems__` gave for the batch, alone in a tuple, where that is no list of a sample for each
+            row: the collate function gets it as it is. Nothing lies in the slot then.
     """
 
     fields: dict[int, list[tuple[int, Any]]] = field(default_factory=dict)
     samples: list[tuple[int, Any]] = field(default_factory=list)
     needs: dict[int, tuple[int, ...] | FieldSpec] = field(default_factory=dict)
+    whole: tuple[Any] | None = None
 
     def __bool__(self) -> bool:
-        return bool(self.fields or self.samples)
+        return bool(self.fields or self.samples or self.whole)
 
     def merge(self, other: Overflow) -> None:
         """Take over what another run of the same batch left beside."""
         for number, pairs in other.fields.items():
             self.fields.setdefault(number, []).extend(pairs)
         self.samples.extend(other.samples)
+        self.whole = other.whole or self.whole
         for number, need in other.needs.items():
             self.need(number, need)
 

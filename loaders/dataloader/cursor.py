@@ -119,14 +119,22 @@ class SamplerCursor:
             the state of a torch generator only where the order comes from one directly. Complete once the first batch
             was drawn.
         skip: how many keys of this rank to leave out.
+        keys_in: the keys in what a batch sampler of the user's gives for a batch.
     """
 
     def __init__(
-        self, sampler: Any, batch_sampler: Any, seed: int | None, epoch: int, origin: dict[str, Any], skip: int
+        self,
+        sampler: Any,
+        batch_sampler: Any,
+        seed: int | None,
+        epoch: int,
+        origin: dict[str, Any],
+        skip: int,
+        keys_in: Callable[[Any], list[Any]] = list,
     ) -> None:
         self.sampler = inner_sampler(sampler, batch_sampler)
         self.origin = origin
-        self._sampler, self._outer = sampler, batch_sampler
+        self._sampler, self._outer, self._keys_in = sampler, batch_sampler, keys_in
         self._cuts = type(batch_sampler) is BatchSampler  # we cut the sampler's keys into batches ourselves
         self._by_key = self._cuts or batch_sampler is None  # else each item that is drawn is a batch of the user's
         self._seed, self._epoch = seed, epoch
@@ -255,7 +263,7 @@ class SamplerCursor:
         self._skip = skip
         self._begun = False
         if not self._cuts:  # a BatchSampler makes its sampler's iterator with the first key
-            self._items = iter(self._sampler if self._outer is None else self._outer)
+            self._items = iter(self._sampler) if self._outer is None else map(self._keys_in, iter(self._outer))
 
     def _begin(self) -> None:
         """Draw the first key, and with it the order of a random sampler of torch's, from the generator that it should.

@@ -65,7 +65,7 @@ class Delivery:
         self._measure(batch, memories, pool, number)
         if received.failures:
             made = self._make_shorter(batch, memories)
-        elif spec is not None:
+        elif spec is not None or received.overflow.whole is not None:
             try:
                 made = assemble(spec, memories, batch.rows, received.overflow, self._namer(batch), plan.collate_fn)
             except _MISFITS:

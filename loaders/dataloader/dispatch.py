@@ -126,6 +126,7 @@ class Dispatch:
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self.intact = True
+        self.notes: list[str] = []  # of workers, to warn the caller of
         self.cost_s = 0.0
         self._open: dict[int, OpenBatch] = {}
         self._closed = False
@@ -209,6 +210,7 @@ class Dispatch:
         return any(reading.ticket == ticket for reading in self.engine.reading())
 
     def _accept(self, result: Result) -> None:
+        self.notes += result.notes
         batch = self._open.get(result.ticket)
         if batch is None or batch.unreported is None:
             return

@@ -28,11 +28,12 @@ from loaders.dataloader.epochs import EpochLog, Epochs
 from loaders.dataloader.on_error import LeftOut, Substituting, skip_failed
 from loaders.dataloader.plan import Options, Plan
 from loaders.errors import BufferMemoryError, WorkerLostError, WorkerTimeoutError
+from loaders.randomness.ranks import drawing_rank
 from loaders.report.statistics import EpochStatistics
 from loaders.system.interrupts import is_interrupt
 from loaders.timing import events
 from loaders.workers.engine import describe_work
-from loaders.workers.messages import Task
+from loaders.workers.messages import Task, warn_of
 
 
 class _Made(NamedTuple):
@@ -208,6 +209,7 @@ class Epoch(Iterator[Any]):
             if made is None:
                 self._is_over = True
             dispatch.intact = True
+            warn_of(dispatch.notes, self._epochs.told, stacklevel=3)
         finally:
             self._is_inside = False
         if self._is_over:
@@ -228,14 +230,14 @@ class Epoch(Iterator[Any]):
         """Go on at a position, of this epoch or of the next one."""
         cursor = self._cursor
         if self._cursor_of is None:
-            self._rank, self._ranks = 0, 1
+            self._rank, self._ranks = drawing_rank(0, 1)
             workers = max(1, self._options.num_workers)
             if not position.lanes:
                 position = replace(position, lanes=(0,) * workers, streams=(None,) * workers)
                 self._log.position = position
         elif cursor is None or position.epoch != self._at.epoch:
             self._cursor = cursor = self._cursor_of(position)
-            self._rank, self._ranks = world_of(cursor.sampler)
+            self._rank, self._ranks = drawing_rank(*world_of(cursor.sampler))
         else:
             cursor.forget(position.keys)
             cursor.rewind()
@@ -397,7 +399,7 @@ class Epoch(Iterator[Any]):
         serial, lane = self._lanes[self._lane], self._lane
         rows = self._plan.room
         # Each worker has a stream of its own: so has the randomness of its samples.
-        batch = self._new_batch([serial], (lane << 40) + serial * rows, rows)
+        batch = self._new_batch([serial], self._rank + ((lane << 40) + serial * rows) * self._ranks, rows)
         batch.lane, batch.task.resume = lane, self._bases[lane]
         self._lanes[lane] += 1
         self._lane = (lane + 1) % len(self._lanes)

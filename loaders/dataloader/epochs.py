@@ -8,6 +8,7 @@ from typing import Any
 
 from loaders.dataloader.checkpoint import Position
 from loaders.dataloader.cursor import order_at_rest, world_of
+from loaders.randomness.ranks import drawing_rank
 from loaders.report.statistics import EpochStatistics, SkippedSample
 
 
@@ -38,10 +39,12 @@ class Epochs:
         overflow_count: values that no slot could hold.
         turns: epochs begun or gone on with, and states loaded.
         statistics: of the epoch that was begun last; None before the first.
+        told: what the caller was warned of.
     """
 
     def __init__(self, seed: int | None) -> None:
         self.seed = seed
+        self.told: set[str] = set()
         self.overflow_count = 0
         self.turns = 0
         self.statistics: EpochStatistics | None = None
@@ -135,7 +138,7 @@ class Epochs:
         log = self._log
         if log is None or log.ended or self.seed is None:
             return None
-        rank, ranks = world_of(sampler)
+        rank, ranks = drawing_rank(*(world_of(sampler) if not is_stream else (0, 1)))
         # Of map-style datasets the position of its first sample in the epoch: also after resuming on other ranks.
         number = log.position.batches - 1 if is_stream else log.position.first
         return self.seed, log.position.epoch, number * ranks + rank

@@ -6,6 +6,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from functools import partial
 from multiprocessing.context import BaseContext
 from typing import Any, Literal, TypeVar
 
@@ -13,6 +14,7 @@ import torch
 import torch.utils.data
 from torch.utils.data import BatchSampler
 
+from loaders.batch.collate import registered_collation
 from loaders.batch.spec import Field
 from loaders.dataloader.arguments import check_arguments, check_iteration, check_sampler, workers_of
 from loaders.dataloader.auto_workers import AutoWorkers, Tuner
@@ -29,7 +31,7 @@ from loaders.memory.device_reads import PageLocker
 from loaders.randomness.streams import Domain, keyed_word
 from loaders.report.report import Report, Snapshot, report_of
 from loaders.report.statistics import EpochStatistics, SkippedSample
-from loaders.workers.messages import Job
+from loaders.workers.messages import Job, keys_of
 
 _T_co = TypeVar("_T_co", covariant=True)
 
@@ -325,7 +327,13 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
 
     def _cursor_at(self, position: Position) -> SamplerCursor:
         return SamplerCursor(
-            self.sampler, self.batch_sampler, self.seed, position.epoch, dict(position.origin), position.keys
+            self.sampler,
+            self.batch_sampler,
+            self.seed,
+            position.epoch,
+            dict(position.origin),
+            position.keys,
+            partial(keys_of, dataset=self.dataset, whole=self._plan.fetch == "all"),
         )
 
     def _base_seed(self, position: Position) -> int:
@@ -349,7 +357,7 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
         """Plan anew if what a plan is made of has changed: torch lets these attributes be set at any time."""
         workers = self.num_workers if self._tuner is None else self._most_workers
         factor = None if isinstance(self.prefetch_factor, TorchsDefault) else self.prefetch_factor
-        made_of = (self.collate_fn, workers, factor)
+        made_of = (self.collate_fn, workers, factor, registered_collation())
         if made_of != self._planned:
             self._planned = made_of
             depth = 1 if workers == 0 else factor and factor * workers
@@ -381,6 +389,7 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
             num_workers=max(self.num_workers, self._most_workers),
             seed=seed,
             init=self.worker_init_fn,
+            indexed=self.return_index,
         )
         context = self.multiprocessing_context
         return EngineSetup(job, self.num_workers, self.worker_method, context, self.max_buffer_bytes, persistent)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch.utils.data import IterableDataset, default_collate, default_convert
 
-from loaders.batch.collate import numpy_collate
+from loaders.batch.collate import numpy_collate, registered_collation
 from loaders.batch.spec import BatchSpec, Needs
 from loaders.datasets.wrapped import reads_batches
 from loaders.workers.messages import Fetch, Parcel
@@ -57,7 +57,7 @@ class Plan:
             self.fetch = "stream"
         elif batched and reads_batches(dataset):
             self.fetch = "all"
-        self.by_rows = batched and collate_fn in (default_collate, numpy_collate)
+        self.by_rows = batched and collate_fn in (default_collate, numpy_collate) and not registered_collation()
         self.by_spans = self.by_rows and self.fetch == "each"
         # default_convert only wraps, which the consumer does for nothing; any other function runs in the worker.
         self.collate = None if self.by_rows or (not batched and collate_fn is default_convert) else collate_fn

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-# torch keeps the record of its own workers here. It is the one private name of torch that the library touches: there
-# is no public way to make `get_worker_info()` answer.
+# torch keeps the record of its own workers here. Besides the table of `default_collate`, which torch documents, it is
+# the one private name of torch that the library touches: there is no public way to make `get_worker_info()` answer.
 _TORCH_WORKER = "torch.utils.data._utils.worker"
 
 
@@ -42,6 +42,7 @@ _process: WorkerInfo | None = None
 
 def worker_info() -> WorkerInfo | None:
     """The worker that calls, in a process or a thread of a `loaders.DataLoader`; None outside of one."""
+    _thread.has_asked = True
     info: WorkerInfo | None = getattr(_thread, "info", None)
     return info or _process
 
@@ -66,6 +67,16 @@ def set_worker_info(info: WorkerInfo, *, process: bool) -> None:
         _tell_torch(module, info)
     else:
         sys.meta_path.insert(0, _LateTorch(info))
+
+
+def forget_questions() -> None:
+    """From here on `has_asked` tells of what comes."""
+    _thread.has_asked = False
+
+
+def has_asked() -> bool:
+    """Whether this thread has called `worker_info()`."""
+    return bool(_thread.has_asked)
 
 
 def _tell_torch(module: ModuleType, info: WorkerInfo) -> None:

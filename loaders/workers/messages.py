@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pickle
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from loaders.batch.packing import dumps, unpack
+from loaders.batch.packing import dumps, pack, unpack
 from loaders.batch.rows import Overflow
 from loaders.batch.spec import BatchSpec, Field
 from loaders.timing.stages import NO_TIMES, Times
@@ -32,6 +33,7 @@ class Job:
         keep_going: True where a failing sample does not end its span (`on_error` other than "raise").
         batch_rows, drop_last: the size of a stream's batches, and whether a short last one counts.
         num_workers, seed, init: as torch's WorkerInfo and worker_init_fn have them.
+        indexed: True where the caller gets the key of every sample with it (`return_index`).
     """
 
     dataset: Any
@@ -45,6 +47,45 @@ class Job:
     num_workers: int
     seed: int
     init: Callable[[int], None] | None
+    indexed: bool = False
+
+
+class Keys(list[Any]):
+    """The keys of one batch, where the batch sampler gave something else than a list of them.
+
+    Attributes:
+        given: what it gave, a tuple, an array, a tensor, a slice …: `__getitems__` is passed that.
+    """
+
+    def __init__(self, given: Any, keys: Iterable[Any] | None = None) -> None:
+        super().__init__(given if keys is None else keys)
+        self.given = given
+        self._are_items = keys is None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Not each item of a tensor by itself: every one would bring the whole tensor.
+        return Keys, (self.given,) if self._are_items else (self.given, list(self))
+
+
+def keys_of(given: Any, dataset: Any, *, whole: bool) -> list[Any]:
+    """The keys in what a batch sampler gave, one per sample as far as that can be known.
+
+    Args:
+        given: what it gave.
+        dataset: whose length a slice is cut from.
+        whole: True where the dataset's `__getitems__` is passed `given` as it is. Then a thing that holds no keys, such
+            as a number or the name of a file, is one key.
+
+    Raises:
+        TypeError: it cannot be iterated over, as torch has it.
+    """
+    if not whole or type(given) is list or isinstance(given, Iterator):
+        return list(given)
+    if isinstance(given, slice):
+        return Keys(given, range(len(dataset))[given])
+    if isinstance(given, (str, bytes)) or not hasattr(given, "__iter__") or getattr(given, "ndim", 1) == 0:
+        return Keys(given, [given])
+    return Keys(given)
 
 
 @dataclass
@@ -169,6 +210,7 @@ class Result:
         spec: found from the first sample, where the task had none.
         stream_state: what the dataset's `state_dict()` gave behind this batch of its stream.
         times: when it began, and what the clock saw of it.
+        notes: what the user should be warned of, once.
     """
 
     worker: int
@@ -185,8 +227,29 @@ class Result:
     parcel: Parcel | None = None
     value: Any = None
     times: Times = NO_TIMES
+    notes: tuple[str, ...] = ()
 
     @property
     def is_plain(self) -> bool:
         """True where the rows are written and there is nothing else to tell."""
-        return not (self.failures or self.parcel or self.overflow) and self.rows is None and self.spec is None
+        told = self.failures or self.parcel or self.overflow or self.notes
+        return not told and self.rows is None and self.spec is None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Packed: torch cannot pickle tensors of all its dtypes, and pickles whole storages.
+        return _result, pack(self.__dict__)
+
+
+def _result(pickled: bytes, buffers: Sequence[Any]) -> Result:
+    result = object.__new__(Result)
+    result.__dict__.update(unpack(pickled, buffers))
+    return result
+
+
+def warn_of(notes: list[str], told: set[str], *, stacklevel: int) -> None:
+    """Warn the caller of what workers note, of each thing once. Each note is gone before its warning is raised."""
+    while notes:
+        note = notes.pop(0)
+        if note not in told:
+            told.add(note)
+            warnings.warn(note, stacklevel=stacklevel + 1)

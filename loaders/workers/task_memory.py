@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from dataclasses import dataclass
 
 from loaders.batch.packing import dumps
@@ -74,7 +73,7 @@ class TaskMemory:
         if spec is None:
             return None
         if id(spec) not in self._spec_refs:
-            content = pickle.dumps(spec, protocol=5)
+            content = dumps(spec)
             [block] = self._pool.acquire([len(content)], bounded=False)
             self._pool.arena.buffer[block.offset : block.offset + len(content)] = content
             self._own.append(block)

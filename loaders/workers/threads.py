@@ -112,17 +112,17 @@ class ThreadEngine:
                 thread.join(max(0.0, deadline - time.monotonic()))
 
     def _work(self, job: Job, number: int) -> None:
-        dataset = job.dataset
         failure = b""
         worker: Worker | None = None
         try:
-            job = replace(job, dataset=with_own_transforms(dataset))
+            dataset, collate, shared = with_own_transforms(job.dataset, job.collate)
+            job = replace(job, dataset=dataset, collate=collate)
             set_worker_info(WorkerInfo(number, job.num_workers, job.seed + number, job.dataset), process=False)
             if job.init is not None:
                 job.init(number)
-            worker = Worker(
-                job, number, self.pool.arena.buffer, apart=False, threaded=True
-            )  # after init, which may change the dataset
+            worker = Worker(  # after init, which may change the dataset
+                job, number, self.pool.arena.buffer, apart=False, threaded=True, shared=shared
+            )
         except Exception as error:  # whatever worker_init_fn raises is delivered with every span
             # Each time anew: the traceback of an error that was raised knows the iterator, which ends this thread.
             failure = pickle.dumps(Failure.of(error, "starting"))

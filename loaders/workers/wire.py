@@ -20,6 +20,8 @@ from typing import Any
 
 import numpy as np
 
+from loaders.workers.messages import Keys
+
 # ticket, start row, stop row, offset and size of the task in the arena, three spare
 SPAN = struct.Struct("<8q")
 # The record that stops the worker that reads it.
@@ -58,6 +60,8 @@ class Inherited:
 
 def as_keys(keys: Sequence[Any]) -> Any:
     """Keys as they travel: plain ints as the bytes of an int64 array, which is several times faster than a pickle."""
+    if isinstance(keys, Keys):
+        return keys
     if all(type(key) is int for key in keys):
         try:
             return np.array(keys, np.int64).tobytes()

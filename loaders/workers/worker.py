@@ -6,20 +6,29 @@ was lost with its worker is executed again, by anyone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
+
+import numpy as np
 
 from loaders.batch.packing import pack
 from loaders.batch.rows import RowWriter
 from loaders.batch.spec import BatchSpec
 from loaders.datasets.read_into import own_read_into
 from loaders.datasets.wrapped import bases, describe, resolve
+from loaders.errors import SampleError
+from loaders.randomness.calls import Calls
 from loaders.randomness.process_generators import ProcessGenerators
 from loaders.randomness.streams import Domain, enter_sample, leave_sample
-from loaders.randomness.transforms import KeyedTransforms
+from loaders.randomness.transforms import Found, KeyedTransforms
 from loaders.timing.stages import COLLATE, WRITE, Clock
-from loaders.workers.messages import Failure, Job, Parcel, Result, Task
+from loaders.workers.info import forget_questions, has_asked
+from loaders.workers.messages import Failure, Job, Keys, Parcel, Result, Task
 
+_WHOLE = (
+    "{} asks torch.utils.data.get_worker_info() who reads the stream, which knows of no threads: each of the {} reads "
+    "all of it. Use worker_method='process', or split it by loaders.worker_info()."
+)
 # Stands for a row while the worker is in the user's collate_fn: no single sample is at fault then.
 COLLATING = -2
 
@@ -33,24 +42,59 @@ class Worker:
         memory: the buffer that tasks' blocks lie in.
         apart: True where results must leave this process: they are packed into the slot.
         threaded: True where other workers run beside this one in the same process.
+        shared: transforms that these have as well.
     """
 
-    def __init__(self, job: Job, number: int, memory: Any, *, apart: bool, threaded: bool = False) -> None:
+    def __init__(
+        self,
+        job: Job,
+        number: int,
+        memory: Any,
+        *,
+        apart: bool,
+        threaded: bool = False,
+        shared: Sequence[Found] = (),
+    ) -> None:
         self.job = job
         self.number = number
         self._memory = memory
         self._apart = apart
-        self._transforms = KeyedTransforms(job.dataset)
+        self._threaded = threaded
+        self._transforms = KeyedTransforms(job.dataset, job.collate, shared if job.num_workers > 1 else ())
+        self._has_read = False
         # Threads share the process's generators with each other and with the consumer: nothing is promised of them.
         # A stream cannot be read twice, so there every sample is keyed before it is known whether it draws.
         self._generators = ProcessGenerators(shared=not apart, keyed=job.fetch == "stream") if not threaded else None
         self._reads_into = any(own_read_into(base) is not None for base in bases(job.dataset))
-        self._writer: tuple[int, RowWriter] | None = None
+        self._writer: tuple[tuple[int, int], RowWriter] | None = None  # for (ticket, rows)
         self._clock = Clock()
         self._stream: tuple[int, Iterator[Any], int] | None = None  # epoch, iterator, serial of its next batch
 
     def execute(self, task: Task, start: int, stop: int, reading: Callable[[int], bool]) -> Result:
         """Do rows `start` to `stop` of `task`. `reading(row)` is called before each; False ends the span."""
+        result = self._keyed(task, start, stop, reading) if self._has_read else self._first(task, start, stop, reading)
+        if self._transforms.notes:
+            result.notes, self._transforms.notes = tuple(self._transforms.notes), []
+        return result
+
+    def _first(self, task: Task, start: int, stop: int, reading: Callable[[int], bool]) -> Result:
+        """The first span of this worker, from which it learns how the dataset behaves."""
+        stream, several = self.job.fetch == "stream", self.job.num_workers > 1
+        threaded = self._threaded and several
+        forget_questions()
+        with Calls() as calls:
+            result = self._keyed(task, start, stop, reading)
+        # torch's `get_worker_info()` knows of no threads: a stream that splits itself by it is read whole by each.
+        if threaded and stream and calls.asked and not has_asked():
+            self._transforms.notes.append(_WHOLE.format(calls.asked[0], self.job.num_workers))
+        if result.cancelled:
+            return result
+        self._has_read = True
+        more = self._transforms.look_again(calls.transforms, threaded=threaded, alone=not several, stream=stream)
+        return self._keyed(task, start, stop, reading) if more and not stream else result
+
+    def _keyed(self, task: Task, start: int, stop: int, reading: Callable[[int], bool]) -> Result:
+        """Do a span so that what it gives depends on its keys alone."""
         if self._generators is None:
             return self._execute(task, start, stop, reading)
         self._generators.begin()
@@ -124,7 +168,7 @@ class Worker:
                 clock.begin_sample()
             try:
                 self._enter(task, 0)
-                samples = list(self.job.dataset.__getitems__(list(task.keys)))
+                samples = self._read_together(task.keys)
             except Exception as error:
                 together = self._failure(error, None, list(task.keys), "reading")
                 if not self.job.keep_going:
@@ -143,8 +187,11 @@ class Worker:
                 clock.begin_sample()
             try:
                 self._enter(task, row)
-                dataset = self.job.dataset
-                good.append((row, dataset.__getitems__([key])[0] if self.job.fetch == "all" else dataset[key]))
+                if self.job.fetch == "all":
+                    [sample] = self._read_together([key])
+                else:
+                    sample = self.job.dataset[key]
+                good.append((row, sample))
             except Exception as error:
                 result.failures.append(self._failure(error, row, key, "reading"))
                 if not self.job.keep_going:
@@ -162,6 +209,26 @@ class Worker:
                 self._place(None, row, sample, result)
         else:
             result.overflow.samples.extend(good)  # the batch may be short: the consumer fills it up and collates
+
+    def _read_together(self, keys: Sequence[Any]) -> Any:
+        """What the dataset gives for these keys at once: usually a list with a sample for each.
+
+        Raises:
+            SampleError: it gave something else, where each sample has to be known by its key.
+        """
+        # Always a list of its own: the dataset may change what it is given.
+        asked = keys.given if isinstance(keys, Keys) else list(keys)
+        samples = self.job.dataset.__getitems__(asked)
+        rows = _rows_of(samples)
+        taken_apart, counted = self.job.keep_going, self.job.indexed or self.job.keep_going
+        if (taken_apart and rows is None) or (counted and rows is not None and len(rows) != len(keys)):
+            found = f"{len(rows)} samples" if rows is not None else f"a {type(samples).__name__}"
+            raise SampleError(
+                f"{type(self.job.dataset).__name__}.__getitems__ returned {found} for {len(keys)} keys.\n"
+                "  With return_index=True, and with on_error other than 'raise', it must return a list with one sample "
+                "for each key: raise an error for what cannot be read."
+            )
+        return samples
 
     def _do_stream(self, task: Task, result: Result, reading: Callable[[int], bool], *, look: bool) -> None:
         serial = task.keys[0]
@@ -215,12 +282,18 @@ class Worker:
             samples.append(sample)
         return samples
 
-    def _finish(self, task: Task, samples: list[Any], result: Result, reading: Callable[[int], bool]) -> None:
+    def _finish(self, task: Task, samples: Any, result: Result, reading: Callable[[int], bool]) -> None:
         """A whole batch of samples: into rows, or through the user's collate_fn into a parcel."""
         if self.job.collate is None and self.job.batched:
-            writer = self._writer_of(task, len(samples))
+            rows = _rows_of(samples)
+            if rows is None or (self.job.fetch == "all" and len(rows) > len(task.keys)):
+                result.overflow.whole = (samples,)
+                return
+            if self.job.fetch == "all" and len(rows) != len(task.keys):
+                result.rows = len(rows)
+            writer = self._writer_of(task, len(rows))
             with WRITE:
-                for row, sample in enumerate(samples):
+                for row, sample in enumerate(rows):
                     self._place(writer, row, sample, result)
             return
         value = samples if self.job.batched else samples[0]
@@ -266,9 +339,11 @@ class Worker:
     def _writer_of(self, task: Task, rows: int | None = None) -> RowWriter | None:
         if task.spec is None:
             return None
-        if self._writer is None or self._writer[0] != task.ticket:
+        rows = len(task.keys) if rows is None else rows
+        # A batch that is read again can have another number of rows, and then they lie elsewhere.
+        if self._writer is None or self._writer[0] != (task.ticket, rows):
             offsets = [offset for offset, _ in task.blocks]
-            self._writer = task.ticket, RowWriter(task.spec, self._memory, offsets, rows or len(task.keys))
+            self._writer = (task.ticket, rows), RowWriter(task.spec, self._memory, offsets, rows)
         return self._writer[1]
 
     def _enter(self, task: Task, row: int) -> None:
@@ -283,12 +358,24 @@ class Worker:
     def _enter_collate(self, task: Task) -> None:
         """What is drawn from here on belongs to the batch."""
         enter_sample(task.seed, task.epoch, task.position, Domain.COLLATE)
+        if self._transforms:
+            self._transforms.rekey(task.seed, task.epoch, task.position, Domain.COLLATE)
         if self._generators is not None:
             self._generators.enter(Domain.COLLATE_PROCESS, task.seed, task.epoch, task.position)
 
     def _failure(self, error: Exception, row: int | None, key: Any, doing: str) -> Failure:
         source = describe(self.job.dataset, key) if row is not None else None
         return Failure.of(error, doing, row, key, source)
+
+
+def _rows_of(samples: Any) -> Sequence[Any] | None:
+    """The samples one by one, where the collate function would see no difference; None for anything else."""
+    if type(samples) is list or (type(samples) is np.ndarray and samples.ndim > 0):
+        return list(samples)
+    # Of texts alone torch keeps the container.
+    if type(samples) is tuple and not (samples and isinstance(samples[0], (str, bytes))):
+        return samples
+    return None
 
 
 _END, _PLACED = object(), object()

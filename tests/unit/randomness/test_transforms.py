@@ -82,7 +82,8 @@ def test_a_transform_is_keyed_wherever_the_dataset_holds_it(place):
 def test_a_thread_gets_a_transform_of_its_own_wherever_the_dataset_holds_it(place):
     noise = Noise()
     dataset = dict(places(noise))[place]
-    mine = with_own_transforms(dataset)
+    mine, _, shared = with_own_transforms(dataset)
+    assert not shared
     assert type(mine) is type(dataset)
     KeyedTransforms(dataset).rekey(1, 2, 3)
     KeyedTransforms(mine).rekey(1, 2, 4)
@@ -95,7 +96,7 @@ def test_everything_but_the_transforms_is_shared_by_threads():
     images, paths = np.zeros((4, 2)), ["a"] * 5000
     lock = threading.Lock()  # cannot be copied
     dataset = Plain(images=images, paths=paths, lock=lock, wrapped=SimpleNamespace(noise=Noise(), images=images))
-    mine = with_own_transforms(Subset(dataset, [0])).dataset
+    mine = with_own_transforms(Subset(dataset, [0]))[0].dataset
     assert mine is not dataset
     assert mine.wrapped is not dataset.wrapped
     assert (mine.images, mine.paths, mine.lock, mine.wrapped.images) == (
@@ -109,7 +110,7 @@ def test_everything_but_the_transforms_is_shared_by_threads():
 
 def test_a_dataset_without_transforms_is_shared_whole():
     dataset = Subset(Plain(images=np.zeros(3), transform=str.upper, logger=logging.getLogger("x")), [0])
-    assert with_own_transforms(dataset) is dataset
+    assert with_own_transforms(dataset)[0] is dataset
     assert not KeyedTransforms(dataset)
 
 
@@ -117,7 +118,8 @@ def test_a_transform_held_twice_is_keyed_once_and_stays_one():
     noise = Noise()
     dataset = ConcatDataset([Plain(transform=noise), Plain(transform=noise, again=[noise])])
     assert len(KeyedTransforms(dataset)._found) == 1
-    mine = with_own_transforms(dataset)
+    mine, _, shared = with_own_transforms(dataset)
+    assert not shared
     assert mine.datasets[0].transform is mine.datasets[1].transform is mine.datasets[1].again[0]
 
 
@@ -145,7 +147,7 @@ def test_objects_that_answer_to_any_name_are_no_transforms():
 
     dataset = Plain(proxy=Proxy(), kind=Noise)
     assert not KeyedTransforms(dataset)
-    assert with_own_transforms(dataset) is dataset
+    assert with_own_transforms(dataset)[0] is dataset
 
 
 def test_a_dataset_that_refers_to_itself_is_looked_through_once():
@@ -153,7 +155,7 @@ def test_a_dataset_that_refers_to_itself_is_looked_through_once():
     dataset.me = dataset
     dataset.children = [SimpleNamespace(parent=dataset)]
     assert len(KeyedTransforms(dataset)._found) == 1
-    assert with_own_transforms(dataset).transform is not dataset.transform
+    assert with_own_transforms(dataset)[0].transform is not dataset.transform
 
 
 def test_long_lists_are_data():
@@ -205,7 +207,8 @@ def test_the_adaptor_keys_its_own_pipeline():
 
 def test_a_thread_gets_an_adaptor_with_a_pipeline_and_generators_of_its_own():
     dataset = Adapted()
-    mine = with_own_transforms(dataset)
+    mine, _, shared = with_own_transforms(dataset)
+    assert not shared
     assert mine.transform is not dataset.transform
     assert mine.transform.transform is not dataset.transform.transform
     assert mine.transform._keyed is not dataset.transform._keyed
