@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Callable, Iterator
 from itertools import chain, islice
 from typing import Any
@@ -24,6 +25,7 @@ from loaders.system.interrupts import is_interrupt
 
 # These draw their order when the first key is asked for: from `generator`, or else from torch's default one.
 _RANDOM = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler)
+_lending = threading.RLock()  # a sampler that several loaders share is lent one generator at a time
 
 
 def world_of(sampler: Any) -> tuple[int, int]:
@@ -268,21 +270,26 @@ class SamplerCursor:
     def _begin(self) -> None:
         """Draw the first key, and with it the order of a random sampler of torch's, from the generator that it should.
 
-        With no generator of its own the sampler is lent one, and left as it was whatever happens.
+        One that has no generator of its own is copied with one; below a batch sampler of the user's it is lent one.
         """
         sampler = self.sampler
         lent = self._lent_generator() if type(sampler) in _RANDOM else None
         if lent is None:
-            self._start()
-            return
-        try:
-            sampler.generator = lent
-            self._start()
-        finally:
-            sampler.generator = None
+            self._start(iter(sampler) if self._cuts else self._items)
+        elif self._by_key:
+            twin = copy.copy(sampler)
+            twin.generator = lent
+            self._start(iter(twin))
+        else:
+            with _lending:
+                try:
+                    sampler.generator = lent
+                    self._start(self._items)
+                finally:
+                    sampler.generator = None
 
-    def _start(self) -> None:
-        items, skip = iter(self.sampler) if self._cuts else self._items, self._skip
+    def _start(self, items: Iterator[Any]) -> None:
+        skip = self._skip
         if self._by_key:
             next(islice(items, skip, skip), None)
             skip = 0

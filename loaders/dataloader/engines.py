@@ -14,6 +14,7 @@ from loaders.dataloader.dispatch import Dispatch, OpenBatch
 from loaders.memory.arena import Arena
 from loaders.memory.device_reads import PageLocker
 from loaders.memory.slots import SlotPool
+from loaders.system.interrupts import undisturbed
 from loaders.system.limits import available_nbytes
 from loaders.workers.engine import Engine
 from loaders.workers.inline import InlineEngine
@@ -92,21 +93,23 @@ class Engines:
         """The memory that was used last."""
         return self._stock.pools[-1] if self._stock.pools else None
 
-    def open(self, setup: EngineSetup, user: User) -> Dispatch:
-        """Workers and memory for `user`."""
+    def open(self, setup: EngineSetup, user: User, found: list[Dispatch]) -> None:
+        """Put workers and memory for `user` into `found`."""
         self._leave_what_is_the_parents()
         stock = self._stock
         stock.retry()
         if setup.persistent and (kept := self._take_kept(setup)) is not None:
             stock.user = weakref.ref(user)
-            return kept
-        pool = self._pool_for(setup)
-        dispatch = Dispatch(self._engine_for(setup, pool))
-        if setup.persistent and stock.kept is None:
-            stock.kept, stock.user = dispatch, weakref.ref(user)
-        if self._page_locker is not None:
-            pool.page_lock(self._page_locker)
-        return dispatch
+            found.append(kept)
+            return
+        with undisturbed():  # pipes and memory that nobody has noted could not be closed
+            pool = self._pool_for(setup)
+            dispatch = Dispatch(self._engine_for(setup, pool))
+            if setup.persistent and stock.kept is None:
+                stock.kept, stock.user = dispatch, weakref.ref(user)
+            if self._page_locker is not None:
+                pool.page_lock(self._page_locker)
+            found.append(dispatch)
 
     def release(self, dispatch: Dispatch, batches: Iterable[OpenBatch], keep: Iterable[int] = ()) -> None:
         """An iterator is done with these workers; `batches` are still open. `keep`: as in `SlotPool.trim`."""
@@ -181,7 +184,9 @@ class Engines:
             idle.close()
         ceiling = setup.max_buffer_bytes
         if ceiling is None:
-            ceiling = int(available_nbytes() * _DEFAULT_SHARE)
+            if stock.ceiling_nbytes is None:
+                stock.ceiling_nbytes = int(available_nbytes() * _DEFAULT_SHARE)
+            ceiling = stock.ceiling_nbytes
         arena = Arena(ceiling * _VIRTUAL_FACTOR + (1 << 24), shared=shared, travels=travels)
         pool = SlotPool(
             arena, ceiling_nbytes=ceiling, asked_nbytes=setup.max_buffer_bytes, others=weakref.WeakMethod(stock.others)
@@ -216,6 +221,7 @@ class _Stock:
         self.user: weakref.ref[Any] | None = None  # of them
         self.idle: SlotPool | None = None  # memory for the next iterator
         self.pools: tuple[SlotPool, ...] = ()  # with memory that somebody uses, the newest last
+        self.ceiling_nbytes: int | None = None  # where the user gave none
         self._failed: tuple[Dispatch, ...] = ()  # that could not be ended in one go
 
     def add(self, pool: SlotPool) -> None:
@@ -231,17 +237,17 @@ class _Stock:
         usable = dispatch.is_usable()
         dispatch.intact = False
         pool = dispatch.pool
-        try:
-            dispatch.close(batches, force=not usable)
-            if usable and self.idle is None:
-                pool.trim(keep)
-            else:
-                pool.close()
-        except BaseException:
-            self._failed = (*self._failed, dispatch)
-            raise
-        if usable and self.idle is None and not pool.is_closed:
-            self.idle = pool
+        with undisturbed():
+            try:
+                dispatch.close(batches, force=not usable)
+                if usable and self.idle is None:
+                    pool.trim(keep)
+                    self.idle = pool
+                else:
+                    pool.close()
+            except BaseException:
+                self._failed = (*self._failed, dispatch)
+                raise
 
     def retry(self) -> None:
         """End what could not be ended."""

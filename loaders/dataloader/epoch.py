@@ -170,12 +170,13 @@ class Epoch(Iterator[Any]):
             if not taken[0] or self._is_inside:
                 return False
             work, dispatch = self._work, self._dispatch
-            dispatch.intact = False
-            dispatch.abandon(work.batches)
+            if dispatch.is_usable():
+                dispatch.intact = False
+                dispatch.abandon(work.batches)
+                dispatch.intact = True
             work.batches = deque()
             work.dispatches = []
             self._setup = self._setup._replace(persistent=False)
-            dispatch.intact = True
             return True
         finally:
             if taken and taken[0]:
@@ -223,8 +224,7 @@ class Epoch(Iterator[Any]):
             self._engines.throw_away(dispatch)
         work.dispatches = []
         self._begin_at(self._log.position)
-        # Noted in the step that opens it, so that no workers are forgotten.
-        work.dispatches.extend(map(self._engines.open, (self._setup,), (self,)))
+        self._engines.open(self._setup, self, work.dispatches)
 
     def _begin_at(self, position: Position) -> None:
         """Go on at a position, of this epoch or of the next one."""

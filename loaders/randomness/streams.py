@@ -91,6 +91,22 @@ def leave_sample() -> None:
     _current.key = None
 
 
+Reading = tuple[Any, bool, KeyedGenerator]
+
+
+def set_aside() -> Reading:
+    """What this thread reads, to be taken up again: a loader may be iterated in the middle of another's sample."""
+    reading = _current.key, _current.entered, _current.generator
+    if _current.key is not None:
+        _current.key, _current.generator = None, KeyedGenerator()
+    return reading
+
+
+def take_up(reading: Reading) -> None:
+    """This thread reads again what was set aside."""
+    _current.key, _current.entered, _current.generator = reading
+
+
 def sample_rng() -> np.random.Generator:
     """The random generator of the sample that is being read. Draw from it in `__getitem__` and transforms.
 

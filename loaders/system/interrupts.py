@@ -1,10 +1,15 @@
-"""Exceptions that a signal handler raised into the code that was running, told apart from that code's own."""
+"""Signal handlers that raise: told apart from the code that they interrupt, and kept waiting where they must."""
 
 from __future__ import annotations
 
+import os
 import signal
-from types import CodeType
+import threading
+from collections.abc import Callable
+from types import CodeType, FrameType, TracebackType
 from typing import Any
+
+Handlers = dict[int, Callable[[int, FrameType | None], Any]]
 
 
 def is_interrupt(error: BaseException) -> bool:
@@ -39,3 +44,74 @@ def _code_of(handler: Any) -> CodeType | None:
         inner = getattr(handler, "__func__", None) or getattr(handler, "func", None)
         handler = inner if inner is not None else type(handler).__dict__.get("__call__")
     return None
+
+
+class undisturbed:  # noqa: N801  # used as `with undisturbed():`
+    """Signals that arrive inside the block are handled right behind it: a handler may raise.
+
+    Python runs handlers in the main thread, so in other threads nothing has to wait. In a process that is forked
+    inside, the handlers are the usual ones.
+    """
+
+    def __init__(self) -> None:
+        self._handlers: Handlers = {}
+        self._came: set[int] = set()
+
+    def __enter__(self) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            return
+        # A handler that is none of Python's could not be put back; nor does it raise.
+        self._handlers = {n: handler for n in _SIGNALS if callable(handler := signal.getsignal(n))}
+        _open.append(self)
+        try:
+            _install(dict.fromkeys(self._handlers, self._note))
+        except BaseException:
+            self._end()
+            raise
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._handlers:
+            self._end()
+            _send(self._came)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self._came.add(number)
+
+    def _end(self) -> None:
+        try:
+            _install(self._handlers)
+        except BaseException:  # of a handler that is in its place again already
+            _install(self._handlers)
+            raise
+        finally:
+            if self in _open:
+                _open.remove(self)
+
+
+# SIGKILL and SIGSTOP have no handlers.
+_SIGNALS = sorted(set(map(int, signal.valid_signals())) - {signal.SIGKILL, signal.SIGSTOP})
+_open: list[undisturbed] = []  # in this process; the innermost last
+
+
+def _install(handlers: Handlers) -> None:
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+def _send(numbers: set[int]) -> None:
+    if numbers:
+        try:
+            signal.raise_signal(numbers.pop())
+        finally:
+            _send(numbers)
+
+
+def _after_fork_in_child() -> None:
+    while _open:
+        _install(_open.pop()._handlers)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)

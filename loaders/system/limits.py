@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from loaders.system.interrupts import undisturbed
+
 
 class Level(NamedTuple):
     """A control group, and whether it is of version 2."""
@@ -75,7 +77,8 @@ def whole_cores() -> int:
 
 def available_nbytes() -> int:
     """Bytes this process may still take: the machine's available memory, or its cgroup's headroom if that is less."""
-    limits = [_meminfo_available(), *_cgroup_headrooms()]
+    with undisturbed():  # no file is left open
+        limits = [_meminfo_available(), *_cgroup_headrooms()]
     return max(0, min(limits))
 
 

@@ -18,10 +18,9 @@ from multiprocessing.context import BaseContext
 
 from loaders.errors import BufferMemoryError, WorkerLostError
 from loaders.memory.slots import SlotPool
-from loaders.system.interrupts import is_interrupt
+from loaders.system.interrupts import is_interrupt, undisturbed
 from loaders.timing.stages import Times
 from loaders.workers.engine import Reading
-from loaders.workers.interrupts import undisturbed
 from loaders.workers.messages import Failure, Job, Result, Task
 from loaders.workers.strikes import LAST_CHANCE_AFTER_S, Strikes, failure_of_lost
 from loaders.workers.supervisor import Supervisor, WorkerProcess

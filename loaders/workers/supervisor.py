@@ -19,7 +19,7 @@ import numpy as np
 from loaders.errors import WorkerLostError
 from loaders.memory.arena import Arena
 from loaders.memory.blocks import Block
-from loaders.workers.interrupts import undisturbed
+from loaders.system.interrupts import undisturbed
 from loaders.workers.launching import ended, exitcode_of, hint_for_start, launch, sentinel_of
 from loaders.workers.messages import Failure, Job
 from loaders.workers.process_main import Setup, main

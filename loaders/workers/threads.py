@@ -12,6 +12,7 @@ from dataclasses import replace
 
 from loaders.memory.slots import SlotPool
 from loaders.randomness.transforms import with_own_transforms
+from loaders.system.interrupts import undisturbed
 from loaders.workers.engine import Reading
 from loaders.workers.info import WorkerInfo, set_worker_info
 from loaders.workers.messages import Failure, Job, Result, Task
@@ -94,9 +95,10 @@ class ThreadEngine:
                 continue
             name = f"loaders-{number}"
             thread = threading.Thread(target=self._work, args=(self._job, number), name=name, daemon=True)
-            self._threads[number : number + 1] = [thread]
-            thread.start()
-            self._started += 1
+            with undisturbed():
+                self._threads[number : number + 1] = [thread]
+                thread.start()
+                self._started += 1
 
     def close(self, *, force: bool = False) -> None:
         """Ask every thread to end, and wait a moment for those that are reading, but with `force`."""

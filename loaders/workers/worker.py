@@ -19,8 +19,9 @@ from loaders.datasets.wrapped import bases, describe, resolve
 from loaders.errors import SampleError
 from loaders.randomness.calls import Calls
 from loaders.randomness.process_generators import ProcessGenerators
-from loaders.randomness.streams import Domain, enter_sample, leave_sample
+from loaders.randomness.streams import Domain, enter_sample, leave_sample, set_aside, take_up
 from loaders.randomness.transforms import Found, KeyedTransforms
+from loaders.system.interrupts import is_interrupt
 from loaders.timing.stages import COLLATE, WRITE, Clock
 from loaders.workers.info import forget_questions, has_asked
 from loaders.workers.messages import Failure, Job, Keys, Parcel, Result, Task
@@ -72,7 +73,12 @@ class Worker:
 
     def execute(self, task: Task, start: int, stop: int, reading: Callable[[int], bool]) -> Result:
         """Do rows `start` to `stop` of `task`. `reading(row)` is called before each; False ends the span."""
-        result = self._keyed(task, start, stop, reading) if self._has_read else self._first(task, start, stop, reading)
+        outer = set_aside()
+        try:
+            execute = self._keyed if self._has_read else self._first
+            result = execute(task, start, stop, reading)
+        finally:
+            take_up(outer)
         if self._transforms.notes:
             result.notes, self._transforms.notes = tuple(self._transforms.notes), []
         return result
@@ -116,12 +122,18 @@ class Worker:
             else:
                 self._do_batch(task, result, reading, look=due < stop)
         except Exception as error:  # what the user's code gave cannot be a row: a declared field that is no array …
+            self._raise_if_interrupted(error)
             result.failures.append(Failure.of(error, "writing samples into their rows"))
         finally:
             leave_sample()
         elapsed_ns, result.times = self._clock.end_run(start, stop)
         result.elapsed_s = elapsed_ns / 1e9
         return result
+
+    def _raise_if_interrupted(self, error: Exception) -> None:
+        """In the consumer's own thread its signal handlers raise: no sample is at fault then."""
+        if not (self._apart or self._threaded) and is_interrupt(error):
+            raise error
 
     def _do_rows(self, task: Task, result: Result, reading: Callable[[int], bool], due: int) -> None:
         writer = self._writer_of(task)
@@ -146,6 +158,7 @@ class Worker:
                 else:
                     sample = dataset[key]
             except Exception as error:  # whatever the user's code raises is delivered
+                self._raise_if_interrupted(error)
                 result.failures.append(self._failure(error, row, key, "reading"))
                 if not self.job.keep_going:
                     return
@@ -170,6 +183,7 @@ class Worker:
                 self._enter(task, 0)
                 samples = self._read_together(task.keys)
             except Exception as error:
+                self._raise_if_interrupted(error)
                 together = self._failure(error, None, list(task.keys), "reading")
                 if not self.job.keep_going:
                     result.failures.append(together)
@@ -193,6 +207,7 @@ class Worker:
                     sample = self.job.dataset[key]
                 good.append((row, sample))
             except Exception as error:
+                self._raise_if_interrupted(error)
                 result.failures.append(self._failure(error, row, key, "reading"))
                 if not self.job.keep_going:
                     return
@@ -253,7 +268,8 @@ class Worker:
             for batch in range(at - serial, 1):
                 try:
                     samples = self._draw(task, stream, batch * rows, rows)
-                except Exception:
+                except Exception as error:
+                    self._raise_if_interrupted(error)
                     if batch == 0:  # the others were raised the first time
                         raise
                     continue
@@ -261,6 +277,7 @@ class Worker:
                     # It has ended, whatever it would say if it were asked again.
                     self._stream = task.epoch, (stream := iter(())), serial + 1
         except Exception as error:
+            self._raise_if_interrupted(error)
             result.failures.append(self._failure(error, None, None, "reading"))
             return
         if not samples or (self.job.drop_last and self.job.batched and len(samples) < rows):
@@ -311,6 +328,7 @@ class Worker:
             else:
                 result.value = value
         except Exception as error:
+            self._raise_if_interrupted(error)
             keys = None if self.job.fetch == "stream" else list(task.keys)
             result.failures.append(self._failure(error, None, keys, doing))
 

@@ -77,18 +77,20 @@ def storm(engine: str, interrupts: int, seed: int = 0) -> dict[str, int]:
         loader = loader_for(engine)
         held: list[tuple[Any, Any]] = []
         for epoch in range(2):
-            iterator, found = iter(loader), []
+            iterator, found, patience = iter(loader), [], 1
             while True:
-                batch = next_interrupted(iterator, next(moments))
+                batch = next_interrupted(iterator, next(moments) * patience)
                 if batch is ENDED:
                     break
                 if batch is not INTERRUPTED:
                     found.append(seen(batch))
                     held.append((batch, found[-1]))
+                    patience = 1
                     continue
                 came += 1
+                patience *= 2  # what was cut off is made again, which takes longer
                 ways += 1
-                if ways % 3 == 1:
+                if ways % 3 == 1 or len(found) == LENGTH // SIZE:
                     continue  # with the same iterator
                 state = loader.state_dict()
                 assert state["batches"] == len(found)
@@ -141,7 +143,9 @@ def test_a_stream_goes_on_where_it_was_interrupted(engine: str) -> None:
     with interruptible():
         while came < 20:
             iterator, found = iter(DataLoader(Counted(), SIZE, seed=3, **ENGINES[engine])), []
-            while (batch := next_interrupted(iterator, next(moments))) is not ENDED:
+            patience = 1
+            while (batch := next_interrupted(iterator, next(moments) * patience)) is not ENDED:
+                patience = 2 * patience if batch is INTERRUPTED else 1
                 if batch is INTERRUPTED:
                     came += 1
                 else:

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from loaders.workers.interrupts import undisturbed
+from loaders.system.interrupts import undisturbed
 
 
 class ComesError(Exception):
