@@ -109,6 +109,7 @@ class Engines:
                 stock.kept, stock.user = dispatch, weakref.ref(user)
             if self._page_locker is not None:
                 pool.page_lock(self._page_locker)
+            stock.users[dispatch] = weakref.ref(user)
             found.append(dispatch)
 
     def release(self, dispatch: Dispatch, batches: Iterable[OpenBatch], keep: Iterable[int] = ()) -> None:
@@ -221,6 +222,7 @@ class _Stock:
         self.user: weakref.ref[Any] | None = None  # of them
         self.idle: SlotPool | None = None  # memory for the next iterator
         self.pools: tuple[SlotPool, ...] = ()  # with memory that somebody uses, the newest last
+        self.users: dict[Dispatch, weakref.ref[Any]] = {}
         self.ceiling_nbytes: int | None = None  # where the user gave none
         self._failed: tuple[Dispatch, ...] = ()  # that could not be ended in one go
 
@@ -248,13 +250,18 @@ class _Stock:
             except BaseException:
                 self._failed = (*self._failed, dispatch)
                 raise
+            self.users.pop(dispatch, None)
 
     def retry(self) -> None:
-        """End what could not be ended."""
+        """End what could not be ended, and what an iterator has left that is gone."""
+        for dispatch, user in list(self.users.items()):
+            if user() is None and dispatch is not self.kept:
+                self.end(dispatch, (), ())
         while self._failed:
             dispatch, *rest = self._failed
             dispatch.close(force=True)
             dispatch.pool.close()
+            self.users.pop(dispatch, None)
             self._failed = tuple(rest)
 
     def close(self) -> None:
@@ -262,9 +269,10 @@ class _Stock:
         if self.pid != os.getpid():
             return
         kept, self.kept = self.kept, None
-        self.retry()
         if kept is not None:
             kept.close(force=not kept.is_usable())
+            self.users.pop(kept, None)
+        self.retry()
         for pool in self.pools:
             # Batches that outlive the loader keep the mapping alive; everything else of it ends here.
             pool.close()

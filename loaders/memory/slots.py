@@ -302,11 +302,14 @@ class SlotPool:
     def _end(self, lease: Lease, is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
         if is_finalizing():  # of the interpreter, when the names of this module may be gone already
             return
+        block: Block | None = getattr(lease, "block", None)
+        if block is None:  # an exception came in while it was made: the pool is not used again
+            return
         try:
-            if lease.streams is not None and self._reads is not None:
-                lease.streams |= self._reads.current_streams()
+            if getattr(lease, "streams", None) is not None and self._reads is not None:
+                lease.streams |= self._reads.current_streams()  # type: ignore[operator]
         finally:
-            self._ended.append(lease.block)
+            self._ended.append(block)
         self.settle()
 
     def settle(self) -> None:

@@ -24,12 +24,16 @@ class Called(NamedTuple):
 class Calls:
     """Looks at every call of this thread inside a `with` block. Python's profiler is used for it, if nobody else does.
 
+    Args:
+        watch: False for nothing of all that.
+
     Attributes:
         transforms: stateful ones that were called; not those that another of them calls, which answers for them.
         asked: who asked torch which worker reads.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, watch: bool = True) -> None:
+        self._watch = watch
         self.transforms: list[Called] = []
         self.asked: list[str] = []
         self._seen: set[int] = set()
@@ -38,7 +42,7 @@ class Calls:
         self._get_worker_info: CodeType | None = module.get_worker_info.__code__ if module is not None else None
 
     def __enter__(self) -> Calls:
-        if sys.getprofile() is None:
+        if self._watch and sys.getprofile() is None:
             self._opener = sys._getframe(1)
             sys.setprofile(self._look)
         return self

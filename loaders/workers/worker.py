@@ -88,7 +88,8 @@ class Worker:
         stream, several = self.job.fetch == "stream", self.job.num_workers > 1
         threaded = self._threaded and several
         forget_questions()
-        with Calls() as calls:
+        # A profiler: not in the consumer's own thread, where a signal handler may raise inside of it.
+        with Calls(watch=self._apart or self._threaded) as calls:
             result = self._keyed(task, start, stop, reading)
         # torch's `get_worker_info()` knows of no threads: a stream that splits itself by it is read whole by each.
         if threaded and stream and calls.asked and not has_asked():

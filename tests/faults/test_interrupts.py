@@ -21,6 +21,9 @@ from torch.utils.data import IterableDataset, get_worker_info
 from loaders import DataLoader, sample_rng
 from loaders.dataloader.dispatch import Dispatch
 
+# An exception of a handler that comes in a finalizer is shown and dropped by Python.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
 ENGINES: dict[str, dict[str, Any]] = {
     "inline": {},
     "thread": {"num_workers": 2, "worker_method": "thread"},
