@@ -270,7 +270,7 @@ class Epoch(Iterator[Any]):
             except _RefusedError as refused:
                 self._drop(refused.batch)
                 return self._error(refused.error, self._delivery.after(refused.batch, self._at))
-            except BufferMemoryError as error:
+            except (BufferMemoryError, Warning) as error:  # a warning that a filter has turned into an error
                 return self._error(error, self._at)
             if batch is None:
                 if self._sampler_error is not None:

@@ -128,7 +128,8 @@ def test_workers_that_were_sent_home_are_gone_and_a_killed_one_is_replaced():
     engine.resize(2)
     rest = [next(batches)["label"].tolist() for _ in range(20)]
     while sum(member.number is not None for member in engine._supervisor.processes.values()) > 2:
-        inside.kept_of(loader).collect(0.01)
+        inside.kept_of(loader).engine.wait(0.01)
+        inside.kept_of(loader).collect()
     assert rest == [list(range(at, at + 4)) for at in range(4, 84, 4)]
     victim = next(member for member in engine._supervisor.processes.values() if member.number is not None)
     victim.process.kill()

@@ -24,7 +24,7 @@ def own(samples):
 
 
 @pytest.mark.parametrize(
-    ("dataset", "collate", "batched", "fetch", "by_rows", "by_runs", "collates"),
+    ("dataset", "collate", "batched", "fetch", "by_rows", "by_spans", "collates"),
     [
         (range(3), default_collate, True, "each", True, True, False),
         (range(3), numpy_collate, True, "each", True, True, False),
@@ -39,9 +39,11 @@ def own(samples):
         (Stream(), default_convert, False, "stream", False, False, False),
     ],
 )
-def test_the_shape_of_the_work_follows_from_the_arguments(dataset, collate, batched, fetch, by_rows, by_runs, collates):
+def test_the_shape_of_the_work_follows_from_the_arguments(
+    dataset, collate, batched, fetch, by_rows, by_spans, collates
+):
     plan = Plan(dataset, collate, 4 if batched else None, batched, None)
-    assert (plan.fetch, plan.by_rows, plan.by_runs) == (fetch, by_rows, by_runs)
+    assert (plan.fetch, plan.by_rows, plan.by_spans) == (fetch, by_rows, by_spans)
     assert plan.collate is (collate if collates else None)
 
 
@@ -74,6 +76,7 @@ def test_an_explicit_depth_is_honoured():
 
 def test_slots_are_sized_by_the_spec_and_the_largest_batch():
     plan = Plan(range(3), default_collate, 4, True, None)
+    plan.room = 4  # as the sampler's first batch says
     assert plan.sizes() == []
     sample = {"x": np.zeros((2, 3), np.uint8), "y": "text", "z": np.zeros(0), "b": np.zeros((2, 4))}
     plan.spec = BatchSpec.from_sample(sample, {"b": Field(ragged=True)})

@@ -156,7 +156,7 @@ def test_record_stream_finds_the_slot_of_views_arrays_and_containers_and_ignores
     next(batches)  # made before there was a slot
     batch = next(batches)
     [stream] = [device.new_stream()]
-    leases = {lease.label: lease for lease in batches.delivery._pool._leases.values()}
+    leases = {lease.label: lease for lease in inside.dispatch_of(batches).pool._leases.values()}
     image = next(lease for label, lease in leases.items() if "image" in label)
     for part in (
         batch["image"][1:, 5:],

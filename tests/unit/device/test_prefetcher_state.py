@@ -46,7 +46,8 @@ def test_the_state_counts_batches_handed_out_not_those_on_their_way(device, take
         for batch in resumed:
             device.drain()
             rest.append(batch.flatten().tolist())
-        assert rest == everything[taken:]
+        # After the last batch of an epoch comes the next one.
+        assert rest == everything[taken:] if taken < 16 else len(rest) == 16
 
 
 def test_after_an_epoch_or_a_broken_one_the_next_begins_where_the_loaders_own_would(device):
@@ -122,7 +123,8 @@ def test_a_state_that_the_loader_was_given_is_told_and_so_is_what_it_did_by_itse
     list(islice(ahead, 2))
     loader.load_state_dict(ahead.state_dict())
     assert ours.state_dict() == ahead.state_dict()
-    loader.set_epoch(0)
+    with pytest.warns(UserWarning, match="is given up"):
+        loader.set_epoch(0)
     list(islice(loader, 9))
     assert (ours.state_dict()["epoch"], ours.state_dict()["batches"]) == (0, 9)
 

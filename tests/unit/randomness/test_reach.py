@@ -119,7 +119,8 @@ def test_one_that_is_made_in_a_dataset_that_threads_share_is_told() -> None:
     assert note.startswith("dataset.noise (Noise) is shared by all worker threads")
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+# In the consumer's own thread nothing looks at calls: a signal handler may raise there.
+@pytest.mark.parametrize("engine", sorted(ENGINES.keys() - {"inline"}))
 def test_one_that_is_made_for_every_sample_is_told_once(engine: str) -> None:
     [note] = told(Making(), engine)
     assert note.startswith("support.pipelines.__getitem__ (line ")
@@ -130,7 +131,7 @@ def test_a_function_that_makes_one_is_told_too() -> None:
     def augment(index: int) -> Any:
         return A.Compose([A.NoOp()])(image=np.zeros((2, 2, 3), np.uint8))["image"]
 
-    [note] = told(Augmented(augment), "inline")
+    [note] = told(Augmented(augment), "3 processes")
     assert note.startswith(f"{__name__}.augment (line ")
     assert "calls a Compose that is made for this sample alone" in note
 
