@@ -35,7 +35,7 @@ def indices(peer: str, n: int, ranks: int, epoch: int) -> Iterable[int]:
     if peer == "DistributedSampler":
         sampler = DistributedSampler(range(n), num_replicas=ranks, rank=0)
     else:
-        sampler = ShardedSampler(n, rank=0, world_size=ranks)
+        sampler = ShardedSampler(n, rank=0, num_replicas=ranks)
     sampler.set_epoch(epoch)
     return sampler
 

@@ -9,10 +9,11 @@
 | `setups` | the loaders that are compared, each made in a process of its own |
 | `run` | one part of a comparison, in a fresh process |
 | `comparison` | all parts, interleaved, in rounds; the sentence that sums them up |
-| `show` | tables and a plot |
+| `tables`, `show` | tables; ceilings and a plot |
 | `command` | `loaders bench` |
 """
 
-from loaders.benchmark.measurement import Measurement, Pass, Spread, measure
+from loaders.benchmark.measurement import Measurement, Pass, measure
+from loaders.benchmark.spread import Spread
 
 __all__ = ["Measurement", "Pass", "Spread", "measure"]

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from rich.console import Console
 
-from loaders.benchmark import show
+from loaders.benchmark import show, tables
 from loaders.benchmark.comparison import compare
 from loaders.benchmark.setups import Setup, setups
 from loaders.errors import DatasetError
@@ -56,9 +56,9 @@ def run_bench(
     ratios = found.ratios()
     console.print()
     if console.is_terminal:
-        console.print(show.terminal_table(found.measurements, ratios))
+        console.print(tables.terminal_table(found.measurements, ratios))
     else:
-        console.print(show.plain_table(found.measurements, ratios))
+        console.print(tables.plain_table(found.measurements, ratios))
     rounds = settings["rounds"]
     spread = ", ± half of what lies between the quartiles" if rounds > 1 else ""
     console.print(f"\nmedian of {rounds} process{'es' if rounds > 1 else ''}{spread}; batches of {found.batch_size}")

@@ -12,9 +12,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from loaders.benchmark.measurement import Measurement, Spread
+from loaders.benchmark.measurement import Measurement
 from loaders.benchmark.run import READY
 from loaders.benchmark.setups import Setup
+from loaders.benchmark.spread import Spread
 from loaders.errors import DatasetError
 from loaders.system.limits import whole_cores
 

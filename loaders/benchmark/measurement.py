@@ -7,10 +7,12 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 from loaders.benchmark.alone import Alone, is_dataset
 from loaders.benchmark.processes import cpu_s, memory_nbytes
+from loaders.benchmark.spread import Spread
+from loaders.benchmark.tables import plain_table
 from loaders.errors import DatasetError
 from loaders.nested import leaves
 
@@ -22,22 +24,6 @@ _LEAST_BATCHES = 24
 _PATIENCE = 10
 # Between two looks at the memory of all processes: each takes milliseconds.
 _LOOK_S = 0.1
-
-
-class Spread(NamedTuple):
-    """The median of several rounds, and the quartiles around it."""
-
-    median: float
-    low: float
-    high: float
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> Spread:
-        """Of at least one value."""
-        if len(values) == 1:
-            return cls(values[0], values[0], values[0])
-        low, median, high = statistics.quantiles(values, n=4, method="inclusive")
-        return cls(median, low, high)
 
 
 @dataclass(frozen=True)
@@ -133,8 +119,6 @@ class Measurement:
         )
 
     def __str__(self) -> str:
-        from loaders.benchmark.show import plain_table
-
         return plain_table([self])
 
 

@@ -72,10 +72,10 @@ def check_sampler(sampler: Any) -> None:
         return
     inner: Any = sampler.dataset
     inner = getattr(inner, "_sampler", inner)  # Lightning wraps it once more
-    if isinstance(inner, KeyedSampler) and inner.world_size > 1:
+    if isinstance(inner, KeyedSampler) and inner.num_replicas > 1:
         raise ValueError(
-            f"a {type(sampler).__name__} around a {type(inner).__name__} of {inner.world_size} ranks: each rank would "
-            "see a share of its share. Ours shards by itself: hand it over as it is, with Lightning by "
+            f"a {type(sampler).__name__} around a {type(inner).__name__} of {inner.num_replicas} ranks: each rank "
+            "would see a share of its share. Ours shards by itself: hand it over as it is, with Lightning by "
             "Trainer(use_distributed_sampler=False)."
         )
 

@@ -35,7 +35,7 @@ def world_of(sampler: Any) -> tuple[int, int]:
         ValueError: the sampler's attributes are no such numbers.
     """
     rank = getattr(sampler, "rank", 0)
-    ranks = getattr(sampler, "world_size", getattr(sampler, "num_replicas", 1))
+    ranks = getattr(sampler, "num_replicas", getattr(sampler, "world_size", 1))
     try:
         rank, ranks = int(rank or 0), int(ranks or 1)
     except (TypeError, ValueError):
@@ -43,7 +43,7 @@ def world_of(sampler: Any) -> tuple[int, int]:
     if not 0 <= rank < ranks:
         raise ValueError(
             f"{type(sampler).__name__} has rank {getattr(sampler, 'rank', 0)!r} of "
-            f"{getattr(sampler, 'world_size', getattr(sampler, 'num_replicas', 1))!r} ranks: expected two ints, "
+            f"{getattr(sampler, 'num_replicas', getattr(sampler, 'world_size', 1))!r} ranks: expected two ints, "
             "0 <= rank < ranks."
         )
     return rank, ranks

@@ -251,6 +251,7 @@ class _Stock:
                 self._failed = (*self._failed, dispatch)
                 raise
             self.users.pop(dispatch, None)
+            self.pools = tuple(each for each in self.pools if each.is_alive())
 
     def retry(self) -> None:
         """End what could not be ended, and what an iterator has left that is gone."""

@@ -39,11 +39,11 @@ class KeyedSampler(ABC):
         n: positions in an epoch, before the tail.
         length: positions in an epoch over all ranks, with what the tail adds or takes away.
         epoch: the epoch that the next iteration goes through; `set_epoch` sets it.
-        rank, world_size: which share is this one's.
+        rank, num_replicas: which share is this one's.
     """
 
     def __init__(
-        self, n: int, seed: int, rank: int | None, world_size: int | None, tail: Tail, batch_size: int
+        self, n: int, seed: int, rank: int | None, num_replicas: int | None, tail: Tail, batch_size: int
     ) -> None:
         if not 0 <= n <= MAX_N:
             raise ValueError(f"an epoch has between 0 and 2**40 samples, not {n:,}")
@@ -52,8 +52,8 @@ class KeyedSampler(ABC):
         self.n = n
         self.seed = operator.index(seed)
         self.tail: Tail = tail
-        self.rank, self.world_size = find_rank(rank, world_size)
-        self.length = epoch_length(n, tail, self.world_size * batch_size)
+        self.rank, self.num_replicas = find_rank(rank, num_replicas)
+        self.length = epoch_length(n, tail, self.num_replicas * batch_size)
         self.epoch = 0
         self._walk = _Walk(0, 0)
         self._resumed: _Walk | None = None
@@ -80,7 +80,7 @@ class KeyedSampler(ABC):
 
     def positions(self) -> range:
         """The positions in the epoch that are this rank's: sample j of this sampler stands at `positions()[j]`."""
-        return range(self.rank, self.length, self.world_size)
+        return range(self.rank, self.length, self.num_replicas)
 
     def indices(self, start: int, stop: int) -> Indices:
         """What stands at positions `start` to `stop` of the epoch, all ranks together.
@@ -111,11 +111,11 @@ class KeyedSampler(ABC):
         # A generator begins with the first key asked for: an iterator that is dropped unused changes nothing.
         resumed, self._resumed = self._resumed, None
         walk = self._walk = _Walk(self.epoch, resumed.end if resumed and resumed.epoch == self.epoch else 0)
-        rest = range(walk.end + self.rank, self.length, self.world_size)
+        rest = range(walk.end + self.rank, self.length, self.num_replicas)
         for at in range(0, len(rest), _BLOCK):
             block = rest[at : at + _BLOCK]
             keys = self._keys(self._padded(block, walk.epoch))
-            walk.ahead, walk.end = iter(keys), walk.end + len(block) * self.world_size
+            walk.ahead, walk.end = iter(keys), walk.end + len(block) * self.num_replicas
             yield walk.ahead
         walk.end = self.length
 
@@ -127,7 +127,7 @@ class KeyedSampler(ABC):
         position that it has delivered in its place.
         """
         # A list's iterator knows exactly how much is left of it, at no cost while iterating.
-        taken = self._walk.end - operator.length_hint(self._walk.ahead) * self.world_size
+        taken = self._walk.end - operator.length_hint(self._walk.ahead) * self.num_replicas
         position = min(taken, self.length) if self._walk.epoch == self.epoch else 0
         return {**self._must_agree(), "epoch": self.epoch, "position": position}
 
@@ -151,7 +151,7 @@ class KeyedSampler(ABC):
             raise StateError(
                 f"This state does not fit this {type(self).__name__}: {'; '.join(differences)}.\n  Make the sampler as "
                 "it was when the state was taken. If only length differs, the world size changed: give batch_size= so "
-                "that world_size * batch_size stays the same."
+                "that num_replicas * batch_size stays the same."
             )
         self.epoch = epoch
         # Of shares that differ in length, the longest one ends past the epoch when it is counted for all ranks.

@@ -87,10 +87,10 @@ class Mixture:
         return number, index
 
     def sampler(
-        self, *, rank: int | None = None, world_size: int | None = None, tail: Tail = "pad", batch_size: int = 1
+        self, *, rank: int | None = None, num_replicas: int | None = None, tail: Tail = "pad", batch_size: int = 1
     ) -> MixtureSampler:
         """Keys for a DataLoader over this mixture, epoch after epoch. Arguments as in `ShardedSampler`."""
-        return MixtureSampler(self, rank, world_size, tail, batch_size)
+        return MixtureSampler(self, rank, num_replicas, tail, batch_size)
 
     def locate(self, positions: Indices, epoch: int = 0) -> Indices:
         """The dataset and the index in it that stand at positions of an epoch.
@@ -140,8 +140,10 @@ class MixtureSampler(KeyedSampler):
         (int, int), the dataset's number and the index in it.
     """
 
-    def __init__(self, mixture: Mixture, rank: int | None, world_size: int | None, tail: Tail, batch_size: int) -> None:
-        super().__init__(len(mixture), mixture.seed, rank, world_size, tail, batch_size)
+    def __init__(
+        self, mixture: Mixture, rank: int | None, num_replicas: int | None, tail: Tail, batch_size: int
+    ) -> None:
+        super().__init__(len(mixture), mixture.seed, rank, num_replicas, tail, batch_size)
         self._mixture = mixture
 
     def _at(self, positions: Indices, epoch: int) -> Indices:

@@ -9,26 +9,28 @@ from typing import Any, Literal, get_args
 Tail = Literal["pad", "drop", "uneven"]
 
 
-def find_rank(rank: int | None, world_size: int | None) -> tuple[int, int]:
-    """(rank, world_size): as given, else of torch.distributed if initialised, else RANK and WORLD_SIZE, else (0, 1).
+def find_rank(rank: int | None, num_replicas: int | None) -> tuple[int, int]:
+    """(rank, num_replicas): as given, else of torch.distributed if initialised, else RANK and WORLD_SIZE, else (0, 1).
 
     Raises:
-        ValueError: one is known and the other is not, or rank is outside [0, world_size).
+        ValueError: one is known and the other is not, or rank is outside [0, num_replicas).
     """
-    if rank is None and world_size is None:
+    if rank is None and num_replicas is None:
         # Looked up, never imported: without torch in the process nobody has initialised it.
         distributed: Any = getattr(sys.modules.get("torch"), "distributed", None)
         if distributed is not None and distributed.is_available() and distributed.is_initialized():
             return int(distributed.get_rank()), int(distributed.get_world_size())
-        rank, world_size = _from_environment("RANK"), _from_environment("WORLD_SIZE")
-        if rank is None and world_size is None:
+        rank, num_replicas = _from_environment("RANK"), _from_environment("WORLD_SIZE")
+        if rank is None and num_replicas is None:
             return 0, 1
-    if rank is None or world_size is None:
-        missing, known = ("rank", "world_size") if rank is None else ("world_size", "rank")
+    if rank is None or num_replicas is None:
+        missing, known = ("rank", "num_replicas") if rank is None else ("num_replicas", "rank")
         raise ValueError(f"{known} is known and {missing} is not: give both, or set both RANK and WORLD_SIZE")
-    if not 0 <= rank < world_size:
-        raise ValueError(f"rank should be in the interval [0, {world_size - 1}], but got {rank} of {world_size} ranks")
-    return rank, world_size
+    if not 0 <= rank < num_replicas:
+        raise ValueError(
+            f"rank should be in the interval [0, {num_replicas - 1}], but got {rank} of {num_replicas} ranks"
+        )
+    return rank, num_replicas
 
 
 def _from_environment(name: str) -> int | None:

@@ -16,20 +16,20 @@ class ShardedSampler(KeyedSampler):
 
     For `sampler=` of any DataLoader, in place of torch's RandomSampler and DistributedSampler: the first index of a
     billion comes as soon as that of a thousand, in constant memory. Call `set_epoch` before each epoch, on every rank.
-    Lightning and Accelerate deal samples out to the ranks themselves: there give rank=0 and world_size=1, or tell
+    Lightning and Accelerate deal samples out to the ranks themselves: there give rank=0 and num_replicas=1, or tell
     Lightning `use_distributed_sampler=False`.
 
     Args:
         n: how many samples there are, `len(dataset)`; at most 2⁴⁰.
         shuffle: a new order each epoch, fixed by (seed, epoch); else 0, 1, 2, ….
         seed: the same on all ranks.
-        rank, world_size: which share of how many. By default torch.distributed's where it is initialised, else the
+        rank, num_replicas: which share of how many. By default torch.distributed's where it is initialised, else the
             environment's (RANK and WORLD_SIZE, as torchrun sets them), else the only one.
-        tail: where the global batch, world_size · batch_size samples, does not divide `n`: "pad" repeats samples from
+        tail: where the global batch, num_replicas · batch_size samples, does not divide `n`: "pad" repeats samples from
             the beginning of the epoch's order until it does, "drop" leaves out what remains, "uneven" does neither, so
             that shares differ by one sample at most.
         batch_size: of one rank; a sampler cannot see its loader's. Give it if the epoch is to be the same on another
-            number of ranks. By default the tail goes by world_size alone, as in torch's DistributedSampler.
+            number of ranks. By default the tail goes by num_replicas alone, as in torch's DistributedSampler.
 
     Yields:
         int, an index in [0, n).
@@ -45,7 +45,7 @@ class ShardedSampler(KeyedSampler):
         shuffle: bool = True,
         seed: int = 0,
         rank: int | None = None,
-        world_size: int | None = None,
+        num_replicas: int | None = None,
         tail: Tail = "pad",
         batch_size: int = 1,
     ) -> None:
@@ -55,7 +55,7 @@ class ShardedSampler(KeyedSampler):
             raise TypeError(
                 f"n should be a number of samples, such as len(dataset), but got {type(n).__name__}"
             ) from None
-        super().__init__(n, seed, rank, world_size, tail, batch_size)
+        super().__init__(n, seed, rank, num_replicas, tail, batch_size)
         self.shuffle = bool(shuffle)
 
     def _at(self, positions: Indices, epoch: int) -> Indices:

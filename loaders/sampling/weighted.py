@@ -41,11 +41,11 @@ class WeightedSampler(KeyedSampler):
         *,
         seed: int = 0,
         rank: int | None = None,
-        world_size: int | None = None,
+        num_replicas: int | None = None,
         tail: Tail = "pad",
         batch_size: int = 1,
     ) -> None:
-        super().__init__(operator.index(num_samples), seed, rank, world_size, tail, batch_size)
+        super().__init__(operator.index(num_samples), seed, rank, num_replicas, tail, batch_size)
         array = np.ascontiguousarray(weights, np.float64)
         if array.ndim != 1 or not np.isfinite(array).all() or (array < 0).any():
             raise ValueError(f"weights should be finite and not negative, shape (n,), but got {array!r}")

@@ -309,7 +309,7 @@ def test_sample_that_kills_its_workers_is_skipped_like_any_other(shape: str) -> 
     assert [plain(batch) for batch in loader] == want
     assert [entry.index for entry in loader.errors] == [0, 6, 15]
     for entry in loader.errors:
-        assert re.match(r"WorkerLostError: worker \d was lost 3 times on sample", entry.error)
+        assert re.match(r"WorkerLostError: worker \d was lost \d+ times on sample", entry.error)
     assert_nothing_is_held(loader)
 
 

@@ -72,7 +72,7 @@ class Case:
 
 def plain_loop(epoch: int, everywhere: bool) -> list[str]:
     """The epoch as nothing but its definition gives it: no loader, no worker, one sample behind the other."""
-    dataset, sampler = Draws(everywhere), ShardedSampler(N, seed=5, rank=0, world_size=1, batch_size=GLOBAL_BATCH)
+    dataset, sampler = Draws(everywhere), ShardedSampler(N, seed=5, rank=0, num_replicas=1, batch_size=GLOBAL_BATCH)
     sampler.set_epoch(epoch)
     hashes, generators = [], (random.getstate(), np.random.get_state(), torch.get_rng_state())
     for batch in range(BATCHES):
@@ -111,7 +111,7 @@ def read(case: Case, world: int, workers: int, state: dict[str, Any] | None, sto
     ranks, states = [], []
     for rank in range(world):
         size = GLOBAL_BATCH // world
-        sampler = ShardedSampler(N, seed=5, rank=rank, world_size=world, batch_size=size)
+        sampler = ShardedSampler(N, seed=5, rank=rank, num_replicas=world, batch_size=size)
         loader = DataLoader(Draws(case.engine != "thread"), size, sampler=sampler, seed=SEED, **arguments)
         if state is None:
             loader.set_epoch(case.epoch)

@@ -41,7 +41,7 @@ def test_an_epoch_is_the_same_however_it_is_shared_and_cut(kind, n, batch, world
 
     def ranks(world):
         return [
-            make(kind, n, seed=seed, rank=r, world_size=world, tail=tail, batch_size=12 * batch // world)
+            make(kind, n, seed=seed, rank=r, num_replicas=world, tail=tail, batch_size=12 * batch // world)
             for r in range(world)
         ]
 
@@ -74,7 +74,7 @@ def test_an_epoch_is_the_same_however_it_is_shared_and_cut(kind, n, batch, world
 @settings(max_examples=60, deadline=None)
 @given(n=st.integers(4097, MAX_N), seed=st.integers(0, 2**64 - 1), epoch=st.integers(0, 2**30), data=st.data())
 def test_any_two_positions_of_any_epoch_are_different_samples(n, seed, epoch, data):
-    sampler = ShardedSampler(n, seed=seed, rank=0, world_size=1)
+    sampler = ShardedSampler(n, seed=seed, rank=0, num_replicas=1)
     sampler.set_epoch(epoch)
     start = data.draw(st.integers(0, n - 1000))
     found = sampler.indices(start, start + 1000)

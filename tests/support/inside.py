@@ -14,6 +14,11 @@ def pool_of(loader: Any) -> SlotPool | None:
     return loader._engines.pool
 
 
+def pools_of(loader: Any) -> tuple[SlotPool, ...]:
+    """All memory of the loader that somebody uses, or may use."""
+    return loader._engines._stock.pools
+
+
 def kept_of(loader: Any) -> Dispatch | None:
     """The persistent workers."""
     return loader._engines.kept

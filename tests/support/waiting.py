@@ -53,20 +53,20 @@ def worker_threads() -> list[threading.Thread]:
 def assert_nothing_is_held(loader: Any) -> None:
     """No block of the loader's slots is leased or in use, but those of persistent workers; no ticket is left over."""
     gc.collect()
-    pool, dispatch = inside.pool_of(loader), inside.kept_of(loader)
-    if pool is None:
-        return
-    engine = dispatch.engine if dispatch is not None else None
+    kept = inside.kept_of(loader)
+    engine = kept.engine if kept is not None else None
     own = len(engine._own) if isinstance(engine, ProcessEngine) and not engine._closed else 0
 
     def is_free() -> bool:
-        if dispatch is not None and not dispatch._closed:
-            dispatch.collect()  # what was abandoned is reported by and by
-        pool.reclaim()
-        tickets = len(dispatch._open) if dispatch is not None else 0
-        return (pool.leased_count, sum(pool._in_use.values()), tickets) == (0, own, 0)
+        if kept is not None and not kept._closed:
+            kept.collect()  # what was abandoned is reported by and by
+        pools = inside.pools_of(loader)
+        for pool in pools:
+            pool.reclaim()
+        held = sum(pool.leased_count for pool in pools), sum(sum(pool._in_use.values()) for pool in pools)
+        return (*held, len(kept._open) if kept is not None else 0) == (0, own, 0)
 
-    wait_until(is_free, f"every block and ticket is free; held: {pool.holders() or dict(pool._in_use)}", timeout_s=10.0)
+    wait_until(is_free, f"every block and ticket is free; held: {loader.holders()}", timeout_s=10.0)
 
 
 def assert_no_workers() -> None:

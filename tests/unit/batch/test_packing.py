@@ -10,7 +10,7 @@ from loaders import DataLoader, Field
 from loaders.batch.packing import dumps, pack, unpack
 from loaders.batch.spec import tensor_as_array
 from loaders.nested import leaves
-from loaders.workers import processes
+from loaders.workers import processes, task_memory
 from loaders.workers.messages import Failure, Parcel, Result
 
 Pair = namedtuple("Pair", "first second")
@@ -270,7 +270,7 @@ class Views:
 def test_views_travel_between_processes_as_large_as_they_look(monkeypatch):
     sizes = []
     opened = processes.ProcessEngine._opened
-    written = processes.dumps
+    written = task_memory.dumps
 
     def come(self, header, payload):
         sizes.append(len(payload))
@@ -281,7 +281,7 @@ def test_views_travel_between_processes_as_large_as_they_look(monkeypatch):
         return written(value)
 
     monkeypatch.setattr(processes.ProcessEngine, "_opened", come)
-    monkeypatch.setattr(processes, "dumps", go)
+    monkeypatch.setattr(task_memory, "dumps", go)
     keys = torch.arange(1_000_000)
     fields = {"x": Field(ragged=True), "text.1": Field(ragged=True)}
     loader = DataLoader(

@@ -14,7 +14,7 @@ from rich.console import Console
 from loaders import ArrayDataset, DataLoader, DatasetError
 from loaders.benchmark import Measurement, Pass, Spread, measure, measurement
 from loaders.benchmark.alone import Alone
-from loaders.benchmark.show import terminal_table
+from loaders.benchmark.tables import terminal_table
 
 
 @pytest.fixture

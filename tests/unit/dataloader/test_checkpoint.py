@@ -267,10 +267,10 @@ SAMPLERS: dict[str, Callable[[], dict[str, Any]]] = {
     },
     "varying batches": lambda: {"batch_sampler": Growing(RandomSampler(range(N)))},
     "varying batches, generator": lambda: {"batch_sampler": Growing(RandomSampler(range(N), generator=generator()))},
-    "varying batches, sharded": lambda: {"batch_sampler": Growing(ShardedSampler(N, seed=3, rank=0, world_size=1))},
+    "varying batches, sharded": lambda: {"batch_sampler": Growing(ShardedSampler(N, seed=3, rank=0, num_replicas=1))},
     "list of batches": lambda: {"batch_sampler": [[1, 2], [3], [4, 5, 6], [7]]},
     "distributed": lambda: {"sampler": distributed()},
-    "sharded": lambda: {"sampler": ShardedSampler(N, seed=3, rank=1, world_size=2)},
+    "sharded": lambda: {"sampler": ShardedSampler(N, seed=3, rank=1, num_replicas=2)},
     "custom": lambda: {"sampler": Halves()},
     "custom with a state": lambda: {"sampler": Remembers()},
     "single samples": lambda: {"batch_size": None, "shuffle": True},
@@ -449,7 +449,7 @@ OTHERS: dict[str, tuple[dict[str, Any], str]] = {
     "seed": ({"seed": 8}, "seed is 7 in the state and 8 here"),
     "no seed": ({"seed": None}, "seeded is True in the state and False here"),
     "a sampler's": (
-        {"sampler": ShardedSampler(N, seed=1, rank=0, world_size=3)},
+        {"sampler": ShardedSampler(N, seed=1, rank=0, num_replicas=3)},
         "which 3 ranks cannot share evenly|12",
     ),
 }
@@ -469,9 +469,9 @@ def test_a_state_of_another_loader_is_refused_and_the_difference_named(
 
 
 def test_a_state_of_another_order_is_refused_when_it_is_loaded() -> None:
-    one = loader(sampler=ShardedSampler(N, seed=1, rank=0, world_size=1))
+    one = loader(sampler=ShardedSampler(N, seed=1, rank=0, num_replicas=1))
     next(iter(one))
-    other = loader(sampler=ShardedSampler(N, seed=2, rank=0, world_size=1))
+    other = loader(sampler=ShardedSampler(N, seed=2, rank=0, num_replicas=1))
     before = other.state_dict()
     with pytest.raises(StateError, match="seed is 1 in the state and 2 here"):
         other.load_state_dict(one.state_dict())
@@ -520,7 +520,7 @@ def test_resuming_far_into_an_epoch_reads_no_skipped_sample(sampler: str) -> Non
     dataset, size, batches = Counts(800_000), 8, 100_000
     made = {
         "shuffle": lambda: {"shuffle": True},
-        "sharded": lambda: {"sampler": ShardedSampler(800_000, rank=0, world_size=1)},
+        "sharded": lambda: {"sampler": ShardedSampler(800_000, rank=0, num_replicas=1)},
         "custom": lambda: {"sampler": range(800_000)},
     }[sampler]
     one = DataLoader(dataset, size, seed=7, **made())  # type: ignore[arg-type]

@@ -178,7 +178,13 @@ def test_an_error_of_one_pool_before_a_fork_leaves_no_pool_locked(monkeypatch):
     def is_free(pool):
         # Asked by another thread: its own may take the lock again.
         answers = []
-        asker = threading.Thread(target=lambda: answers.append(pool._lock.acquire(blocking=False)))
+
+        def ask():
+            answers.append(pool._lock.acquire(blocking=False))
+            if answers[0]:
+                pool._lock.release()
+
+        asker = threading.Thread(target=ask)
         asker.start()
         asker.join()
         return answers == [True]

@@ -198,7 +198,7 @@ def test_draws_do_not_depend_on_the_order_in_which_batches_come(device):
 
 def test_no_draw_comes_twice_in_an_epoch_that_goes_on_with_another_number_of_ranks(device):
     def of(rank, ranks):
-        sampler = ShardedSampler(32, rank=rank, world_size=ranks, seed=5, batch_size=4 // ranks)
+        sampler = ShardedSampler(32, rank=rank, num_replicas=ranks, seed=5, batch_size=4 // ranks)
         return loaders.DataLoader(Squares(), 4 // ranks, sampler=sampler, seed=5)
 
     def draw(_):

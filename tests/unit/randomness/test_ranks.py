@@ -42,7 +42,7 @@ LOADERS: dict[str, Any] = {
     "a stream in workers": lambda rank: drawn(Stream(), 4, num_workers=2, multiprocessing_context="fork"),
     "one sample at a time": lambda rank: drawn(Draws(), None),
     "torch's sampler": lambda rank: drawn(Draws(), 4, sampler=DistributedSampler(Draws(), 2, rank)),  # type: ignore[arg-type]
-    "our sampler": lambda rank: drawn(Draws(), 4, sampler=ShardedSampler(16, rank=rank, world_size=2, seed=0)),
+    "our sampler": lambda rank: drawn(Draws(), 4, sampler=ShardedSampler(16, rank=rank, num_replicas=2, seed=0)),
 }
 
 

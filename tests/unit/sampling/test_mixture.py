@@ -35,7 +35,7 @@ def mix(lengths, ratios, **options):
 
 def draws(mixture, epochs, **options):
     """The keys of some epochs, one behind the other: int64 (N, 2)."""
-    sampler = mixture.sampler(**{"rank": 0, "world_size": 1, **options})
+    sampler = mixture.sampler(**{"rank": 0, "num_replicas": 1, **options})
     keys = []
     for epoch in range(epochs):
         sampler.set_epoch(epoch)
@@ -107,12 +107,12 @@ def test_datasets_of_one_length_have_orders_of_their_own():
     assert abs(np.corrcoef(one, other)[0, 1]) < 4 / np.sqrt(500)
 
 
-@pytest.mark.parametrize("world_size", [2, 4, 5])
-def test_every_rank_has_its_share_of_every_dataset(world_size):
+@pytest.mark.parametrize("num_replicas", [2, 4, 5])
+def test_every_rank_has_its_share_of_every_dataset(num_replicas):
     # Were the pattern the same in each block, a rank could have one dataset alone.
     mixture = mix([9000, 9000], [1, 1])
-    for rank in range(world_size):
-        numbers = draws(mixture, 1, rank=rank, world_size=world_size)[:, 0]
+    for rank in range(num_replicas):
+        numbers = draws(mixture, 1, rank=rank, num_replicas=num_replicas)[:, 0]
         assert chi_square_p(np.bincount(numbers), len(numbers) / 2) > SMALLEST_P
 
 
@@ -138,22 +138,22 @@ def test_ranks_together_have_the_epoch():
     whole = draws(mixture, 1).tolist()
     for rank in range(4):
         expected = (whole + whole[:3])[rank::4]
-        assert draws(mixture, 1, rank=rank, world_size=4).tolist() == expected
+        assert draws(mixture, 1, rank=rank, num_replicas=4).tolist() == expected
 
 
 def test_keys_are_pairs_of_plain_ints():
-    for key in mix([5, 6], [1, 1]).sampler(rank=0, world_size=1):
+    for key in mix([5, 6], [1, 1]).sampler(rank=0, num_replicas=1):
         assert type(key) is tuple
         assert list(map(type, key)) == [int, int]
 
 
 def test_a_state_goes_on_where_it_was_taken():
     mixture = mix([50, 7], [5, 1], seed=3)
-    sampler = mixture.sampler(rank=0, world_size=1)
+    sampler = mixture.sampler(rank=0, num_replicas=1)
     sampler.set_epoch(2)
     whole, running = list(sampler), iter(sampler)
     head = [next(running) for _ in range(20)]
-    resumed = mix([50, 7], [5, 1], seed=3).sampler(rank=0, world_size=1)
+    resumed = mix([50, 7], [5, 1], seed=3).sampler(rank=0, num_replicas=1)
     resumed.load_state_dict(json.loads(json.dumps(sampler.state_dict())))
     assert head + list(resumed) == whole
 
@@ -179,7 +179,7 @@ def test_it_is_a_dataset_whose_positions_are_the_first_epoch():
     mixture = mix([8, 4], [2, 1])
     assert isinstance(mixture, Dataset)
     assert len(mixture) == 12
-    expected = [{"name": str(number), "index": index} for number, index in mixture.sampler(rank=0, world_size=1)]
+    expected = [{"name": str(number), "index": index} for number, index in mixture.sampler(rank=0, num_replicas=1)]
     assert list(mixture) == [mixture[position] for position in range(12)] == expected
     assert mixture[np.int64(-1)] == expected[-1]
     assert mixture[1, 3] == {"name": "1", "index": 3}
@@ -208,7 +208,7 @@ def test_epochs_reach_persistent_workers_with_the_keys(loader):
         for number, length in enumerate((40, 20))
     ]
     mixture = Mixture(datasets, [1, 1], num_samples=30)
-    sampler = mixture.sampler(rank=0, world_size=1)
+    sampler = mixture.sampler(rank=0, num_replicas=1)
     batches = loader(
         mixture,
         batch_size=5,

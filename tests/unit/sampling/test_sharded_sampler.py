@@ -28,8 +28,8 @@ def small_blocks(monkeypatch):
     monkeypatch.setattr(base, "_BLOCK", 8)
 
 
-def shares(n, world_size, **options):
-    return [list(ShardedSampler(n, rank=rank, world_size=world_size, **options)) for rank in range(world_size)]
+def shares(n, num_replicas, **options):
+    return [list(ShardedSampler(n, rank=rank, num_replicas=num_replicas, **options)) for rank in range(num_replicas)]
 
 
 def interleaved(lists):
@@ -37,51 +37,55 @@ def interleaved(lists):
     return [index for step in itertools.zip_longest(*lists) for index in step if index is not None]
 
 
-def global_batches(n, world_size, batch_size, **options):
+def global_batches(n, num_replicas, batch_size, **options):
     """The samples of each step, all ranks together; a rank's `batch_size` is the sampler's too."""
     ranks = [
         list(
             BatchSampler(
-                ShardedSampler(n, rank=rank, world_size=world_size, batch_size=batch_size, **options), batch_size, False
+                ShardedSampler(n, rank=rank, num_replicas=num_replicas, batch_size=batch_size, **options),
+                batch_size,
+                False,
             )
         )
-        for rank in range(world_size)
+        for rank in range(num_replicas)
     ]
     return [sorted(index for batch in step for index in batch or []) for step in itertools.zip_longest(*ranks)]
 
 
 @pytest.mark.parametrize("shuffle", [True, False])
-@pytest.mark.parametrize(("n", "world_size"), [(12, 4), (13, 4), (3, 8), (5000, 3), (1, 1), (0, 2)])
-def test_ranks_have_the_whole_epoch_and_nothing_twice(n, world_size, shuffle, small_blocks):
-    lists = shares(n, world_size, shuffle=shuffle, tail="uneven")
+@pytest.mark.parametrize(("n", "num_replicas"), [(12, 4), (13, 4), (3, 8), (5000, 3), (1, 1), (0, 2)])
+def test_ranks_have_the_whole_epoch_and_nothing_twice(n, num_replicas, shuffle, small_blocks):
+    lists = shares(n, num_replicas, shuffle=shuffle, tail="uneven")
     assert sorted(itertools.chain(*lists)) == list(range(n))
     assert max(map(len, lists)) - min(map(len, lists)) <= 1
     assert interleaved(lists) == ShardedSampler(n, shuffle=shuffle).indices(0, n).tolist()
 
 
-@pytest.mark.parametrize(("n", "world_size", "batch_size"), [(13, 4, 1), (13, 2, 4), (16, 2, 4), (3, 2, 8), (1, 4, 3)])
-def test_pad_repeats_the_beginning_of_the_epoch_up_to_the_global_batch(n, world_size, batch_size):
-    order = interleaved(shares(n, world_size, batch_size=batch_size))
-    assert len(order) % (world_size * batch_size) == 0
-    assert 0 <= len(order) - n < world_size * batch_size
+@pytest.mark.parametrize(
+    ("n", "num_replicas", "batch_size"), [(13, 4, 1), (13, 2, 4), (16, 2, 4), (3, 2, 8), (1, 4, 3)]
+)
+def test_pad_repeats_the_beginning_of_the_epoch_up_to_the_global_batch(n, num_replicas, batch_size):
+    order = interleaved(shares(n, num_replicas, batch_size=batch_size))
+    assert len(order) % (num_replicas * batch_size) == 0
+    assert 0 <= len(order) - n < num_replicas * batch_size
     assert sorted(order[:n]) == list(range(n))
     assert order == [order[position % n] for position in range(len(order))]
 
 
-@pytest.mark.parametrize(("n", "world_size", "batch_size"), [(13, 4, 1), (13, 2, 4), (16, 2, 4), (3, 2, 8)])
-def test_drop_leaves_out_what_does_not_fill_a_global_batch(n, world_size, batch_size):
-    lists = shares(n, world_size, batch_size=batch_size, tail="drop")
-    kept = n // (world_size * batch_size) * world_size * batch_size
+@pytest.mark.parametrize(("n", "num_replicas", "batch_size"), [(13, 4, 1), (13, 2, 4), (16, 2, 4), (3, 2, 8)])
+def test_drop_leaves_out_what_does_not_fill_a_global_batch(n, num_replicas, batch_size):
+    lists = shares(n, num_replicas, batch_size=batch_size, tail="drop")
+    kept = n // (num_replicas * batch_size) * num_replicas * batch_size
     assert interleaved(lists) == ShardedSampler(n).indices(0, kept).tolist()
-    assert {len(share) for share in lists} == {kept // world_size}
+    assert {len(share) for share in lists} == {kept // num_replicas}
 
 
 @pytest.mark.parametrize("tail", ["pad", "drop", "uneven"])
 @pytest.mark.parametrize("n", [64, 61, 7])
 def test_global_batches_are_the_same_on_any_number_of_ranks(n, tail):
     expected = global_batches(n, 1, 8, tail=tail)
-    for world_size in (2, 4, 8):
-        assert global_batches(n, world_size, 8 // world_size, tail=tail) == expected
+    for num_replicas in (2, 4, 8):
+        assert global_batches(n, num_replicas, 8 // num_replicas, tail=tail) == expected
 
 
 def test_epochs_differ_and_return():
@@ -106,11 +110,11 @@ def test_an_epoch_set_while_iterating_is_the_next_one():
 
 
 def test_without_shuffle_samples_come_in_order():
-    assert list(ShardedSampler(10, shuffle=False, rank=1, world_size=3, tail="uneven")) == [1, 4, 7]
+    assert list(ShardedSampler(10, shuffle=False, rank=1, num_replicas=3, tail="uneven")) == [1, 4, 7]
 
 
 def test_indices_are_plain_ints_and_as_many_as_promised():
-    sampler = ShardedSampler(20_001, rank=1, world_size=2, tail="uneven")
+    sampler = ShardedSampler(20_001, rank=1, num_replicas=2, tail="uneven")
     found = list(sampler)
     assert {type(index) for index in found} == {int}
     assert len(found) == len(sampler) == len(sampler.positions()) == 10_000
@@ -121,19 +125,19 @@ def test_any_stretch_of_the_epoch_can_be_asked_for():
     far = sampler.indices(2**39, 2**39 + 100)
     assert far.dtype == np.int64
     assert np.array_equal(far[40:60], sampler.indices(2**39 + 40, 2**39 + 60))
-    padded = ShardedSampler(10, rank=2, world_size=4)
+    padded = ShardedSampler(10, rank=2, num_replicas=4)
     assert padded.indices(0, 12)[list(padded.positions())].tolist() == list(padded)
 
 
 @pytest.mark.parametrize(("start", "stop"), [(-1, 3), (4, 3), (0, 13)])
 def test_stretches_outside_of_the_epoch_are_refused(start, stop):
     with pytest.raises(IndexError, match="the epoch has 12"):
-        ShardedSampler(10, rank=0, world_size=4).indices(start, stop)
+        ShardedSampler(10, rank=0, num_replicas=4).indices(start, stop)
 
 
 @pytest.mark.parametrize("loader", [torch.utils.data.DataLoader, loaders.DataLoader])
 def test_loaders_take_it_as_their_sampler(loader):
-    sampler = ShardedSampler(10, rank=1, world_size=2)
+    sampler = ShardedSampler(10, rank=1, num_replicas=2)
     batches = [batch.tolist() for batch in loader(np.arange(10), batch_size=2, sampler=sampler)]
     assert list(itertools.chain(*batches)) == list(sampler)
     assert [len(batch) for batch in batches] == [2, 2, 1]
@@ -142,7 +146,7 @@ def test_loaders_take_it_as_their_sampler(loader):
 # -- ranks
 
 
-def test_rank_and_world_size_come_from_the_environment(monkeypatch):
+def test_rank_and_num_replicas_come_from_the_environment(monkeypatch):
     monkeypatch.setenv("RANK", "2")
     monkeypatch.setenv("WORLD_SIZE", "3")
     assert ShardedSampler(9, shuffle=False).positions() == range(2, 9, 3)
@@ -160,7 +164,7 @@ def test_an_initialised_process_group_is_asked_before_the_environment(monkeypatc
 def test_arguments_are_asked_first(monkeypatch):
     monkeypatch.setenv("RANK", "2")
     monkeypatch.setenv("WORLD_SIZE", "3")
-    assert ShardedSampler(8, rank=0, world_size=1).positions() == range(8)
+    assert ShardedSampler(8, rank=0, num_replicas=1).positions() == range(8)
 
 
 def test_one_process_alone_has_everything():
@@ -170,13 +174,13 @@ def test_one_process_alone_has_everything():
 @pytest.mark.parametrize(
     ("arguments", "environment", "message"),
     [
-        ({"rank": 1}, {}, "rank is known and world_size is not"),
-        ({"world_size": 2}, {}, "world_size is known and rank is not"),
-        ({}, {"WORLD_SIZE": "2"}, "world_size is known and rank is not"),
+        ({"rank": 1}, {}, "rank is known and num_replicas is not"),
+        ({"num_replicas": 2}, {}, "num_replicas is known and rank is not"),
+        ({}, {"WORLD_SIZE": "2"}, "num_replicas is known and rank is not"),
         ({}, {"RANK": "one", "WORLD_SIZE": "2"}, "RANK should be a whole number, but is 'one'"),
-        ({"rank": 2, "world_size": 2}, {}, r"interval \[0, 1\], but got 2 of 2"),
-        ({"rank": -1, "world_size": 2}, {}, r"interval \[0, 1\]"),
-        ({"rank": 0, "world_size": 0}, {}, "got 0 of 0"),
+        ({"rank": 2, "num_replicas": 2}, {}, r"interval \[0, 1\], but got 2 of 2"),
+        ({"rank": -1, "num_replicas": 2}, {}, r"interval \[0, 1\]"),
+        ({"rank": 0, "num_replicas": 0}, {}, "got 0 of 0"),
     ],
 )
 def test_ranks_that_cannot_be_are_refused(arguments, environment, message, monkeypatch):
@@ -236,12 +240,12 @@ def test_a_state_goes_on_where_it_was_taken(count, small_blocks):
 @pytest.mark.parametrize("tail", ["pad", "drop", "uneven"])
 def test_a_state_goes_on_with_another_number_of_ranks(count, tail, small_blocks):
     batch_sizes = {4: 3, 2: 6, 1: 12, 3: 4, 12: 1}
-    whole = ShardedSampler(130, rank=0, world_size=1, batch_size=12, tail=tail)
-    state, _ = taken(ShardedSampler(130, rank=2, world_size=4, batch_size=3, tail=tail), count)
-    for world_size, batch_size in batch_sizes.items():
+    whole = ShardedSampler(130, rank=0, num_replicas=1, batch_size=12, tail=tail)
+    state, _ = taken(ShardedSampler(130, rank=2, num_replicas=4, batch_size=3, tail=tail), count)
+    for num_replicas, batch_size in batch_sizes.items():
         lists = []
-        for rank in range(world_size):
-            share = ShardedSampler(130, rank=rank, world_size=world_size, batch_size=batch_size, tail=tail)
+        for rank in range(num_replicas):
+            share = ShardedSampler(130, rank=rank, num_replicas=num_replicas, batch_size=batch_size, tail=tail)
             share.load_state_dict(state)
             lists.append(list(share))
         assert interleaved(lists) == list(whole)[4 * count :]
@@ -262,7 +266,7 @@ def test_a_state_is_plain_and_small():
 
 
 def test_the_middle_of_the_largest_epoch_is_resumed_at_once():
-    sampler = ShardedSampler(2**40, rank=1, world_size=2)
+    sampler = ShardedSampler(2**40, rank=1, num_replicas=2)
     sampler.load_state_dict({**sampler.state_dict(), "epoch": 3, "position": 2**39})
     assert [next(iter(sampler))] == sampler.indices(2**39 + 1, 2**39 + 2).tolist()
 
@@ -316,11 +320,11 @@ def test_setting_another_epoch_begins_it_anew():
 
 
 def test_a_finished_epoch_is_resumed_as_finished():
-    sampler = ShardedSampler(7, rank=1, world_size=2, tail="uneven")
+    sampler = ShardedSampler(7, rank=1, num_replicas=2, tail="uneven")
     list(sampler)
     state = sampler.state_dict()
     assert state["position"] == 7
-    longer, _ = taken(ShardedSampler(7, rank=0, world_size=2, tail="uneven"), 4)
+    longer, _ = taken(ShardedSampler(7, rank=0, num_replicas=2, tail="uneven"), 4)
     assert longer == state
     sampler.load_state_dict(state)
     assert list(sampler) == []
@@ -329,7 +333,7 @@ def test_a_finished_epoch_is_resumed_as_finished():
 
 
 def test_a_position_past_the_end_is_the_end():
-    sampler = ShardedSampler(7, rank=0, world_size=2, tail="uneven")
+    sampler = ShardedSampler(7, rank=0, num_replicas=2, tail="uneven")
     sampler.load_state_dict({**sampler.state_dict(), "position": 4 * 2})
     assert sampler.state_dict()["position"] == 7
     assert list(sampler) == []
@@ -351,7 +355,7 @@ def test_copies_and_pickles_keep_the_place(copied):
         (ShardedSampler(30, seed=1), "seed is 1 in the state and 0 here"),
         (ShardedSampler(30, shuffle=False), "shuffle is False in the state and True here"),
         (ShardedSampler(30, tail="drop"), "tail is 'drop' in the state and 'pad' here"),
-        (ShardedSampler(30, rank=0, world_size=4), "length is 32 in the state and 30 here"),
+        (ShardedSampler(30, rank=0, num_replicas=4), "length is 32 in the state and 30 here"),
     ],
 )
 def test_a_state_that_does_not_fit_is_refused_and_its_differences_named(other, difference):

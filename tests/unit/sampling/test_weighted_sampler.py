@@ -13,7 +13,7 @@ SMALLEST_P = 1e-4
 
 
 def sampler(weights, num_samples, **options):
-    return WeightedSampler(weights, num_samples, **{"rank": 0, "world_size": 1, **options})
+    return WeightedSampler(weights, num_samples, **{"rank": 0, "num_replicas": 1, **options})
 
 
 @pytest.mark.parametrize("weights", [[1, 2, 3, 4], [0.5], [1e-3, 1e3, 1], np.ones(1000), np.arange(1, 200) * 1e-300])
@@ -72,7 +72,7 @@ def test_a_first_draw_is_as_random_as_any():
 def test_ranks_share_the_draws_of_an_epoch():
     whole = list(sampler(np.arange(9), 22))
     for rank in range(4):
-        share = WeightedSampler(np.arange(9), 22, rank=rank, world_size=4)
+        share = WeightedSampler(np.arange(9), 22, rank=rank, num_replicas=4)
         assert list(share) == (whole + whole[:2])[rank::4]
 
 
