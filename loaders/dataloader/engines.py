@@ -221,14 +221,19 @@ class _Stock:
         self.kept: Dispatch | None = None  # persistent workers
         self.user: weakref.ref[Any] | None = None  # of them
         self.idle: SlotPool | None = None  # memory for the next iterator
-        self.pools: tuple[SlotPool, ...] = ()  # with memory that somebody uses, the newest last
+        self._pools: tuple[weakref.ref[SlotPool], ...] = ()  # the newest last
         self.users: dict[Dispatch, weakref.ref[Any]] = {}
         self.ceiling_nbytes: int | None = None  # where the user gave none
         self._failed: tuple[Dispatch, ...] = ()  # that could not be ended in one go
 
+    @property
+    def pools(self) -> tuple[SlotPool, ...]:
+        """Memory that somebody uses or will use, the newest last."""
+        return tuple(pool for ref in self._pools if (pool := ref()) is not None and pool.is_alive())
+
     def add(self, pool: SlotPool) -> None:
         """A pool was made."""
-        self.pools = (*(each for each in self.pools if each.is_alive()), pool)
+        self._pools = tuple(map(weakref.ref, (*self.pools, pool)))
 
     def others(self, pool: SlotPool) -> int:
         """Bytes that the other pools have reserved."""
@@ -242,7 +247,7 @@ class _Stock:
         with undisturbed():
             try:
                 dispatch.close(batches, force=not usable)
-                if usable and self.idle is None:
+                if usable and self.idle is None and self.kept is None:
                     pool.trim(keep)
                     self.idle = pool
                 else:
@@ -251,7 +256,6 @@ class _Stock:
                 self._failed = (*self._failed, dispatch)
                 raise
             self.users.pop(dispatch, None)
-            self.pools = tuple(each for each in self.pools if each.is_alive())
 
     def retry(self) -> None:
         """End what could not be ended, and what an iterator has left that is gone."""
