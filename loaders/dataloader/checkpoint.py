@@ -17,7 +17,7 @@ _MAY_DIFFER = {
 
 
 def _is_count(value: Any) -> bool:
-    return type(value) is int and value >= 0
+    return type(value) is int and 0 <= value < 1 << 62
 
 
 def _is_failure(entry: Any) -> bool:
@@ -130,6 +130,8 @@ def position_of(agreement: Agreement, state: Mapping[str, Any]) -> Position:
         differences.append(
             f"{state['keys']} samples were delivered, which {agreement.world_size} ranks cannot share evenly"
         )
+    if state["batches"] and state["seed"] is None:
+        differences.append("it is of the middle of an epoch and has no seed")
     lanes = state.get("lanes", [])
     if lanes and not (agreement.is_stream and len(lanes) == len(state["streams"]) == agreement.lanes):
         differences.append(f"it has the streams of {len(lanes)} workers, and {agreement.lanes} read here")

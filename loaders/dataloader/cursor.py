@@ -68,6 +68,25 @@ def order_at_rest(sampler: Any, *, drawn: bool) -> dict[str, Any]:
     return {}
 
 
+def check_origin(origin: dict[str, Any]) -> None:
+    """Refuse what no `SamplerCursor` has put there.
+
+    Raises:
+        StateError: it names what is wrong.
+    """
+    for name, value in origin.items():
+        if name in ("generator", "before", "torch"):
+            try:
+                torch.Generator().set_state(_tensor_of(value))
+            except (RuntimeError, TypeError) as error:
+                raise StateError(f"the state of a generator does not fit: {error}") from error
+        elif name == "sampler":
+            if not isinstance(value, dict):
+                raise StateError(f"the state of the sampler is a {type(value).__name__}: expected a dict.")
+        elif name not in ("seed", "epoch") or type(value) is not int or not -(1 << 63) <= value < 1 << 63:
+            raise StateError(f"{name!r} of the origin of an order is {value!r:.80}.")
+
+
 def restore(sampler: Any, origin: dict[str, Any]) -> None:
     """Let the next iteration of a sampler be the one that `origin` tells of.
 

@@ -19,7 +19,7 @@ from loaders.batch.spec import Field
 from loaders.dataloader.arguments import check_arguments, check_iteration, check_sampler, workers_of
 from loaders.dataloader.auto_workers import AutoWorkers, Tuner
 from loaders.dataloader.checkpoint import Agreement, Position, position_of, state_of
-from loaders.dataloader.cursor import SamplerCursor, inner_sampler, restore, world_of
+from loaders.dataloader.cursor import SamplerCursor, check_origin, inner_sampler, restore, world_of
 from loaders.dataloader.delivery import Delivery, HeldWarning
 from loaders.dataloader.engines import Engines, EngineSetup
 from loaders.dataloader.epoch import Epoch
@@ -232,6 +232,7 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
         """
         self._check_has_state()
         position, sampler = position_of(self._agreement(), state), self._inner_sampler()
+        check_origin(position.origin)
         restore(sampler, position.origin)
         try:
             is_over = 0 < len(self) <= position.batches

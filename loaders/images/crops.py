@@ -193,6 +193,8 @@ class Crop(ABC):
 class RandomResizedCrop(Crop):
     """A random part of the photo, resized to one size and maybe mirrored: how networks are trained on ImageNet.
 
+    It is a decoding step, given as `crop=`, and not albumentations' transform of this name: only that part is decoded.
+
     The area is a uniformly drawn share of the photo's, the ratio of width to height is drawn so that its logarithm is
     uniform, and then the place uniformly among those where the region lies inside. Of up to ten such draws the first
     that fits is taken. If none does it is the largest central part of a ratio within `ratio`. This is the distribution

@@ -60,7 +60,7 @@ def test_a_slow_stage_is_named(stage, named, workers):
     assert f": {named} limits (" in report.verdict
     assert "would bring it to about" in report.verdict  # it sleeps: there are cores for more workers
     assert report.waiting_share > 0.3
-    assert 0.004 <= report.service_s < 0.02
+    assert report.service_s >= 0.004  # which it sleeps; how much longer it takes depends on the machine
     assert sum(report.stages_s.values()) == pytest.approx(report.service_s)
     assert report.stages_s[stage or "sample"] > 0.6 * report.service_s
 
