@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-from .record import Epoch, Window, samples_per_s, waiting_share
+from .record import EpochRecord, WindowRecord, samples_per_s, waiting_share
 
 
 class Display:
@@ -37,11 +37,11 @@ class Display:
         self._epoch += 1
         self._progress.reset(self._task, description=self._name())
 
-    def show_window(self, window: Window) -> None:
+    def show_window(self, window: WindowRecord) -> None:
         """Move the bar on."""
         self._progress.update(self._task, advance=window.samples, numbers=_numbers([window]), refresh=True)
 
-    def end_epoch(self, epoch: Epoch) -> None:
+    def end_epoch(self, epoch: EpochRecord) -> None:
         """Print the line of a finished epoch."""
         line = f"{self._name()}  {_numbers(epoch.windows)}  accuracy {epoch.accuracy:6.1%}"
         self.console.print(line)
@@ -50,6 +50,6 @@ class Display:
         return f"epoch {self._epoch:{len(str(self.epochs))}}/{self.epochs}"
 
 
-def _numbers(windows: Sequence[Window]) -> str:
+def _numbers(windows: Sequence[WindowRecord]) -> str:
     rate, waiting = samples_per_s(windows), waiting_share(windows)
     return f"{rate:6,.0f} samples/s  waiting {waiting:4.0%}  loss {windows[-1].loss:.3f}"

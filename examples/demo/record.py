@@ -10,7 +10,7 @@ import numpy as np
 
 
 @dataclass(frozen=True)
-class Window:
+class WindowRecord:
     """A few training steps: how long they took, how much of that was waiting for data, the loss of the last one."""
 
     seconds: float
@@ -20,10 +20,10 @@ class Window:
 
 
 @dataclass(frozen=True)
-class Epoch:
+class EpochRecord:
     """The windows of one pass over the training photographs, and the validation accuracy (0 … 1) after it."""
 
-    windows: list[Window]
+    windows: list[WindowRecord]
     accuracy: float
 
 
@@ -41,16 +41,16 @@ class Guess:
 class Run:
     """A whole run. `seconds` counts training and validation, from the first batch asked for."""
 
-    epochs: list[Epoch]
+    epochs: list[EpochRecord]
     guesses: list[Guess]
     seconds: float
 
 
-def samples_per_s(windows: Sequence[Window]) -> float:
+def samples_per_s(windows: Sequence[WindowRecord]) -> float:
     """Training samples per second over all of `windows`."""
     return sum(window.samples for window in windows) / sum(window.seconds for window in windows)
 
 
-def waiting_share(windows: Sequence[Window]) -> float:
+def waiting_share(windows: Sequence[WindowRecord]) -> float:
     """The share (0 … 1) of the time of `windows` in which the training loop waited for data."""
     return sum(window.waited_s for window in windows) / sum(window.seconds for window in windows)

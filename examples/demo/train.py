@@ -26,7 +26,7 @@ from loaders import (
 
 from .display import Display
 from .network import MEAN, SIZE, STD, SmallNet, normalise
-from .record import Epoch, Guess, Run, Window
+from .record import EpochRecord, Guess, Run, WindowRecord
 
 BATCH_SIZE = 64
 STEPS_PER_WINDOW = 10  # the loss is read this often only: reading it waits for the device
@@ -56,7 +56,7 @@ def train(
     net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's own stubs lack this argument
     trainer = Trainer(net, photo_loader(photos, workers, shuffle=True), epochs, device)
     val_batches = DevicePrefetcher(photo_loader(val_photos, workers, shuffle=False), device, transform=normalise)
-    done: list[Epoch] = []
+    done: list[EpochRecord] = []
     start_s = time.perf_counter()
     with Display(console, epochs, len(photos)) as display:
         for _ in range(epochs):
@@ -65,7 +65,7 @@ def train(
             for window in trainer.train_epoch():
                 display.show_window(window)
                 windows.append(window)
-            done.append(Epoch(windows, accuracy(net, val_batches)))
+            done.append(EpochRecord(windows, accuracy(net, val_batches)))
             display.end_epoch(done[-1])
     seconds = time.perf_counter() - start_s
     return net, classes, Run(done, guess(net, val_photos, classes, device), seconds)
@@ -123,7 +123,7 @@ class Trainer:
         steps = epochs * len(loader)
         self.schedule = torch.optim.lr_scheduler.OneCycleLR(self.optimizer, PEAK_RATE, total_steps=steps)
 
-    def train_epoch(self) -> Iterator[Window]:
+    def train_epoch(self) -> Iterator[WindowRecord]:
         """Train on every batch once; a window comes out every STEPS_PER_WINDOW steps, and at the end."""
         self.net.train()
         start_s, samples, self.timed.waited_s = time.perf_counter(), 0, 0.0
@@ -136,7 +136,7 @@ class Trainer:
             samples += len(batch["label"])
             if step % STEPS_PER_WINDOW == 0 or step == len(self.timed):
                 last_loss, now_s = loss.item(), time.perf_counter()
-                yield Window(now_s - start_s, self.timed.waited_s, samples, last_loss)
+                yield WindowRecord(now_s - start_s, self.timed.waited_s, samples, last_loss)
                 start_s, samples, self.timed.waited_s = now_s, 0, 0.0
 
 

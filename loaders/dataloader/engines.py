@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import weakref
 from collections.abc import Iterable
 from multiprocessing.context import BaseContext
@@ -69,6 +70,7 @@ class Engines:
     def __init__(self) -> None:
         self._stock = _Stock()
         self._page_locker: PageLocker | None = None
+        self._lock = threading.RLock()
         weakref.finalize(self, _Stock.close, self._stock)
 
     def page_lock_with(self, locker: PageLocker | None) -> None:
@@ -97,20 +99,21 @@ class Engines:
         """Put workers and memory for `user` into `found`."""
         self._leave_what_is_the_parents()
         stock = self._stock
-        stock.retry()
-        if setup.persistent and (kept := self._take_kept(setup)) is not None:
-            stock.user = weakref.ref(user)
-            found.append(kept)
-            return
-        with undisturbed():  # pipes and memory that nobody has noted could not be closed
-            pool = self._pool_for(setup)
-            dispatch = Dispatch(self._engine_for(setup, pool))
-            if setup.persistent and stock.kept is None:
-                stock.kept, stock.user = dispatch, weakref.ref(user)
-            if self._page_locker is not None:
-                pool.page_lock(self._page_locker)
-            stock.users[dispatch] = weakref.ref(user)
-            found.append(dispatch)
+        with self._lock:  # two threads must not get the same workers
+            stock.retry()
+            if setup.persistent and (kept := self._take_kept(setup)) is not None:
+                stock.user = weakref.ref(user)
+                found.append(kept)
+                return
+            with undisturbed():  # pipes and memory that nobody has noted could not be closed
+                pool = self._pool_for(setup)
+                dispatch = Dispatch(self._engine_for(setup, pool))
+                if self._page_locker is not None:
+                    pool.page_lock(self._page_locker)
+                stock.users[dispatch] = weakref.ref(user)
+                found.append(dispatch)
+                if setup.persistent and stock.kept is None:
+                    stock.kept, stock.user = dispatch, weakref.ref(user)
 
     def release(self, dispatch: Dispatch, batches: Iterable[OpenBatch], keep: Iterable[int] = ()) -> None:
         """An iterator is done with these workers; `batches` are still open. `keep`: as in `SlotPool.trim`."""
@@ -205,7 +208,7 @@ class Engines:
     def _leave_what_is_the_parents(self) -> None:
         # A forked child has none of the parent's workers, and must not touch its memory.
         if self._stock.pid != os.getpid():
-            self._stock, self._page_locker = _Stock(), None
+            self._stock, self._page_locker, self._lock = _Stock(), None, threading.RLock()
             weakref.finalize(self, _Stock.close, self._stock)
 
 

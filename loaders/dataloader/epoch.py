@@ -116,11 +116,14 @@ class Epoch(Iterator[Any]):
         self._stop = weakref.finalize(self, _stop, self._pid, engines, self._work, plan, log)
         if options.num_workers > 0:
             try:
-                self._recover()
-                dispatch = self._dispatch
-                dispatch.intact = False
-                self._top_up()
-                dispatch.intact = True
+                with self._turn:
+                    self._is_inside = True
+                    self._recover()
+                    dispatch = self._dispatch
+                    dispatch.intact = False
+                    self._top_up()
+                    dispatch.intact = True
+                    self._is_inside = False
             except BaseException:  # a worker that cannot be started, usually: the others have nothing to do here
                 self._stop()
                 raise

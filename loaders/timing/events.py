@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 VALUE = -1
 
 
-class Event(NamedTuple):
+class TraceEvent(NamedTuple):
     """Something that took a while, or a value that holds from then on.
 
     Attributes:
@@ -27,13 +27,13 @@ class Event(NamedTuple):
 
 
 # The traces that are being taken. Looked at before each `add`, so that nothing else is paid for where there are none.
-traces: list[list[Event]] = []
+traces: list[list[TraceEvent]] = []
 
 
 def add(process: str, lane: str, name: str, began_ns: int, ended_ns: int, **about: Any) -> None:
     """Put an event into every trace that is being taken. Appending is atomic, so any thread may."""
     if process == "consumer":
         lane = threading.current_thread().name
-    event = Event(process, lane, name, began_ns, ended_ns, about)
+    event = TraceEvent(process, lane, name, began_ns, ended_ns, about)
     for events in traces:
         events.append(event)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from loaders.timing import events
-from loaders.timing.events import VALUE, Event
+from loaders.timing.events import VALUE, TraceEvent
 
 _PROCESSES = ("consumer", "workers", "slots", "device")
 
@@ -34,7 +34,7 @@ def trace(path: str | os.PathLike[str]) -> Iterator[None]:
     """
     place = Path(path)
     place.write_text("")
-    taken: list[Event] = []
+    taken: list[TraceEvent] = []
     events.traces.append(taken)
     try:
         yield
@@ -43,8 +43,8 @@ def trace(path: str | os.PathLike[str]) -> Iterator[None]:
         place.write_text(json.dumps({"traceEvents": trace_events(taken), "displayTimeUnit": "ms"}), encoding="utf-8")
 
 
-def trace_events(events: Iterable[Event]) -> list[dict[str, Any]]:
-    """Events as the Trace Event Format has them: times in microseconds, and on each line one inside the other."""
+def trace_events(events: Iterable[TraceEvent]) -> list[dict[str, Any]]:
+    """Events as the Trace TraceEvent Format has them: times in microseconds, and on each line one inside the other."""
     # Parents before what lies in them.
     ordered = sorted(events, key=lambda event: (event.began_ns, -event.ended_ns))
     start_ns = ordered[0].began_ns if ordered else 0
@@ -72,7 +72,7 @@ class _Lines:
         self._open: dict[tuple[str, str], list[list[int]]] = {}  # of each line of a lane, the ends of what goes on
         self._slots: dict[int, tuple[str, str, int]] = {}  # where the batch of a ticket is drawn
 
-    def line_of(self, event: Event) -> int:
+    def line_of(self, event: TraceEvent) -> int:
         """The number of the line, unique in its process."""
         if event.process == "slots" and (at := self._slots.get(event.about["ticket"])) is not None:
             return self._numbers[at]  # a part of what was drawn there

@@ -49,7 +49,7 @@ _PR_SET_PDEATHSIG = 1  # prctl.h
 
 
 @dataclass
-class Setup:
+class WorkerSetup:
     """What a worker process is started with.
 
     Attributes:
@@ -83,7 +83,7 @@ class Setup:
         return {**self.__dict__, "job": None, "pickled": None}
 
 
-def main(setup: Setup) -> None:
+def main(setup: WorkerSetup) -> None:
     """Serve spans until the consumer closes the pipe or dies."""
     if setup.dies_with_parent:
         _die_with_parent()
@@ -119,7 +119,7 @@ def main(setup: Setup) -> None:
         serve(setup, int.from_bytes(_receive(channel, 8), "little"), channel)
 
 
-def serve(setup: Setup, number: int, channel: socket.socket) -> None:
+def serve(setup: WorkerSetup, number: int, channel: socket.socket) -> None:
     """Read spans, execute them, report."""
     job, arena = setup.job, setup.arena
     assert job is not None
@@ -172,7 +172,7 @@ def _receive(channel: socket.socket, nbytes: int) -> bytearray:
     return received
 
 
-def _cell_of(setup: Setup) -> memoryview:
+def _cell_of(setup: WorkerSetup) -> memoryview:
     return memoryview(setup.arena.buffer)[setup.cell : setup.cell + CELL_NBYTES].cast("q")
 
 
@@ -185,7 +185,7 @@ def _marker(cell: memoryview, cancelled: memoryview) -> Callable[[int], bool]:
     return reading
 
 
-def _tell(setup: Setup, job: Job | None, channel: socket.socket, result: Result, task: Task | None) -> None:
+def _tell(setup: WorkerSetup, job: Job | None, channel: socket.socket, result: Result, task: Task | None) -> None:
     payload = b"" if result.is_plain or result.cancelled else _pickled(job, result, task)
     inline = len(payload) <= INLINE_NBYTES
     header = DONE.pack(

@@ -22,7 +22,7 @@ from loaders.memory.blocks import Block
 from loaders.system.interrupts import undisturbed
 from loaders.workers.launching import ended, exitcode_of, hint_for_start, launch, sentinel_of
 from loaders.workers.messages import Failure, Job
-from loaders.workers.process_main import Setup, main
+from loaders.workers.process_main import WorkerSetup, main
 from loaders.workers.strikes import KILLED_FROM_OUTSIDE
 from loaders.workers.wire import CELL_NBYTES, SEND_FLAGS, SINCE_AT, Inherited
 
@@ -120,7 +120,7 @@ class Supervisor:
         cell = np.ndarray(CELL_NBYTES // 8, np.int64, self._arena.buffer, self._cells_at + cell_at)
         cell[:] = -1
         channels = [worker.channel.fileno() for worker in self.processes.values()]
-        setup = Setup(
+        setup = WorkerSetup(
             job=self._job,
             arena=self._arena,
             cell=self._cells_at + cell_at,

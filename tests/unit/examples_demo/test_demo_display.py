@@ -4,9 +4,9 @@ import pytest
 from rich.console import Console
 
 from examples.demo.display import Display
-from examples.demo.record import Epoch, Window, samples_per_s, waiting_share
+from examples.demo.record import EpochRecord, WindowRecord, samples_per_s, waiting_share
 
-WINDOWS = [Window(seconds=1.0, waited_s=0.5, samples=100, loss=2.0), Window(3.0, 0.5, 300, 1.25)]
+WINDOWS = [WindowRecord(seconds=1.0, waited_s=0.5, samples=100, loss=2.0), WindowRecord(3.0, 0.5, 300, 1.25)]
 
 
 def test_rate_and_waiting_are_over_the_whole_time():
@@ -21,7 +21,7 @@ def test_a_pipe_gets_one_plain_line_for_each_epoch():
         for window in WINDOWS:
             display.show_window(window)
         assert text.getvalue() == ""
-        display.end_epoch(Epoch(WINDOWS, 0.5))
+        display.end_epoch(EpochRecord(WINDOWS, 0.5))
     assert text.getvalue() == "epoch 1/2     100 samples/s  waiting  25%  loss 1.250  accuracy  50.0%\n"
 
 

@@ -5,14 +5,14 @@ import cv2
 import numpy as np
 
 from examples.demo.picture import RIGHT, WRONG, draw
-from examples.demo.record import Epoch, Guess, Run, Window
+from examples.demo.record import EpochRecord, Guess, Run, WindowRecord
 
 
 def run_with(*guesses: tuple[str, str]) -> Run:
     image = np.full((80, 80, 3), 128, np.uint8)
-    windows = [Window(0.5 + 0.1 * number, 0.1, 640, 1.0 / (1 + number)) for number in range(4)]
+    windows = [WindowRecord(0.5 + 0.1 * number, 0.1, 640, 1.0 / (1 + number)) for number in range(4)]
     shown = [Guess(image, label, guess, 0.875) for label, guess in guesses]
-    return Run([Epoch(windows, 0.5), Epoch(windows, 0.9)], shown, 5.2)
+    return Run([EpochRecord(windows, 0.5), EpochRecord(windows, 0.9)], shown, 5.2)
 
 
 def pixels_of(path, colour: str) -> int:

@@ -10,7 +10,7 @@ from support.simulated_device import SimulatedDevice, SimulatedStreams
 import loaders
 from loaders import DataLoader, DevicePrefetcher
 from loaders.timing import events
-from loaders.timing.events import Event
+from loaders.timing.events import TraceEvent
 from loaders.timing.trace import trace_events
 
 
@@ -110,6 +110,6 @@ def test_a_trace_that_cannot_be_written_says_so_before_the_run(tmp_path):
 
 
 def test_events_that_would_cross_are_drawn_on_lines_of_their_own():
-    events = [Event("workers", "worker 0", "run", began, began + 10, {}) for began in (0, 5, 12)]
+    events = [TraceEvent("workers", "worker 0", "run", began, began + 10, {}) for began in (0, 5, 12)]
     drawn = [each for each in trace_events(events) if each["ph"] == "X"]
     assert [each["tid"] for each in drawn] == [1, 2, 1]
