@@ -107,7 +107,11 @@ class Engines:
                 return
             with undisturbed():  # pipes and memory that nobody has noted could not be closed
                 pool = self._pool_for(setup)
-                dispatch = Dispatch(self._engine_for(setup, pool))
+                try:
+                    dispatch = Dispatch(self._engine_for(setup, pool))
+                except BaseException:
+                    pool.close()
+                    raise
                 if self._page_locker is not None:
                     pool.page_lock(self._page_locker)
                 stock.users[dispatch] = weakref.ref(user)
