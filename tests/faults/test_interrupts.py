@@ -206,6 +206,18 @@ def test_work_that_was_cut_off_in_the_middle_is_not_built_upon(monkeypatch: pyte
     assert before is not inside.kept_of(loader), "workers that were cut off in the middle were used again"
 
 
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_batch_that_was_made_and_not_handed_out_is_not_counted_and_comes_next(engine: str) -> None:
+    loader, expected = loader_for(engine), whole_epochs(1)[0]
+    iterator = iter(loader)
+    assert seen(next(iterator)) == expected[0]
+    inside.cut_off_before_hand_out(iterator, Interrupted())
+    with pytest.raises(Interrupted):
+        next(iterator)
+    assert loader.state_dict()["batches"] == 1
+    assert [seen(batch) for batch in iterator] == expected[1:]
+
+
 def test_a_time_limit_that_passes_while_waiting_costs_no_worker() -> None:
     gate = Gate()
     gate.hold(0)

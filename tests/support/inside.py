@@ -62,3 +62,23 @@ def tune_by(loader: Any, tuner: Any) -> None:
 def most_workers_of(loader: Any) -> int:
     """The most workers that "auto" may choose."""
     return loader._most_workers
+
+
+class _CutsOff:
+    """The turn of an iterator, which raises once when it is over."""
+
+    def __init__(self, turn: Any, error: BaseException) -> None:
+        self._turn, self._errors = turn, [error]
+
+    def __enter__(self) -> None:
+        self._turn.__enter__()
+
+    def __exit__(self, *raised: Any) -> None:
+        self._turn.__exit__(*raised)
+        if self._errors:
+            raise self._errors.pop()
+
+
+def cut_off_before_hand_out(iterator: Any, error: BaseException) -> None:
+    """Let the next call raise after its batch was made, as a signal handler may."""
+    iterator._turn = _CutsOff(iterator._turn, error)
