@@ -43,6 +43,7 @@ class _Made(NamedTuple):
     error: BaseException | None
     position: Position
     overflow_count: int
+    is_last: bool = False
 
 
 class _Work:
@@ -210,7 +211,7 @@ class Epoch(Iterator[Any]):
             made = self._next_made()
             # Assignments alone: what is made is kept, or made again.
             self._made = made
-            if made is None:
+            if made is None or made.is_last:
                 self._is_over = True
             dispatch.intact = True
             warn_of(dispatch.notes, self._epochs.told, stacklevel=3)
@@ -266,10 +267,9 @@ class Epoch(Iterator[Any]):
             try:
                 batch = self._pending or self._next_complete()
             except (WorkerLostError, WorkerTimeoutError) as error:  # there is nobody left to wait for
-                self._is_over = True
                 self._engines.throw_away(self._dispatch, self._take_open())
                 self._work.dispatches = []
-                return self._error(error, self._at)
+                return self._error(error, self._at)._replace(is_last=True)
             except _RefusedError as refused:
                 self._drop(refused.batch)
                 return self._error(refused.error, self._delivery.after(refused.batch, self._at))
