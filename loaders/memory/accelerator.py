@@ -1,4 +1,4 @@
-"""What a slot pool must know of the accelerator that reads its memory. Tests put a simulated one in its place."""
+"""What a slot pool needs to know about the accelerator that reads its memory. Tests substitute a simulated one."""
 
 from __future__ import annotations
 
@@ -14,11 +14,10 @@ _PORTABLE = 1  # cudaHostRegisterPortable: page-locked for every device of the p
 
 
 class Accelerator:
-    """Page-locks memory for an accelerator, and tells how far its streams are.
+    """Page-locks memory for an accelerator, and records how far its streams have got.
 
     Args:
-        device: of the kind that `torch.accelerator` stands for here, such as "cuda:1"; without an index the one that
-            is current.
+        device: of the kind that `torch.accelerator` reports here, such as "cuda:1"; without an index, the current one.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -27,11 +26,11 @@ class Accelerator:
 
     @property
     def can_page_lock(self) -> bool:
-        """Whether torch offers to page-lock memory that is not its own: CUDA's runtime does, and ROCm's by its name."""
+        """Whether torch can page-lock memory that is not its own: with CUDA it can, and with ROCm under the same name."""
         return hasattr(self._module, "cudart")
 
     def page_lock(self, address: int, nbytes: int) -> None:
-        """Let the copy engine read `nbytes` at `address`, whole pages, where they lie.
+        """Let the copy engine read `nbytes` at `address`, which are whole pages, in place.
 
         Raises:
             DeviceError: the platform or the driver refuses.
@@ -39,7 +38,7 @@ class Accelerator:
         if not self.can_page_lock:
             raise DeviceError(f"torch cannot page-lock memory that is not its own for {self.device.type}.")
         cudart = self._module.cudart()
-        with self._module.device(self.device):  # or a device that nobody uses would be opened for it
+        with self._module.device(self.device):  # otherwise an unused device would be initialized for it
             status = cudart.cudaHostRegister(address, nbytes, _PORTABLE)
         if int(status) != 0:
             self._forget_last_error()
@@ -62,30 +61,30 @@ class Accelerator:
         if hasattr(self._module, "is_current_stream_capturing"):
             return bool(self._module.is_current_stream_capturing())
         stream = torch.accelerator.current_stream()
-        return bool(stream.is_capturing()) if hasattr(stream, "is_capturing") else False  # of older torch
+        return bool(stream.is_capturing()) if hasattr(stream, "is_capturing") else False  # older torch
 
     def record_event(self, stream: Any) -> torch.Event:
-        """An event at the end of what the stream was given so far."""
+        """An event after all work submitted to the stream so far."""
         event: torch.Event = stream.record_event()
         return event
 
     def _used_devices(self) -> Iterable[int]:
         count = torch.accelerator.device_count()
-        # An event on a CUDA device that was never used would open it, and take some hundred MB of its memory. Of other
-        # kinds torch does not tell which were used, and all of them count.
+        # An event on a CUDA device that was never used would initialize it, and take some hundred MB of its memory. For
+        # other kinds torch does not report which were used, so all of them count.
         is_used = getattr(torch._C, f"_{self.device.type}_hasPrimaryContext", None)
         if count == 1 or is_used is None:
             return range(count)
         return [index for index in range(count) if is_used(index)]
 
     def _forget_last_error(self) -> None:
-        # CUDA keeps an error that was returned once more for whoever asks next: torch, after its next kernel.
+        # CUDA reports a returned error again to the next caller that asks: torch, after its next kernel.
         with contextlib.suppress(RuntimeError):
             torch.zeros(1, device=self.device)
 
 
 def open_accelerator() -> Accelerator | None:
-    """The accelerator of this machine, which reads batches late; or None."""
+    """The accelerator of this machine, which reads batches asynchronously; or None."""
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     return None if device is None else Accelerator(device)
 
@@ -94,7 +93,7 @@ def has_pinned_memory() -> bool:
     """Whether torch has page-locked memory for the accelerator of this process.
 
     Raises:
-        AcceleratorError, OutOfMemoryError: it has, and the device or the machine refuses it.
+        AcceleratorError, OutOfMemoryError: it has, but the device or the machine refuses to provide it.
     """
     try:
         torch.empty(1, device="cpu", pin_memory=True)

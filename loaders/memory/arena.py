@@ -18,14 +18,14 @@ from loaders.errors import BufferMemoryError
 from loaders.system.limits import available_nbytes
 
 PAGE = mmap.PAGESIZE
-# Left to the rest of the machine: the last free bytes are needed by whoever writes next, also outside this process.
+# Left to the rest of the machine: other processes, too, need the last free bytes.
 _HEADROOM = 64 << 20
-# A smaller range than this is of no use.
+# A range smaller than this is of no use.
 _LEAST = 1 << 24
 
 _POPULATE_WRITE = 23  # of madvise, Linux 5.14 and later; Python has no name for it
 _LIMITED = "Files may have {:,} bytes (RLIMIT_FSIZE): raise the limit (ulimit -f), or use the start method fork."
-# Address space above the memory of the machine must not be refused. Python names the flag from 3.13 on.
+# The system must not refuse more address space than the machine has memory. Python names the flag since 3.13.
 _NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)
 
 
@@ -35,15 +35,15 @@ def round_up(nbytes: int, unit: int = PAGE) -> int:
 
 
 class Arena:
-    """A mapped range of `capacity` bytes, of which `reserve` takes pieces and `release` gives them back.
+    """A mapped range of `capacity` bytes; `reserve` takes pieces of it and `release` gives them back.
 
     Args:
         capacity: virtual size in bytes; costs address space only.
         shared: True for memory that worker processes write into; False for ordinary private memory.
-        travels: True where processes are to map it that are no forks of this one.
+        travels: True where processes that are not forks of this one are to map it.
 
-    A limit on the size of files (RLIMIT_FSIZE, `ulimit -f`) holds for memory files, too. Memory that does not travel
-    needs no file then; memory that does is no larger than the limit.
+    A limit on the size of files (RLIMIT_FSIZE, `ulimit -f`) applies to memory files, too. Under such a limit,
+    memory that does not travel uses no file; memory that does is no larger than the limit.
     """
 
     def __init__(self, capacity: int, *, shared: bool, travels: bool = True) -> None:
@@ -73,10 +73,10 @@ class Arena:
             return self._mapped()
 
     def reserve(self, nbytes: int) -> int:
-        """Take `nbytes` (a multiple of PAGE) and make sure they are there. Returns their offset.
+        """Take `nbytes` (a multiple of PAGE) and make sure that they are backed by memory. Returns their offset.
 
         Raises:
-            BufferMemoryError: the machine or its cgroup has not that much left. Nothing was taken.
+            BufferMemoryError: the machine or its cgroup does not have that much left. Nothing was taken.
         """
         left = available_nbytes()
         asked = (
@@ -118,7 +118,7 @@ class Arena:
 
     @property
     def travels(self) -> bool:
-        """Whether processes that are no forks of this one can map it."""
+        """Whether processes that are not forks of this one can map it."""
         return self._fd >= 0
 
     def release(self, offset: int, nbytes: int) -> None:
@@ -132,13 +132,13 @@ class Arena:
 
     def close(self) -> None:
         """Close the descriptor. The mapping itself lives until the last array over it is gone."""
-        # In a forked child the number may be another file's by now: it may have closed all that it inherited.
+        # In a forked child the number may belong to another file by now: the child may have closed all it inherited.
         if self._fd >= 0 and self._pid == os.getpid():
             os.close(self._fd)
         self._fd = -1
 
     def __getstate__(self) -> dict[str, Any]:
-        # To a spawned worker travels the descriptor alone; a forked one inherits the mapping itself.
+        # A spawned worker is sent the descriptor only; a forked one inherits the mapping itself.
         return {"capacity": self.capacity, "descriptor": DupFd(self._fd)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""A block, the memory of one field of one batch. Its life is this machine and nothing else:
+"""A block, the memory of one field of one batch. Its states and the only transitions between them:
 
 FREE ──acquire──► FILLING ──finish──► READY ──lease──► LEASED ──the last view dies──► FREE
                      │                  │                └──► DEVICE_READING ──read──► FREE
@@ -14,7 +14,7 @@ from loaders.errors import SlotStateError
 
 
 class BlockState(enum.Enum):
-    """Where a block is in its life."""
+    """The state of a block."""
 
     FREE = "free"
     FILLING = "filling"
@@ -45,7 +45,7 @@ class Block:
         self.state = BlockState.FREE
 
     def become(self, state: BlockState) -> None:
-        """Move to `state`, or raise SlotStateError if the machine has no such arrow."""
+        """Move to `state`, or raise SlotStateError if there is no such transition."""
         if self.state not in _BEFORE[state]:
             raise SlotStateError(f"a block that is {self.state.value} cannot become {state.value}.")
         self.state = state

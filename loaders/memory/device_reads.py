@@ -1,8 +1,8 @@
-"""Blocks that the device may still be reading, although nobody holds them any more.
+"""Blocks that the device may still be reading although nobody holds them any more.
 
-`batch.to("cuda", non_blocking=True); del batch` ends a lease while the copy is still to come. Torch's allocator of
-pinned memory tracks its own memory only, not what was page-locked from outside, so events of ours tell when a block may
-be written again: on the streams that were current when the batch was handed out and when it was let go, and on those
+`batch.to("cuda", non_blocking=True); del batch` ends a lease before the copy has run. Torch's allocator of pinned
+memory tracks its own memory only, not memory page-locked by others, so events recorded here show when a block may be
+written again: on the streams that were current when the batch was handed out and when it was released, and on those
 named by `loaders.record_stream`.
 """
 
@@ -75,20 +75,20 @@ class PageLocker(Protocol):
 
 
 class DeviceReads:
-    """Page-locks the blocks of a pool, and says when the device is done with them. The pool calls it under its lock."""
+    """Page-locks the blocks of a pool, and tracks when the device is done with them. The pool calls it under its lock."""
 
     def __init__(self, page_locker: PageLocker, arena: Arena) -> None:
         self._page_locker = page_locker
         self._base = ctypes.addressof(ctypes.c_char.from_buffer(arena.buffer))
         self._locked: set[Block] = set()
         self._reading: deque[tuple[Block, list[Event]]] = deque()
-        self._events: dict[Hashable, Event] = {}  # of the blocks that are let go together
-        self._refusal: str | None = None  # not the error: its traceback would keep the frames that it went through
+        self._events: dict[Hashable, Event] = {}  # shared by the blocks that are released together
+        self._refusal: str | None = None  # not the error: its traceback would keep its frames alive
         self._is_told = False
         self._pid = os.getpid()
 
     def lock(self, block: Block) -> None:
-        """Page-lock a block if it is not; where that is refused, batches are staged in torch's own memory."""
+        """Page-lock a block if it is not locked yet; where that is refused, batches are staged in torch's own memory."""
         if not self._page_locker.can_page_lock or self._refusal is not None or block in self._locked:
             return
         if self.is_capturing():
@@ -100,7 +100,7 @@ class DeviceReads:
             self._refusal = str(error)
 
     def tell_of_refusal(self) -> None:
-        """Say once that blocks cannot be page-locked. Not under the pool's lock: a warning may be an error."""
+        """Warn once that blocks cannot be page-locked. Not under the pool's lock: a warning may be raised as an error."""
         if self._refusal is not None and not self._is_told:
             self._is_told = True
             warnings.warn(
@@ -110,32 +110,32 @@ class DeviceReads:
             )
 
     def is_capturing(self) -> bool:
-        """Whether a CUDA graph is being captured on this thread: events may not be asked then."""
+        """Whether a CUDA graph is being captured on this thread: events must not be queried then."""
         try:
             return self._pid == os.getpid() and self._page_locker.is_capturing()
         except Exception:  # noqa: BLE001  a device that has failed captures nothing
             return False
 
     def unlock(self, block: Block) -> None:
-        """Before its memory goes back to the machine."""
+        """Page-unlock a block before its memory goes back to the machine."""
         if block in self._locked and self._pid == os.getpid():
             self._locked.remove(block)
-            with contextlib.suppress(Exception):  # of a device that has failed: the pages go back all the same
+            with contextlib.suppress(Exception):  # a failed device: the pages go back anyway
                 self._page_locker.page_unlock(self._base + block.offset)
 
     def current_streams(self) -> set[Hashable]:
-        """Those that may be reading what is handed out or let go here and now."""
+        """The streams that may be reading what is handed out or released now."""
         # A forked child must not touch the device; at the end of the interpreter nothing is reused any more.
         if self._pid != os.getpid() or sys.is_finalizing():
             return set()
         return set(self._page_locker.current_streams())
 
     def new_round(self) -> None:
-        """Blocks that were let go before now may share events from here on."""
+        """Start a round: the blocks released in it share one event per stream."""
         self._events.clear()
 
     def begin(self, block: Block, streams: Iterable[Hashable]) -> None:
-        """The block was let go; what these streams were given so far may read it."""
+        """The block was released; the work submitted to these streams so far may read it."""
         events = []
         for stream in streams:
             if stream not in self._events:
@@ -152,7 +152,7 @@ class DeviceReads:
             return Reached()
 
     def ended(self) -> list[Block]:
-        """The blocks that were read."""
+        """The blocks that the device has finished reading."""
         done = [entry for entry in self._reading if all(map(_is_reached, entry[1]))]
         for entry in done:
             self._reading.remove(entry)
@@ -163,7 +163,7 @@ class DeviceReads:
         return sum(block.nbytes == nbytes for block, _ in self._reading)
 
     def wait(self, nbytes: int | None = None) -> bool:
-        """Wait for the oldest block of this size, or of any; False if there is none, or no waiting now."""
+        """Wait for the oldest block of this size, or of any; False if there is none, or if waiting is not possible now."""
         if self.is_capturing():
             return False
         for block, events in self._reading:
@@ -172,14 +172,14 @@ class DeviceReads:
         return False
 
     def wait_for_all(self) -> None:
-        """Wait until nothing is read any more."""
+        """Wait until the device reads no block any more."""
         for _, events in self._reading:
             _wait_for(events)
 
 
-# Events raise what the device has failed with, whoever asks. The user's own calls raise it, too; to these blocks it
-# means that nothing reads them any more. That another thread is capturing a graph, which forbids all threads to ask, is
-# no failure.
+# Querying an event of a failed device raises the device's error. The user's own calls raise it, too; for these blocks
+# it means that nothing reads them any more. The error raised while another thread captures a graph, when no thread may
+# query events, is not such a failure.
 
 
 def _is_reached(event: Event) -> bool:
@@ -190,7 +190,7 @@ def _is_reached(event: Event) -> bool:
 
 
 def _wait_for(events: Iterable[Event]) -> bool:
-    """Whether they are reached."""
+    """Wait for the events. Returns whether they are reached."""
     for event in events:
         try:
             event.synchronize()

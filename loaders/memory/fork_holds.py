@@ -1,6 +1,6 @@
-"""Batches that a forked child has inherited stay held until the child, and whatever it has forked, has ended.
+"""Batches that a forked child inherited stay held until the child and all its own forks have ended.
 
-A child shares the memory of every batch that its parent held at the fork. What it looks at, the parent cannot know.
+A child shares the memory of every batch that its parent held at the fork. The parent cannot know which of them the child reads.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _MAP_FAILED = ctypes.c_void_p(-1).value
 
 
 class _Sign(Protocol):
-    """A sign of life: made before a fork, dropped on one side, and seen by the other."""
+    """A sign of life: made before a fork, dropped by one side, and observed by the other."""
 
     def keep_in_parent(self) -> None: ...
 
@@ -33,15 +33,15 @@ class _Sign(Protocol):
 class _MappedPage:
     """A page that the child has mapped. Closing descriptors does not unmap it; exec and every kind of end do.
 
-    A memory file cannot be sealed against writing while a process has it mapped writable, so trying to seal it tells
-    whether the child, or one that it has forked, is alive. The page is never touched, so the file can stay empty.
+    A memory file cannot be sealed against writing while a process has it mapped writable, so trying to seal it shows
+    whether the child, or one of its own forks, is alive. The page is never touched, so the file can stay empty.
     """
 
     def __init__(self) -> None:
         self._libc = _libc()
         self._fd = os.memfd_create("loaders-fork", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        # Not an `mmap.mmap`, which has a descriptor of its own: were that closed in the child, and its number used
-        # again, the object would close somebody else's descriptor in the end.
+        # Not an `mmap.mmap`, which has a descriptor of its own: if that were closed in the child and its number
+        # reused, the object would eventually close somebody else's descriptor.
         access = mmap.PROT_READ | mmap.PROT_WRITE
         self._page = self._libc.mmap(None, mmap.PAGESIZE, access, mmap.MAP_SHARED, self._fd, 0)
         if self._page == _MAP_FAILED:
@@ -55,7 +55,7 @@ class _MappedPage:
         os.close(self._fd)
 
     def is_alive(self) -> bool:
-        import fcntl  # which not every system has
+        import fcntl  # not available on every system
 
         try:
             fcntl.fcntl(self._fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE)
@@ -69,7 +69,7 @@ class _MappedPage:
 
 
 class _OpenPipe:
-    """Where pages cannot be sealed: a pipe that is open at the child's end. It must not close what it inherited."""
+    """Where pages cannot be sealed: a pipe whose end the child keeps open. It must not close what it inherited."""
 
     def __init__(self) -> None:
         self._parents, self._childs = multiprocessing.Pipe(duplex=False)
@@ -105,7 +105,7 @@ def _libc() -> Any:
 
 @functools.cache
 def _kind_of_sign() -> type[_MappedPage] | type[_OpenPipe]:
-    """The better one, if this system refuses to seal a page that is mapped."""
+    """`_MappedPage` if this system refuses to seal a page that is mapped, else `_OpenPipe`."""
     try:
         page = _MappedPage()
     except (AttributeError, TypeError, OSError):
@@ -115,7 +115,7 @@ def _kind_of_sign() -> type[_MappedPage] | type[_OpenPipe]:
     return _MappedPage if is_told and not page.is_alive() else _OpenPipe
 
 
-# In a forked child: what tells its parent that it is alive.
+# In a forked child: the signs that show its parent that it is alive.
 _inherited: list[_Sign] = []
 
 
@@ -124,7 +124,7 @@ class ForkHolds:
 
     def __init__(self) -> None:
         self._living: list[tuple[_Sign | None, frozenset[Block]]] = []
-        self._waiting: list[Block] = []  # nobody holds them but children
+        self._waiting: list[Block] = []  # held by children only
         self._forking: tuple[_Sign, frozenset[Block]] | None = None
 
     def before_fork(self, leased: Iterable[Block]) -> None:
@@ -133,7 +133,7 @@ class ForkHolds:
         if blocks:
             try:
                 self._forking = _kind_of_sign()(), blocks
-            except OSError:  # no descriptor is left: the child is taken to live for ever
+            except OSError:  # no descriptor is left: the child is assumed to live forever
                 self._living.append((None, blocks))
 
     def after_fork_in_parent(self) -> None:
@@ -153,14 +153,14 @@ class ForkHolds:
             _inherited.append(sign)
 
     def claim(self, block: Block) -> bool:
-        """Whether a living child holds this block; then `ended` gives it later."""
+        """Whether a living child holds this block; if so, `ended` returns it later."""
         claimed = any(block in blocks for _, blocks in self._living)
         if claimed:
             self._waiting.append(block)
         return claimed
 
     def ended(self) -> list[Block]:
-        """The blocks that waited for children that have ended. Some may be held by others still."""
+        """The blocks that waited for children that have now ended. Other children may still hold some of them."""
         living = [(sign, blocks) for sign, blocks in self._living if sign is None or sign.is_alive()]
         if len(living) == len(self._living):
             return []
@@ -170,6 +170,6 @@ class ForkHolds:
 
 
 def release_inherited() -> None:
-    """This process looks at no batch that it has inherited."""
+    """Declare that this process reads none of the batches it inherited."""
     while _inherited:
         _inherited.pop().close()

@@ -1,4 +1,4 @@
-"""The slot pools of this process: for whoever looks for a lease, and for a fork, which all of them take part in."""
+"""The slot pools of this process: to look up a lease in, and to prepare all of them for a fork."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from loaders.memory.leases import Lease
 
 
 class Pool(Protocol):
-    """A `SlotPool`, as far as others of the process have to do with it."""
+    """The part of `SlotPool` that the rest of the process uses."""
 
     def before_fork(self) -> None:
         """This process is about to be forked."""
 
     def after_fork(self, *, in_child: bool) -> None:
-        """It was."""
+        """This process was forked."""
 
     def settle(self) -> None:
         """Take back what can be taken back now."""
@@ -30,13 +30,13 @@ class Pool(Protocol):
 Pools = weakref.WeakValueDictionary[int, Pool]
 
 shared: Pools = weakref.WeakValueDictionary()  # whose memory a child would share
-locked: Pools = weakref.WeakValueDictionary()  # that a device may read where it lies
-unsettled: set[Pool] = set()  # with memory that has to be unlocked, which just then was forbidden
+locked: Pools = weakref.WeakValueDictionary()  # that a device may read in place
+unsettled: set[Pool] = set()  # with memory to be unlocked, which was not allowed at the time
 
 
 def alive(pools: Pools) -> list[Pool]:
-    """Those that there are at this moment."""
-    # The dictionary's own iterators fail where another thread makes a pool meanwhile; this list is made at one blow.
+    """The pools that exist at this moment."""
+    # The dictionary's own iterators fail if another thread makes a pool meanwhile; this list is made in one step.
     return [pool for ref in pools.valuerefs() if (pool := ref()) is not None]
 
 
@@ -51,7 +51,7 @@ _forking = threading.local()
 
 def _before_fork() -> None:
     _forking.pools = alive(shared)
-    with contextlib.ExitStack() as each:  # all of them, also where one raises
+    with contextlib.ExitStack() as each:  # all of them, even if one raises
         for pool in _forking.pools:
             each.callback(pool.before_fork)
 

@@ -1,7 +1,7 @@
 """Slots: the reused memory of batches, and the leases that say when it may be used again.
 
 A slot is the blocks of one open batch, one block per field, so that keeping the labels of an epoch does not keep its
-images. What becomes of a block is in `loaders.memory.blocks`.
+images. The states of a block are in `loaders.memory.blocks`.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from loaders.memory.leases import Lease
 # What a released block is filled with under LOADERS_DEBUG=slots: a reader that outlived its lease shows at once.
 DEBUG_PATTERN = 0xDB
 _WINDOW = 64
-# So many blocks of a size may wait for the device before a new one is asked for in vain: a consumer that runs ahead of
-# its device must not fill the memory with batches that are still to be read.
+# How many blocks of a size may wait for the device before `acquire` waits for one of them: a consumer that runs ahead
+# of its device must not fill the memory with batches that are still to be read.
 _READ_BEHIND = 6
 
 
@@ -43,16 +43,16 @@ def _caller() -> str:
 
 
 class SlotPool:
-    """Blocks of an arena, handed out, leased and taken back. One thread at a time fills it; leases end anywhere.
+    """Blocks of an arena, handed out, leased and taken back. One thread at a time fills it; leases may end on any.
 
-    A signal handler may call any of it in the middle of anything. One that raises may leave a change half made: the
-    pool is not intact then, and only takes back what readers still hold.
+    A signal handler may call any method at any point. One that raises may leave a change half made: the pool is then
+    not intact, and only takes back what readers still hold.
 
     Args:
         arena: where the blocks lie.
         ceiling_nbytes: the most bytes all blocks together may take.
-        asked_nbytes: what the user gave for that, None for nothing.
-        others: what other pools take of it; asked with this one.
+        asked_nbytes: the ceiling that the user gave, or None.
+        others: called with this pool; returns the bytes of the ceiling that other pools take.
     """
 
     def __init__(
@@ -68,18 +68,18 @@ class SlotPool:
         self.asked_nbytes = asked_nbytes
         self._others = others
         self.leased_nbytes = 0
-        self.waited_ns = 0  # in all, for the device to read blocks that are needed again
+        self.waited_ns = 0  # in total, for the device to finish reading blocks that are needed again
         self._free: dict[int, list[Block]] = {}
         self._leases: dict[Block, Lease] = {}
-        # Blocks on their way to FREE. Finalizers fill it, which run inside the garbage collector, on any thread and in
-        # the middle of anything: they append, and never wait for the lock.
+        # Blocks on their way to FREE. It is filled by finalizers, which run inside the garbage collector, on any
+        # thread and at any point: they append, and never wait for the lock.
         self._ended: deque[Block] = deque()
         self._reads: DeviceReads | None = None
         self._late: list[tuple[Callable[[], bool], list[Block]]] = []
         self._keep: Counter[int] | None = None  # how many FREE blocks of each size to keep while nothing is acquired
-        self._lock = threading.RLock()  # a signal handler may come in while its own thread has it
-        self._inside = False  # somebody is between taking it and letting it go
-        self._intact = True  # no change was cut off in the middle
+        self._lock = threading.RLock()  # a signal handler may run while its own thread has it
+        self._inside = False  # somebody is between taking and releasing the lock
+        self._intact = True  # no change was interrupted
         self._fork_holds = ForkHolds()
         self._pid = os.getpid()
         self._closed = False
@@ -91,9 +91,9 @@ class SlotPool:
         self._debug = "slots" in os.environ.get("LOADERS_DEBUG", "").split(",")
 
     def page_lock(self, page_locker: PageLocker) -> None:
-        """Let an accelerator read the blocks that are handed out from now on where they lie. Of shared memory only.
+        """Let an accelerator read the blocks that are handed out from now on in place. For shared memory only.
 
-        Private pages would be copied by a fork, and the device go on reading those that are the child's from then on.
+        A fork would copy private pages, and the device would continue to read pages that now belong to the child.
         """
         with self._lock:
             if self._reads is None and self.arena.shared:
@@ -133,7 +133,7 @@ class SlotPool:
             if self._reads is not None:
                 self._reads.tell_of_refusal()
                 for pool in (*registry.alive(registry.locked), *tuple(registry.unsettled)):
-                    pool.settle()  # what the device has read meanwhile of those that nobody uses
+                    pool.settle()  # blocks of unused pools that the device has finished reading
         except BaseException:
             self.discard(slot)
             raise
@@ -159,7 +159,7 @@ class SlotPool:
         self.settle()
 
     def discard_after(self, is_written: Callable[[], bool], slot: Iterable[Block]) -> None:
-        """Discard blocks once `is_written` says False, maybe now; until then they are ABANDONED to late writers."""
+        """Discard blocks once `is_written` returns False, possibly now; until then they are ABANDONED to late writers."""
         if not is_written():
             return self.discard(slot)
         late = list(slot)
@@ -171,8 +171,8 @@ class SlotPool:
     def lease(self, slot: Sequence[Block], labels: Sequence[str]) -> list[Any]:
         """Hand READY blocks to a reader, each as the object that exports its bytes.
 
-        A block is FREE again when its exporter is gone, which every array, tensor, view, storage, memoryview or
-        capsule made over it keeps alive; there is nothing to call.
+        A block is FREE again when its exporter is gone. Every array, tensor, view, storage, memoryview or capsule over
+        the block keeps the exporter alive; there is nothing to call.
 
         Returns:
             One ctypes array of `block.nbytes` bytes per block: build arrays with `numpy.ndarray(…, buffer=root)`.
@@ -185,7 +185,7 @@ class SlotPool:
             intact, self._intact = self._intact, False
             for block, label in zip(slot, labels, strict=True):
                 block.become(BlockState.LEASED)
-                # The root of every alias. An ndarray or tensor as anchor would let go too early: `.base` collapses,
+                # The root of every alias. An ndarray or tensor as anchor would be released too early: `.base` collapses,
                 # and detach(), numpy() and view(dtype) make new objects over the same bytes.
                 root: Any = (ctypes.c_char * block.nbytes).from_buffer(self.arena.buffer, block.offset)
                 root.pool = self  # batches may outlive the loader; their memory still goes back to the machine
@@ -206,13 +206,13 @@ class SlotPool:
             self._reclaim_unless_inside()
 
     def is_intact(self) -> bool:
-        """Whether no change was cut off in the middle, nor goes on further down this thread's stack."""
+        """Whether no change was interrupted, and none is in progress further down this thread's stack."""
         with self._lock:
             return self._intact and not self._inside
 
     @property
     def is_closed(self) -> bool:
-        """Whether nothing is acquired any more."""
+        """Whether the pool is closed, so that nothing can be acquired."""
         return self._closed
 
     def is_alive(self) -> bool:
@@ -220,15 +220,15 @@ class SlotPool:
         return not self._closed or bool(self._leases)
 
     def trim(self, keep: Iterable[int] = ()) -> None:
-        """Give FREE blocks back to the machine, but one for each size (bytes) in `keep`.
+        """Give FREE blocks back to the machine, except one for each size (bytes) in `keep`.
 
-        Until the next `acquire` blocks that become free later are given back in the same way. Never waits.
+        Until the next `acquire`, blocks that become free are given back in the same way. Never waits.
         """
         self._keep = Counter(round_up(max(size, 1)) for size in keep if not self._closed)
         self.settle()
 
     def close(self) -> None:
-        """Nothing is acquired any more: every block goes back to the machine when its last view dies."""
+        """Allow no further `acquire`: every block goes back to the machine when its last view dies."""
         self._closed = True
         self.trim()
         self.arena.close()
@@ -240,7 +240,7 @@ class SlotPool:
 
     @property
     def leased_count(self) -> int:
-        """Blocks that readers hold, or held when they were last reclaimed."""
+        """The number of blocks that readers hold, or held at the last reclaim."""
         return len(self._leases)
 
     def holders(self) -> str:
@@ -280,7 +280,7 @@ class SlotPool:
                 block = Block(self.arena.reserve(size), size)
                 break
             except BufferMemoryError:
-                # Idle blocks of other sizes may be all that stands in the way.
+                # Idle blocks of other sizes may take up the room.
                 if not self._release_all_free():
                     raise
         return block
@@ -290,7 +290,7 @@ class SlotPool:
         return self.arena.reserved_nbytes + (others(self) if others is not None else 0)
 
     def _release_all_free(self) -> bool:
-        """Give all FREE blocks back to the machine, else one that the device reads; False if there is nothing."""
+        """Give all FREE blocks back to the machine, or else one that the device reads; False if there is neither."""
         if not any(self._free.values()):
             if self._reads is None or not self._reads.wait():
                 return False
@@ -300,10 +300,10 @@ class SlotPool:
         return True
 
     def _end(self, lease: Lease, is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
-        if is_finalizing():  # of the interpreter, when the names of this module may be gone already
+        if is_finalizing():  # the names of this module may be gone already
             return
         block: Block | None = getattr(lease, "block", None)
-        if block is None:  # an exception came in while it was made: the pool is not used again
+        if block is None:  # an exception interrupted its making: the pool is not used again
             return
         try:
             if getattr(lease, "streams", None) is not None and self._reads is not None:
@@ -313,11 +313,11 @@ class SlotPool:
         self.settle()
 
     def settle(self) -> None:
-        """Between `trim` and `acquire`: take back and trim, unless somebody else is at it; again if more has ended."""
+        """Between `trim` and `acquire`: take back and trim, unless another call is doing so; repeat if more has ended."""
         while (keep := self._keep) is not None and self._pid == os.getpid():
             taken: list[bool] = []
             try:
-                # Taken and noted in one step: an exception that comes next still lets it go.
+                # Taken and noted in one step: an exception right after it still releases the lock.
                 taken.extend(map(self._lock.acquire, (False,)))
                 has_looked = taken[0] and self._reclaim_unless_inside()
             finally:
@@ -327,7 +327,7 @@ class SlotPool:
                 return
 
     def _reclaim_unless_inside(self) -> bool:
-        """False where this is a signal handler, or a finalizer, in the middle of the pool's own work."""
+        """Reclaim. Returns False in a signal handler or a finalizer that interrupted the pool's own work."""
         if self._inside:
             return False
         intact = self._intact
@@ -341,7 +341,7 @@ class SlotPool:
 
     def before_fork(self) -> None:
         """This process is about to be forked."""
-        # Held across the fork: the child must not find it locked, nor a batch be handed out unseen.
+        # Held across the fork: the child must not find it locked, and no batch may be handed out unnoticed.
         self._lock.acquire()
         try:
             self._reclaim_unless_inside()
@@ -349,25 +349,25 @@ class SlotPool:
             self._fork_holds.before_fork(self._leases)
 
     def after_fork(self, *, in_child: bool) -> None:
-        """It was."""
+        """This process was forked."""
         if in_child:
-            registry.shared.pop(id(self), None)  # the parent's: here nothing is taken back, nor given to the machine
+            registry.shared.pop(id(self), None)  # the parent's: nothing is taken back or given to the machine here
             self._fork_holds.after_fork_in_child()
         else:
             self._fork_holds.after_fork_in_parent()
         self._lock.release()
 
     def _reclaim(self) -> bool:
-        """False where that has to wait: a CUDA graph is being captured."""
+        """Reclaim. Returns False if that has to wait because a CUDA graph is being captured."""
         if self._reads is not None and self._reads.is_capturing():
-            registry.unsettled.add(self)  # pages are still locked: the next acquire of any pool looks again
+            registry.unsettled.add(self)  # pages are still locked: the next acquire of any pool tries again
             return False
         registry.unsettled.discard(self)
         for entry in [entry for entry in self._late if not entry[0]()]:
             self._late.remove(entry)
             self.discard(entry[1])
         self._ended.extend(self._fork_holds.ended())
-        # What other threads let go of meanwhile comes in a round of its own: an event is later than all it stands for.
+        # What other threads release meanwhile gets a round of its own: an event must follow all the work it covers.
         ended = [self._ended.popleft() for _ in range(len(self._ended))]
         if self._reads is not None:
             self._reads.new_round()
@@ -404,7 +404,7 @@ class SlotPool:
         self._free.setdefault(block.nbytes, []).append(block)
 
     def _trim(self) -> None:
-        # What was not in use at once during the last two windows is idle. The oldest go: the newest are in the cache.
+        # Blocks beyond the peak use of the last two windows are idle. The oldest go: the newest are in the cache.
         for size, (before, now) in list(self._peaks.items()):
             self._release_free(size, keep=max(before, now) - self._in_use.get(size, 0))
             self._peaks[size] = (now, self._in_use.get(size, 0))
