@@ -1,4 +1,4 @@
-"""The batches that are on their way to the device, and the memory they go from and to."""
+"""The batches that are being copied to the device, and the memory they are copied from and to."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch.nn.utils.rnn import PackedSequence
-from torch.utils.dlpack import from_dlpack, to_dlpack  # type: ignore[attr-defined]  # public, says its page
+from torch.utils.dlpack import from_dlpack, to_dlpack  # type: ignore[attr-defined]  # public, according to its documentation
 
 from loaders.device.copy_timer import CopyTimer
 from loaders.device.named_streams import waits_itself
@@ -28,7 +28,7 @@ class Copies:
 
     Args:
         streams: of the device.
-        depth: how many batches are on their way beside the one that is handed out.
+        depth: how many batches are under way besides the one that is handed out.
         buffers: the memory that the batches are copied to; None for new memory each time.
         transfer: sums of what this costs.
         readers: the streams that batches were handed to since the side stream was opened; grows.
@@ -56,7 +56,7 @@ class Copies:
 
     @property
     def newest_note(self) -> Any:
-        """What goes with the batch whose copy was started last; None if that was handed out."""
+        """The note of the batch whose copy was started last; None if that was handed out."""
         return self._ahead[-1].note if self._ahead else None
 
     def start(self, source: Any, note: Any) -> None:
@@ -68,8 +68,8 @@ class Copies:
         since_ns, self._nbytes = time.perf_counter_ns(), 0
         source = map_tensors(self._pinned, source)
         # The copies may land in memory that the consumer has freed, and whoever wrote the source may not be done: the
-        # kernels of the current stream go first, and those of all streams that batches were handed to. With
-        # `record_stream` torch sees to the latter itself, but not every device or allocator has that.
+        # kernels of the current stream run first, and those of all streams that batches were handed to. With
+        # `record_stream` torch handles the latter itself, but not every device or allocator has it.
         self._wait_for_readers()
         target = self._buffers.next_set() if self._buffers is not None else None
         stamps = self.timer.begin_copy()
@@ -98,7 +98,7 @@ class Copies:
         self._nbytes += tensor.nbytes if span is not None else 0
         if span is None:
             return self._streams.copy(tensor)
-        # One run of bytes, seen with the same strides on the other side: torch would make the elements of a view
+        # One run of bytes, viewed with the same strides on the device: torch would make the elements of a view
         # contiguous on the host first.
         run = tensor.as_strided((span,), (1,))
         out = target.place(run, self._streams) if target is not None else None
@@ -110,7 +110,7 @@ class Copies:
         self._readers.add(self._streams.current_stream())
         self._streams.compute_waits_for(copied.event)
         self.timer.hand_out(copied.stamps)
-        # What is handed out of static buffers is not torch's memory to torch: the buffers are, which may be freed when
+        # torch does not own what is handed out of static buffers: it owns the buffers, which may be freed when
         # the last iterator and the last batch are gone.
         memory = copied.target.buffers if copied.target is not None else []
         for tensor in (*tensors_of(copied.batch), *memory):
@@ -118,15 +118,15 @@ class Copies:
         return copied
 
     def drop_taken(self) -> None:
-        """Forget the oldest batch if it is in other hands."""
+        """Forget the oldest batch if it was handed out."""
         if self._ahead and self._ahead[0].batch is None:
             self._ahead.popleft()
 
     def close(self) -> None:
-        """Wait until nothing is read any more, and let everything go."""
+        """Wait until nothing is being read any more, and release everything."""
         self._ahead.clear()
         self.release_sources(keep=0)
-        if not self._streams.records_streams:  # then whoever has the side stream, and so its freed memory, next waits
+        if not self._streams.records_streams:  # then the next user of the side stream, and of its freed memory, waits
             self._wait_for_readers()
 
     def _wait_for_readers(self) -> None:
@@ -137,7 +137,7 @@ class Copies:
         """Drop the source batches that were read; while more than `keep` remain, wait for the device."""
         while self._sources:
             source = self._sources[0]
-            if source.event is None:  # an interrupted call left it so
+            if source.event is None:  # left by an interrupted call
                 source.event = self._streams.record_event()
             # The event, not the tensor, tells that the device has finished reading.
             if not source.event.query():
@@ -152,14 +152,14 @@ class Copies:
 
 @dataclass
 class Copied:
-    """A batch on the device: when it has arrived, its static buffers, what goes with it, when it was copied."""
+    """A batch on the device: the event of its arrival, its static buffers, its note, the stamps of its copy."""
 
-    batch: Any  # None once it is in other hands
+    batch: Any  # None once it is handed out
     event: Event
     target: _BufferSet | None
     note: Any
     stamps: list[Any] | None
-    tries: int = 0  # to hand it out
+    tries: int = 0  # attempts to hand it out
 
 
 @dataclass
@@ -175,9 +175,9 @@ class _Source:
 class StaticBuffers:
     """Device memory that batches are copied into in turn, one set of buffers after the other.
 
-    A set is written again `count` batches later. Whoever still holds a part of its batch then would see it change:
-    that is an error. The lease is like that of a slot: what is handed out is made over an exporter of the buffer's
-    bytes, which dies with the last view.
+    A set is written again `count` batches later. A caller that still holds a part of its batch then would see it
+    change: that is an error. The lease is like that of a slot: what is handed out is made over an exporter of the
+    buffer's bytes, which dies with the last view.
     """
 
     def __init__(self, count: int) -> None:
@@ -188,10 +188,10 @@ class StaticBuffers:
         """The set to copy the next batch into, once the streams that batches were handed to are done with it.
 
         Raises:
-            SlotStateError: somebody still holds that batch.
+            SlotStateError: the batch in it is still held.
         """
         latest = self._sets[-1]
-        if self._number and not latest.is_held():  # a call that was cut short got it, and nothing is in it
+        if self._number and not latest.is_held():  # an interrupted call took it, and nothing is in it
             latest.begin(latest.number)
             return latest
         chosen = self._sets[0]
@@ -216,11 +216,11 @@ class _BufferSet:
         self._leases: list[weakref.ref[torch.UntypedStorage]] = []
 
     def is_held(self) -> bool:
-        """Whether a view of its last batch lives."""
+        """Whether a view of its last batch is alive."""
         return any(lease() is not None for lease in self._leases)
 
     def begin(self, number: int) -> None:
-        """The next batch goes in here."""
+        """Start on the next batch."""
         self.number = number
         self._leases.clear()
 
@@ -238,7 +238,7 @@ class _BufferSet:
 
 
 def _span(tensor: torch.Tensor) -> int | None:
-    """How many elements lie between the first and the last one, both counted; None where a plain copy has to do."""
+    """How many elements lie between the first and the last one, both counted; None where only a plain copy is possible."""
     if not is_plain(tensor) or tensor.device.type != "cpu" or tensor.numel() == 0 or tensor.requires_grad:
         return None
     if tensor.is_conj() or tensor.is_neg():

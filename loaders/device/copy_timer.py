@@ -1,4 +1,4 @@
-"""What the copies of a prefetcher cost: the host by its clock, the device by its own events, now and then."""
+"""What the copies of a prefetcher cost: host time for every batch, device time by events for some of them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from loaders.device.streams import Streams
 from loaders.report.statistics import Transfer
 from loaders.timing import events
 
-# Of so many batches one is timed on the device: four events cost a few microseconds each.
+# One batch in this many is timed on the device: four events cost a few microseconds each.
 _STRIDE = 8
 
 
@@ -29,7 +29,7 @@ class CopyTimer:
         self._streams = streams
         # Stamps of a batch: copy begins, copy ended, work begins, work ended.
         self._at_work: list[Any] | None = None
-        self._worker: Any = None  # the stream that the batch at work was handed to
+        self._worker: Any = None  # the stream that the current batch was handed to
         self._timed: deque[list[Any]] = deque()  # complete, and soon reached
 
     def begin_copy(self) -> list[Any] | None:
@@ -40,7 +40,7 @@ class CopyTimer:
         return None if stamp is None else [stamp]
 
     def end_copy(self, stamps: list[Any] | None, since_ns: int, nbytes: int) -> None:
-        """They are enqueued, `nbytes` in all; the host has been at it since then."""
+        """The copies are enqueued, `nbytes` in all; the host began at `since_ns`."""
         if stamps is not None:
             stamps.append(self._streams.stamp(side=True))
         now = time.perf_counter_ns()
@@ -50,16 +50,16 @@ class CopyTimer:
             events.add("consumer", "", "start copy", since_ns, now, bytes=nbytes)
 
     def hand_out(self, stamps: list[Any] | None) -> None:
-        """The compute stream goes on with a batch."""
+        """The compute stream starts on a batch."""
         self._at_work = None
         if stamps is not None:
             self._worker = self._streams.current_stream()
             self._at_work = [*stamps, self._streams.stamp(side=False)]
 
     def is_worked_on(self) -> None:
-        """The compute stream was given all the work there is with the batch that was handed out last."""
+        """All work on the batch that was handed out last is enqueued on the compute stream."""
         stamps, self._at_work = self._at_work, None
-        if stamps is not None and self._streams.current_stream() == self._worker:  # between two streams is no time
+        if stamps is not None and self._streams.current_stream() == self._worker:  # stamps of two streams give no time
             stamps.append(self._streams.stamp(side=False))
             if None not in stamps:
                 self._timed.append(stamps)
@@ -75,7 +75,7 @@ class CopyTimer:
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """The host waits for the device meanwhile."""
+        """Inside the block the host waits for the device."""
         since_ns = time.perf_counter_ns()
         try:
             yield

@@ -21,7 +21,7 @@ _NEIGHBOURS = ((slice(1, None), slice(None, -1)), (slice(None, 1), slice(-1, Non
 
 
 class _Mixing:
-    """What both have in common: where image and label are, and the labels."""
+    """What both have in common: the paths of image and label, and the mixing of labels."""
 
     def __init__(self, num_classes: int, alpha: float, image: str | int | None, label: str | int | None) -> None:
         if not isinstance(num_classes, int) or num_classes < 1:
@@ -49,7 +49,7 @@ class _Mixing:
         return f"{type(self).__name__}(num_classes={self.num_classes}, alpha={self.alpha})"
 
     def _mix(self, image: torch.Tensor, share: float, rng: np.random.Generator) -> tuple[torch.Tensor, float]:
-        """The mixed image, in memory of its own, and how much of it is the neighbour's; `share` is what was drawn."""
+        """The mixed image, in memory of its own, and the neighbour's share of it; `share` is the value drawn."""
         raise NotImplementedError
 
     def _paths(self, batch: Any) -> tuple[str, str]:
@@ -119,24 +119,24 @@ class MixUp(_Mixing):
         DevicePrefetcher(loader, "cuda", transform=lambda batch: mixup(normalize(batch)))
 
     One lambda ~ Beta(alpha, alpha) for the batch: image and label become lambda of their own and 1 - lambda of the
-    sample before them, the first one's of the last; a shuffled batch makes that a random pair. lambda is drawn on the
-    host from `loaders.sample_rng()`, and nothing waits for the device. The batch that came is not changed.
+    previous sample, for the first one of the last; in a shuffled batch that is a random pair. lambda is drawn on the
+    host from `loaders.sample_rng()`, and nothing waits for the device. The input batch is not changed.
 
     Floats are mixed in their own precision or better, and keep dtype and memory format. uint8 is mixed in float32 and
     rounded to the nearest, with a float32 copy on the way: put `Normalize` first.
 
     Args:
         num_classes: how many classes the labels count.
-        alpha: of the Beta distribution; the smaller, the less is mixed.
+        alpha: of the Beta distribution; a smaller alpha mixes less.
         image: the path of the images in the batch, such as "image", "views.left" or 0. None is "image"; in tuples,
-            namedtuples and lists it is what comes first.
-        label: likewise. None is "label", or what comes second.
+            namedtuples and lists it is the first item.
+        label: likewise. None is "label", or the second item.
 
     Returns:
-        A batch like the one that came, with image: uint8 (B, H, W, C) or floating (B, C, H, W), as it was, and label:
+        A batch like the input, with image: uint8 (B, H, W, C) or floating (B, C, H, W), as it was, and label:
         float32 (B, num_classes). Labels that are so already are taken as they are, so mixings can follow each other.
-        A number that is not in 0 … num_classes - 1 counts as no class, and its sample's part of the labels is 0: to
-        refuse it, the host would have to wait for the device.
+        A label outside 0 … num_classes - 1 counts as no class, and its sample contributes 0 to the labels: to
+        reject it, the host would have to wait for the device.
 
     Raises:
         ValueError: `num_classes` or `alpha` is not positive.
@@ -163,7 +163,7 @@ class CutMix(_Mixing):
         DevicePrefetcher(loader, "cuda", transform=lambda batch: cutmix(normalize(batch)))
 
     One box for the batch: lambda ~ Beta(alpha, alpha), the centre uniform, the sides sqrt(1 - lambda) of the image's,
-    clipped to the image; then lambda becomes what the box has left of the image. All is drawn on the host from
+    clipped to the image; then lambda becomes the share of the image outside the box. Everything is drawn on the host from
     `loaders.sample_rng()`, and nothing waits for the device. The batch that came is not changed. Images keep dtype and
     memory format.
 
@@ -192,7 +192,7 @@ class CutMix(_Mixing):
     def _check_image(self, image: torch.Tensor, path: str) -> None:
         super()._check_image(image, path)
         expected, other, seems = (-1, 1, "(B, C, H, W)") if image.dtype == torch.uint8 else (1, -1, "(B, H, W, C)")
-        # A box in the wrong axes would go unnoticed.
+        # A box on the wrong axes would go unnoticed.
         if image.shape[expected] not in (1, 3, 4) and image.shape[other] in (1, 3, 4):
             raise ImageShapeError(
                 f'field "{path}": {dtypes.describe(image)} seems to be {seems}: expected uint8 (B, H, W, C) or '

@@ -13,7 +13,7 @@ from loaders.nested import leaves
 
 
 def record_stream(batch: Any, stream: Any) -> None:
-    """Tell that `stream` reads this batch: its memory is not used again before the stream is done with what it has now.
+    """Declare that `stream` reads this batch: its memory is reused only after the work enqueued on the stream so far.
 
     Needed only for a stream that is current neither where the batch was handed out nor where its last view is dropped,
     and only for copies that the host does not wait for. Call it after the copy was given to the stream, while you
@@ -29,7 +29,7 @@ def record_stream(batch: Any, stream: Any) -> None:
         stream: a `torch.Stream`, such as a `torch.cuda.Stream`.
 
     Raises:
-        TypeError: `stream` is none.
+        TypeError: `stream` is not a stream.
         DeviceError: torch has no `record_stream` for a tensor on the device.
     """
     if not hasattr(stream, "record_event"):
@@ -50,7 +50,7 @@ def record_stream(batch: Any, stream: Any) -> None:
 
 
 def waits_itself(tensor: torch.Tensor) -> None:
-    """Whoever reads this memory holds it until the device is done: only streams that the user named need events."""
+    """Every reader of this memory holds it until the device is done: only streams that the user named need events."""
     lease = lease_at(_address(tensor))
     if lease is not None:
         lease.streams = None

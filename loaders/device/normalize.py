@@ -1,4 +1,4 @@
-"""`Normalize`: bytes cross to the device, and become what the network takes there, in one pass."""
+"""`Normalize`: bytes are copied to the device and converted there to the network's input, in one pass."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ class Normalize:
         prefetcher = DevicePrefetcher(loader, "cuda", transform=Normalize(mean, std))
 
     Takes a tensor, or a batch of nested dicts, tuples, namedtuples, lists and dataclasses: then the tensors named by
-    `fields` are normalised, and all else passes as it is. Nothing is changed in place. Where the tensor is, there the
-    arithmetic runs: in float32, rounded once to `dtype`. Nothing waits for the device but the first call on it, which
-    brings mean and std there: make that one outside of CUDA graphs.
+    `fields` are normalised, and everything else passes through unchanged. Nothing is changed in place. The arithmetic
+    runs on the tensor's device, in float32, rounded once to `dtype`. Only the first call on a device waits for it, to
+    copy mean and std there: make that call outside of CUDA graphs.
 
     Args:
         mean: one number per channel, of pixels scaled to 0 … 1.
         std: likewise.
         dtype: torch.bfloat16, float16 or float32.
         channels_last: True gives tensors in the channels-last memory format, which is how loaders write images, so no
-            pixel changes its place; convolutions in bfloat16 and float16 are fastest on it. False gives contiguous
+            pixel moves; convolutions in bfloat16 and float16 are fastest on it. False gives contiguous
             ones.
         fields: the paths of the tensors to normalise, such as "image" or ["views.left", "views.right"]; a path stands
-            for all tensors below it. None takes every uint8 tensor of shape (B, H, W, C) with one channel per mean.
+            for all tensors under it. None takes every uint8 tensor of shape (B, H, W, C) with one channel per mean.
 
     Returns:
         The tensor as (B, C, H, W) of `dtype`, or as (C, H, W) for a single image of shape (H, W, C); or the batch with
@@ -46,8 +46,8 @@ class Normalize:
         ValueError: mean and std are of different length, empty or not finite, a std is 0, or `fields` is empty.
         DtypeError: a tensor that is not uint8, or a `dtype` that is none of the three.
         ImageShapeError: a tensor of another shape, or with another number of channels.
-        ArrayKindError: what `fields` names is no tensor.
-        FieldNameError: the batch has nothing by a name in `fields`, or without `fields` nothing to normalise.
+        ArrayKindError: a field in `fields` is not a tensor.
+        FieldNameError: a path in `fields` is not in the batch, or without `fields` there is nothing to normalise.
     """
 
     def __init__(
@@ -144,7 +144,7 @@ class Normalize:
         """scale and bias, float32 (C,) each: x * scale + bias is the normalised value."""
         constants = self._constants.get(device)
         if constants is None:
-            # Kept, since each copy of pageable memory to the device would wait for it.
+            # Cached, since each copy of pageable memory to the device would wait for it.
             scale = [1 / (255 * std) for std in self.std]
             bias = [-mean / std for mean, std in zip(self.mean, self.std, strict=True)]
             both = torch.tensor([scale, bias], dtype=torch.float32, device=device)

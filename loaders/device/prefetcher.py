@@ -28,18 +28,18 @@ class DevicePrefetcher:
             loss = model(batch["image"])
 
     Tensors move, wherever they sit in a batch of nested dicts, tuples, namedtuples, lists and dataclasses. Anything
-    else passes as it is, ndarrays too. Of a `loaders.DataLoader` the copy engine reads the slots that the workers wrote
-    into, which are page-locked for it. Other loaders' tensors are pinned first where they are not. On the CPU the
+    else, ndarrays included, passes unchanged. With a `loaders.DataLoader` the copy engine reads the slots that the
+    workers wrote into, which are page-locked for it. Other loaders' tensors are pinned first where they are not. On the CPU the
     loader's own batches come through, so one script serves both.
 
     Keep, change or drop a batch as you like. Only what you hand to a stream other than the one current in your loop
     needs `tensor.record_stream(that_stream)`, as always in torch. Each `iter()` starts the loader anew, and two
     iterators of one prefetcher are as independent as the loader's own. Threads may share an iterator: each batch goes
-    to one of them. An error of the loader comes after the batches before it, and the next call goes on as the loader
-    does; so it does after an interrupt. Leaving the loop early waits for the copies under way.
+    to one of them. An error of the loader is raised after the batches before it, and the next call continues as the
+    loader does; likewise after an interrupt. Leaving the loop early waits for the copies under way.
 
     `state_dict()` counts the batches that were handed out, not those on their way, and is the loader's own: either
-    may load it. It is there if the loader has it. Every other attribute that the prefetcher lacks, such as `dataset`,
+    may load it. It exists if the loader has it. Every other attribute that the prefetcher lacks, such as `dataset`,
     `batch_size`, `sampler` or `set_epoch`, is the loader's.
 
     Args:
@@ -48,21 +48,21 @@ class DevicePrefetcher:
             copied when it is asked for.
         depth: how many batches are on their way while you work on one, at least 1. It also bounds how far the host
             gets ahead of the device: a loader with memory for `depth` + 2 batches never runs short, and the device
-            holds `depth` batches beside those in your hands, at worst 2 * `depth` + 4 in all.
+            holds `depth` batches besides those you hold, at worst 2 * `depth` + 4 in all.
         transform: `batch = transform(batch)` with each batch on the device. It runs when the batch is handed out, on
             the stream of your loop: so it may use what training writes, and only the untransformed, usually smaller
             batches wait on the device. What it draws from `loaders.sample_rng()` is keyed by (seed, epoch, number of
-            the batch); of loaders other than ours by torch's seed, the sampler's epoch or else the number
+            the batch); for other loaders by torch's seed, the sampler's epoch or else the number
             of the iteration, and the number of the batch.
         static: True to copy into `depth` + 2 fixed sets of device buffers in turn, with no allocation and always at
             the same addresses, as CUDA graphs need it (a graph for each address of the batch). A batch is then valid
-            until the next one is asked for, and what the current stream was given until then reads the right bytes.
-            Whoever holds a part of it when its buffers are needed again gets a SlotStateError. Iterators that run at
-            the same time have buffers each. On the CPU nothing is copied, and the argument means nothing.
+            until the next one is asked for, and work enqueued on the current stream until then reads the right bytes.
+            If a part of it is still held when its buffers are needed again, a SlotStateError is raised. Iterators that run at
+            the same time have separate buffers. On the CPU nothing is copied, and the argument has no effect.
 
     Raises:
         DeviceError: the device does not exist here.
-        ValueError: `depth` is no positive integer.
+        ValueError: `depth` is not a positive integer.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class DevicePrefetcher:
         self.static = static
         self._iterations = 0
         self._turn = 0
-        self._delivered: _Position | None = None  # where the loader would be if nothing were on its way
+        self._delivered: _Position | None = None  # the loader's position without the batches under way
         self._open()
 
     def _open(self) -> None:
@@ -101,7 +101,7 @@ class DevicePrefetcher:
             batches = iter(self.loader)
             if self.transform is None:
                 return batches
-            return map(self._transformed, batches, map(keys.of, count()))  # a generator would be over once it raised
+            return map(self._transformed, batches, map(keys.of, count()))  # a generator would end once it raised
         if isinstance(self.loader, DataLoader) and self._streams.page_locker is not None:
             self.loader.page_lock_with(self._streams.page_locker)
         return _Prefetched(self, iter(self.loader), keys, self._streams)
@@ -145,7 +145,7 @@ class DevicePrefetcher:
 class _Prefetched:
     """One iteration over a loader: the next batches are under way when one is handed out.
 
-    What a call has begun and an exception cut short, the next call goes on with. Several threads get each batch once.
+    A call that an exception interrupts is continued by the next call. With several threads, each batch is given once.
     """
 
     def __init__(self, prefetcher: DevicePrefetcher, batches: Iterator[Any], keys: _Keys, streams: Streams) -> None:
@@ -155,14 +155,14 @@ class _Prefetched:
         self._keys = keys
         self._streams = streams
         self._depth = prefetcher.depth if streams.copies_ahead else 0
-        # At most one batch of the loader and its number, whose copy is to be started; and what goes with it.
+        # At most one batch of the loader and its number, whose copy is to be started; and its note.
         self._fetched: deque[tuple[Any, int]] = deque()
         self._note: tuple[tuple[int, int, int], _Position] | None = None
         self._end: Exception | None = None  # what the loader raised, due after the batches before it
         self._is_over = False
-        self._loss: DeviceError | None = None  # of a batch, to be told by the next call
+        self._loss: DeviceError | None = None  # of a batch, to be raised by the next call
         self._lock = threading.Lock()
-        self._thread: int | None = None  # that has the lock
+        self._thread: int | None = None  # the one that has the lock
         self._copies: Copies | None = None
         self.close: Callable[[], Any] = lambda: None
 
@@ -190,7 +190,7 @@ class _Prefetched:
                 taken.batch, self._prefetcher._delivered = None, position
             return batch
         except BaseException:
-            if taken is not None and taken.batch is None:  # a signal's, and nobody has the batch
+            if taken is not None and taken.batch is None:  # taken by a signal handler, and nobody has the batch
                 taken.batch, self._prefetcher._delivered = batch, before
             raise
 
@@ -204,7 +204,7 @@ class _Prefetched:
         copies = self._copies if self._copies is not None else self._begin()
         copies.timer.is_worked_on()
         if self._fetched and self._note is not None and copies.newest_note is self._note:
-            self._fetched.clear()  # its copy was started, and the call cut short
+            self._fetched.clear()  # its copy was started, and the call interrupted
         copies.drop_taken()
         while self._end is None and len(copies) <= self._depth:
             self._start_next(copies)
@@ -229,7 +229,7 @@ class _Prefetched:
             self._batches.statistics.transfer = transfer  # for the loader's report
         buffers = None
         if prefetcher.static:
-            # The same ones again in each epoch; iterators at the same time have some each.
+            # Each epoch reuses them; iterators that run at the same time have separate ones.
             buffers = prefetcher._idle.pop() if prefetcher._idle else StaticBuffers(prefetcher.depth + 2)
         copies = Copies(self._streams, self._depth, buffers, transfer, prefetcher._readers)
         close = weakref.finalize(self, _close, copies, buffers, prefetcher._idle)
@@ -239,12 +239,12 @@ class _Prefetched:
         return copies
 
     def _start_next(self, copies: Copies) -> None:
-        """Fetch a batch of the loader and start its copy, or learn that there is none."""
+        """Fetch a batch of the loader and start its copy, or record that there is none."""
         if not self._fetched:
             self._note = None
             try:
-                self._fetched.extend(islice(self._numbered, 1))  # taken and kept in one step, which no signal divides
-            except Exception as error:  # noqa: BLE001  due after what came before
+                self._fetched.extend(islice(self._numbered, 1))  # taken and kept in one step, which no signal interrupts
+            except Exception as error:  # noqa: BLE001  raised after the batches before it
                 # Without this frame, which would keep the iterator alive.
                 self._end = error.with_traceback(error.__traceback__.tb_next if error.__traceback__ else None)
                 return
@@ -268,8 +268,8 @@ class _Prefetched:
         try:
             return copied, self._prefetcher._transformed(copied.batch, key), position
         except BaseException as error:
-            # A signal's handler may have raised it, and then the batch is still due, if it was not changed in part. An
-            # error that comes twice is the transform's own.
+            # A signal handler may have raised it; then the batch is still due, unless it was partly changed. An error
+            # that is raised twice is the transform's own.
             is_spoiled = before is None or _versions(copied.batch) != before
             if is_spoiled or (isinstance(error, Exception) and copied.tries > 1):
                 copied.batch = None
@@ -302,7 +302,7 @@ class _Position:
         if hasattr(loader, "state_dict"):
             try:
                 self._state = loader.state_dict()
-            except Exception as error:  # noqa: BLE001  due when somebody asks for the state, if anybody does
+            except Exception as error:  # noqa: BLE001  raised when the state is asked for, if ever
                 self._error = error
 
     def state(self) -> Any:
@@ -312,7 +312,7 @@ class _Position:
 
 
 def _turn(loader: Any) -> Any:
-    """Which of its epochs a loader of ours has begun last; of others nothing is known."""
+    """The epoch that a loader of ours has begun last; unknown for other loaders."""
     return loader.turns if isinstance(loader, DataLoader) else None
 
 
@@ -325,6 +325,6 @@ class _Keys:
         self._seed, self._epoch = torch.initial_seed(), epoch if isinstance(epoch, int) else iteration
 
     def of(self, number: int) -> tuple[int, int, int]:
-        """The key of the batch that the loader gave last, which has this number."""
+        """The key of the batch that the loader returned last, which has this number."""
         own = self._loader.batch_key() if isinstance(self._loader, DataLoader) else None
         return (self._seed, self._epoch, number) if own is None else own

@@ -1,4 +1,4 @@
-"""A stream of the library's own, for copies beside what the loop computes."""
+"""A stream of the library's own, for copies that run in parallel with the computation of the loop."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ class SideStream:
         self.wait_for(self.current())  # a device without events shows it here
 
     def current(self) -> torch.Stream:
-        """The stream that the calling thread gives its work to."""
+        """The calling thread's current stream."""
         return torch.accelerator.current_stream(self.device)
 
     def wait_for(self, stream: torch.Stream) -> None:
-        """What this stream is given from now on runs after what `stream` was given so far."""
+        """Work enqueued on this stream from now on runs after the work enqueued on `stream` so far."""
         self.stream.wait_stream(stream)
 
     def record_event(self) -> torch.Event:
-        """An event at the end of what this stream was given so far."""
+        """An event after all work enqueued on this stream so far."""
         return self.stream.record_event()
 
     def entered(self) -> torch.Stream:
-        """To be entered by `with`: what the thread does inside is given to this stream. A new object each time.
+        """A context manager: work the thread enqueues inside goes to this stream. A new object each time.
 
         torch keeps the stream and device to go back to in the object that is entered. One object for several threads
         would leave a thread with the stream of another.

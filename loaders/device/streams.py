@@ -1,4 +1,4 @@
-"""What the prefetcher needs of an accelerator. Tests put a simulated device in its place."""
+"""What the prefetcher needs from an accelerator. Tests substitute a simulated device."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Streams(Protocol):
     `pin` works on the host; the other methods only enqueue, and return at once.
 
     Attributes:
-        page_locker: what tells the slots of our own loaders how far the device has read, and page-locks them if it can;
+        page_locker: reports to the slots of our own loaders how far the device has read, and page-locks them if it can;
             None where copies are done when they return.
         copies_ahead: whether copies may be enqueued before the batches are asked for.
         records_streams: whether torch has `record_stream` for the device; True until the first call shows it.
@@ -33,11 +33,11 @@ class Streams(Protocol):
         ...
 
     def current_stream(self) -> Any:
-        """The compute stream: whichever the calling thread gives its work to."""
+        """The compute stream: the calling thread's current stream."""
         ...
 
     def side_waits_for(self, stream: Any) -> None:
-        """What the side stream is given from now on runs after what `stream` was given so far."""
+        """Work enqueued on the side stream from now on runs after the work enqueued on `stream` so far."""
         ...
 
     def empty(self, nbytes: int) -> torch.Tensor:
@@ -52,26 +52,26 @@ class Streams(Protocol):
         ...
 
     def record_event(self) -> Event:
-        """An event at the end of what the side stream was given so far."""
+        """An event after all work enqueued on the side stream so far."""
         ...
 
     def compute_waits_for(self, event: Any) -> None:
-        """What the compute stream is given from now on runs after `event`."""
+        """Work enqueued on the compute stream from now on runs after `event`."""
         ...
 
     def record_stream(self, tensor: torch.Tensor) -> None:
-        """Once freed, the memory is reused only after what the compute stream was given until then."""
+        """Once freed, the memory is reused only after the work enqueued on the compute stream until then."""
         ...
 
     def stamp(self, *, side: bool) -> Any:
-        """An event with a time at the end of what the side stream, else the compute stream, was given so far.
+        """A timed event after all work enqueued so far on the side stream, or on the compute stream.
 
         None where the device keeps no time.
         """
         ...
 
     def between_s(self, before: Any, after: Any) -> float | None:
-        """The device's seconds from one stamp to a later one; None while that is not reached."""
+        """The device's seconds from one stamp to a later one; None while the later one is not reached."""
         ...
 
 
@@ -84,8 +84,8 @@ def is_plain(tensor: torch.Tensor) -> bool:
 class _TorchStreams:
     """Written over torch's device-generic `torch.Stream`, `torch.Event` and `torch.accelerator`.
 
-    Of what a device may lack, page-locked memory is done without: copies then read the batch's own memory, which is
-    kept until they have. So are `record_stream` and times.
+    A device may lack page-locked memory: copies then read the batch's own memory, which is kept until they have. It may
+    also lack `record_stream` and timed events.
 
     Args:
         side: the stream that copies.
@@ -102,7 +102,7 @@ class _TorchStreams:
         self.page_locker: PageLocker | None = Accelerator(side.device)
 
     def pin(self, tensor: torch.Tensor) -> torch.Tensor:
-        # Others go as they are: of pageable memory the driver has read all when it returns.
+        # Others are copied as they are: the driver has read all of pageable memory when it returns.
         if not self._pins or not is_plain(tensor) or tensor.device.type != "cpu" or tensor.is_pinned():
             return tensor
         # Not tensor.pin_memory(): it keeps the strides, and cannot write into those of an expanded tensor.
@@ -129,8 +129,8 @@ class _TorchStreams:
         self.current_stream().wait_event(event)
 
     def record_stream(self, tensor: torch.Tensor) -> None:
-        # torch has none for sparse and nested tensors: that the side stream waits for this one protects those, and all
-        # on devices that have none at all.
+        # torch has none for sparse and nested tensors: the side stream waits for this one, which protects them, and all
+        # tensors on devices that have none at all.
         if not self.records_streams or tensor.layout is not torch.strided or tensor.is_nested:
             return
         try:
@@ -150,7 +150,7 @@ class _TorchStreams:
         return event
 
     def between_s(self, before: torch.Event, after: torch.Event) -> float | None:
-        if not (before.query() and after.query()):  # both: they may be of two streams
+        if not (before.query() and after.query()):  # both: they may be on two streams
             return None
         try:
             return float(before.elapsed_time(after)) / 1e3
@@ -201,14 +201,14 @@ class _NoStreams:
 
 
 def open_streams(device: torch.device) -> Streams | None:
-    """The streams of an accelerator, or None for the CPU, where there is nothing to copy or to wait for.
+    """The streams of an accelerator, or None for the CPU, where there is nothing to copy or wait for.
 
     Args:
         device: without an index, the one of its kind that is current now.
 
     Raises:
         DeviceError: torch cannot use the device.
-        AcceleratorError, OutOfMemoryError: what the device says against streams or page-locked memory that it has.
+        AcceleratorError, OutOfMemoryError: the device has streams or page-locked memory, and they fail.
     """
     if device.type == "cpu":
         return None

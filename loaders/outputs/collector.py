@@ -22,7 +22,7 @@ from loaders.nested import children, leaves, map_tree
 from loaders.outputs.gather import gather_rows, rank_and_ranks, together
 from loaders.outputs.stores import FileStore, LengthStore, MemoryStore, Rows, ScratchStore, Store
 
-_RING = 4  # batches under way: the copies of three hide what the host does with the fourth
+_RING = 4  # batches under way: the copies of three hide the host's work on the fourth
 _NAMES_SHOWN = 5
 
 
@@ -43,16 +43,16 @@ class Readback:
         return torch.empty(tuple(shape), dtype=dtype, device="cpu", pin_memory=True)
 
     def wait_for_compute(self) -> None:
-        """What is copied from now on is read after what the current stream was given so far."""
+        """Copies from now on read after the work enqueued on the current stream so far."""
         self._side.wait_for(self._side.current())
 
     def copy(self, source: torch.Tensor, target: torch.Tensor) -> None:
-        """Both contiguous. They are left alone until a later event is reached."""
+        """Both contiguous. Neither may be touched until a later event is reached."""
         with self._side.entered():
             target.copy_(source, non_blocking=True)
 
     def record_event(self) -> torch.Event:
-        """An event at the end of what was copied so far."""
+        """An event after all copies enqueued so far."""
         return self._side.record_event()
 
 
@@ -63,7 +63,7 @@ def _open_readback(device: torch.device) -> Readback | None:
 
 
 def readback_of(tensor: torch.Tensor) -> Readback | None:
-    """What brings the tensor to the host, one per device and process; None where a plain copy does."""
+    """The readback that copies the tensor to the host, one per device and process; None where a plain copy does."""
     return None if tensor.device.type == "cpu" else _open_readback(tensor.device)
 
 
@@ -85,19 +85,19 @@ class _Batch:
 
 
 class OutputCollector:
-    """Collects what a model puts out, batch by batch, while the device goes on; `result()` has it in dataset order.
+    """Collects a model's outputs batch by batch while the device keeps working; `result()` has them in dataset order.
 
         collector = OutputCollector(len(dataset))
         for batch, index in DevicePrefetcher(DataLoader(dataset, 256, return_index=True), "cuda"):
             collector.add({"logits": net(batch["image"])}, index)
         logits = collector.result()["logits"]
 
-    Outputs are copied into page-locked memory on a side stream. There is room for four batches of that, however long
-    the dataset, so `add` waits only where the device is that far behind. You may drop an output at once; do not write
-    into its memory before `result()`: of one that is changed in place, or that a CUDA graph writes anew, add a clone.
+    Outputs are copied into page-locked memory on a side stream. It holds four batches, however long the dataset, so
+    `add` waits only where the device is that far behind. You may drop an output at once; do not write into its memory
+    before `result()`: if it is changed in place, or overwritten by a CUDA graph, add a clone.
 
     bfloat16 and float8 come as float32, complex32 as complex64, each value exact; they are cast on the host, so that
-    only their own bytes cross the bus. Everything is detached. On the CPU the same script copies at once.
+    only their own bytes cross the bus. Everything is detached. On the CPU, `add` copies at once.
 
     With more than one rank in torch.distributed, `result()` gathers all rows on rank 0: every rank has to call it, the
     others get None, and indices are required. Make the collector after `init_process_group`.
@@ -140,8 +140,8 @@ class OutputCollector:
             outputs: a tensor (B, …), or nested dicts, tuples, lists and dataclasses of such; B may differ from batch
                 to batch, all else may not. On any device.
             index: the B dataset indices as ints, ndarray or tensor, as `DataLoader(return_index=True)` gives them.
-                Of an index given twice, as a sampler pads the last batch, the first row counts. Without any, the rows
-                keep the order of adding.
+                If an index is given twice, as when a sampler pads the last batch, the first row counts. Without
+                indices, the rows keep the order of adding.
 
         Raises:
             CollectError: outputs do not fit those before, or the index does not fit the outputs.
@@ -149,7 +149,7 @@ class OutputCollector:
         """
         if self._is_finished:
             raise CollectError("add() after result(): what is collected is complete. Make a new OutputCollector.")
-        # Not for speed alone: buffers made in a caller's inference_mode could not be written outside of it.
+        # Not only for speed: buffers made in a caller's inference_mode could not be written outside of it.
         with torch.inference_mode():
             tensors, kinds = _parts(outputs)
             self._require_same(outputs, tensors, kinds)
@@ -165,7 +165,7 @@ class OutputCollector:
         With `path`, they are the files, mapped read-only.
 
         Raises:
-            CollectError: rows are missing, or nothing was added; with several ranks, if any of them failed.
+            CollectError: rows are missing, or nothing was added; with several ranks, any of them failed.
         """
         if self._is_finished:
             return self._result
@@ -254,7 +254,7 @@ class OutputCollector:
         if not used and not self._under_way:
             self._under_way.append(_Batch(tensors, tensors, [], {}))  # drained before the caller can write into them
             return
-        # All that may fail for want of memory comes before the first copy: nothing may be freed while it is read.
+        # Everything that may run out of memory comes before the first copy: nothing may be freed while it is read.
         sources = [tensor.resolve_conj().resolve_neg().contiguous() for tensor in tensors]
         buffers = self._idle.pop() if self._idle else {}
         hosts = []
@@ -276,13 +276,13 @@ class OutputCollector:
     def _drain(self, keep: int) -> None:
         """Store the batches that have arrived; while more than `keep` are under way, wait for the oldest."""
         if self._under_way and keep == 0:
-            self._under_way[-1].wait()  # and so for those before
+            self._under_way[-1].wait()  # and so for those before it
         while self._under_way and (len(self._under_way) > keep or self._under_way[0].is_there()):
             self._under_way[0].wait()
             batch = self._under_way.popleft()
             assert self._store is not None
             *arrays, index = (as_array(host, copy=self._store.wants_copies or None) for host in batch.hosts)
-            index = index.astype(np.int64)  # a copy, and of any width
+            index = index.astype(np.int64)  # a copy, from any width
             self._require_within(index)
             self._store.put(index, arrays)
             if batch.buffers:

@@ -23,7 +23,7 @@ def rank_and_ranks() -> tuple[int, int]:
 
 @contextmanager
 def together() -> Iterator[None]:
-    """What raises in one rank raises in all of them: none is left waiting for another."""
+    """An error in one rank is raised in all of them: none is left waiting for another."""
     own: Exception | None = None
     try:
         yield
@@ -38,7 +38,7 @@ def together() -> Iterator[None]:
 
 
 def gather_rows(store: Store | None, kinds: Sequence[Rows]) -> None:
-    """Bring the rows of all ranks into rank 0's store; of a rank that added nothing there is no store.
+    """Bring the rows of all ranks into rank 0's store; a rank that added nothing has no store.
 
     Raises:
         CollectError: the ranks' outputs differ, or only rank 0 has none.
@@ -53,7 +53,7 @@ def gather_rows(store: Store | None, kinds: Sequence[Rows]) -> None:
             )
     if store is None and rank == 0:
         return  # nobody has any
-    # gather_object pads what each rank sends to the longest, rank 0's nothing too.
+    # gather_object pads what each rank sends to the longest, including the empty part of rank 0.
     row_nbytes = 8 + sum(kind.nbytes for kind in shares[0][0])
     step = max(1, ROUND_NBYTES // ranks // row_nbytes)
     longest = max(rows for _, rows in shares[1:])

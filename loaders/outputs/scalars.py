@@ -14,7 +14,7 @@ from loaders.outputs.collector import readback_of
 
 
 class ScalarLog:
-    """Means of what each step measures, without making the host wait for the device each step.
+    """Means of the scalars of each step, without making the host wait for the device each step.
 
         log = ScalarLog(every=50)
         for batch in batches:
@@ -24,7 +24,7 @@ class ScalarLog:
                 print(means)
 
     Weighted sums grow on the device. Every `every` steps they are sent to the host by one copy that nobody waits for:
-    the means of those steps come from the first later `add` that finds them arrived, on the CPU at once.
+    the first later `add` that finds them arrived returns the means of those steps; on the CPU that is at once.
 
     Args:
         every: how many calls of `add` make one mean, at least 1.
@@ -44,21 +44,21 @@ class ScalarLog:
         Args:
             scalars: tensors of one element on any device, detached here, or numbers. Names may differ from step to
                 step: each has the mean of the steps that had it.
-            weight: of this step, such as the samples in its batch, so that a short last batch counts as much as it has.
+            weight: of this step, such as the samples in its batch, so that a short last batch counts by its size.
 
         Returns:
             The means of the oldest `every` steps that have arrived and were not returned yet, or None.
 
         Raises:
             ValueError: a tensor of more or less than one element, a complex one, or a weight below 0.
-            TypeError: a value that is neither tensor nor number, or a weight that is no number of the host.
+            TypeError: a value that is neither tensor nor number, or a weight that is not a host number.
         """
         if not isinstance(weight, (int, float, np.integer, np.floating)):
             raise TypeError(f"weight of type {type(weight).__name__}: expected a number that the host knows.")
         if not (math.isfinite(weight) and weight >= 0):
             raise ValueError(f"weight={weight!r}: expected 0 or more.")
         checked = {name: _checked(name, value) for name, value in scalars.items()}
-        # Sums that a caller's inference_mode made could not be added to outside of it.
+        # Sums made in a caller's inference_mode could not be added to outside of it.
         with torch.inference_mode():
             for name, value in checked.items():
                 self._open.add(name, value, weight)
@@ -84,10 +84,10 @@ class ScalarLog:
 
 
 class _Sums:
-    """The weighted sums of some steps: what was on the host at once, and one vector per device on its way."""
+    """The weighted sums of some steps: those on the host at once, and one vector per device under way."""
 
     def __init__(self) -> None:
-        self._weights: dict[str, float] = {}  # in the order in which the names came up
+        self._weights: dict[str, float] = {}  # in the order in which the names first appeared
         self._on_host: dict[str, float] = {}
         self._on_device: dict[torch.device, dict[str, torch.Tensor]] = {}
         self._arriving: list[tuple[list[str], torch.Tensor, torch.Tensor, Any]] = []  # names, source, host, event

@@ -43,7 +43,7 @@ class MemoryStore:
         self._pieces: list[list[Array]] = [[] for _ in kinds]
 
     def put(self, index: Array, arrays: Sequence[Array]) -> None:
-        """Keep the arrays, which nobody else writes into, and the index of each of their rows."""
+        """Keep the arrays, which nobody else writes to, and the index of each of their rows."""
         if len(index):
             self._indices.append(index)
             for pieces, array in zip(self._pieces, arrays, strict=True):
@@ -73,7 +73,7 @@ class MemoryStore:
             merged = np.empty((len(kept), *kind.shape), kind.dtype)
             start = 0
             pieces.reverse()
-            while pieces:  # each is let go as soon as it is copied
+            while pieces:  # each is released as soon as it is copied
                 piece = pieces.pop()
                 rows = target[start : start + len(piece)]
                 start += len(piece)
@@ -109,10 +109,10 @@ class LengthStore:
 
 
 class FileStore(LengthStore):
-    """The same in memory-mapped `.npy` files. They have `.part` behind their names until they are whole.
+    """The same in memory-mapped `.npy` files. Their names end in `.part` until they are complete.
 
     Raises:
-        OSError: there is no room for a file. Reserved up front, since a mapped page without room is a bus error.
+        OSError: there is no room for a file. Space is reserved up front, since a mapped page without room is a bus error.
     """
 
     def __init__(self, kinds: Sequence[Rows], length: int, files: Sequence[Path]) -> None:
@@ -135,7 +135,7 @@ class FileStore(LengthStore):
 
 
 class ScratchStore:
-    """Rows of a rank that only passes them on, in unnamed files beside the final ones: they take what they hold."""
+    """Rows of a rank that only passes them on, in unnamed files beside the final ones, which take only the space of their rows."""
 
     wants_copies = False
 
@@ -152,7 +152,7 @@ class ScratchStore:
             file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
 
     def indices(self) -> Array:
-        """int64 (N,), as they came."""
+        """int64 (N,), in the order of arrival."""
         self._indices = [np.concatenate([np.empty(0, np.int64), *self._indices])]
         return self._indices[0]
 
