@@ -12,7 +12,7 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
-INTERRUPTED = 130  # how shells report a program that Ctrl-C ended: 128 + SIGINT
+INTERRUPTED = 130  # how shells report a program ended by Ctrl-C: 128 + SIGINT
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
@@ -111,12 +111,12 @@ def prepare(
 
 
 def _do(run: Callable[[Console], int], stopped: str = "Stopped.") -> None:
-    """Run a command, and end with its status: errors of ours are one message without a traceback."""
+    """Run a command and exit with its status: errors of ours are one message without a traceback."""
     from rich.console import Console
 
     from loaders.errors import LoadersError
 
-    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it asks a server when it is imported
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # otherwise it contacts a server when it is imported
     failure, status = None, 0
     try:
         status = run(Console(highlight=False, markup=False, soft_wrap=True))
@@ -124,7 +124,7 @@ def _do(run: Callable[[Console], int], stopped: str = "Stopped.") -> None:
         failure, status = stopped, INTERRUPTED
     except LoadersError as error:
         failure, status = str(error), 1
-    # Out here the run's frames are gone, and its workers with them.
+    # Here the frames of the run are gone, and its workers with them.
     if failure is not None:
         typer.echo(failure, err=True)
     raise typer.Exit(status)

@@ -53,7 +53,7 @@ class DtypeError(ConversionError, TypeError):
 
 
 class ArrayKindError(ConversionError, TypeError):
-    """What came is no array or tensor, or one of a kind that the other library lacks, whatever its dtype."""
+    """The value is not an array or tensor, or is of a kind that the other library lacks, whatever its dtype."""
 
 
 class ImageShapeError(ConversionError, ValueError):
@@ -110,8 +110,8 @@ class FieldNameError(SampleError, ValueError, KeyError, TypeError, RuntimeError)
 
 
 class UserCodeError(SampleError, RuntimeError):
-    """The dataset, its collate_fn or worker_init_fn raised what cannot be raised here: a StopIteration, or an exception
-    that cannot be pickled. The message has its last line, the cause its traceback.
+    """The dataset, its collate_fn or worker_init_fn raised what cannot be raised again here: a StopIteration, or an
+    exception that cannot be pickled. The message has its last line, the cause its traceback.
     """
 
 
@@ -138,7 +138,7 @@ class DatasetError(LoadersError, ValueError):
 
 
 class StateError(LoadersError, ValueError):
-    """A saved state was taken of something else than it is loaded into; the message names every difference."""
+    """A saved state does not fit what it is loaded into; the message names every difference."""
 
 
 class DeviceError(LoadersError, RuntimeError):
@@ -146,7 +146,7 @@ class DeviceError(LoadersError, RuntimeError):
 
 
 class CollectError(LoadersError, ValueError):
-    """What a model puts out does not fit what it put out before, or rows of the dataset are missing."""
+    """A model's outputs do not fit its earlier outputs, or rows of the dataset are missing."""
 
 
 class MissingExtraError(LoadersError, ImportError):
@@ -165,6 +165,6 @@ def describe_samples(keys: Sequence[Any], limit: int = 8) -> str:
 
 
 def add_note(error: BaseException, note: str) -> None:
-    """Say more below the traceback of an error that is somebody else's. Python 3.10 has no place for it."""
+    """Add a note below the traceback of an error that is not ours. Python 3.10 has no notes."""
     if sys.version_info >= (3, 11):
         error.add_note(note)

@@ -1,6 +1,6 @@
 """Nested samples and batches: dicts, tuples, namedtuples, lists and dataclasses with anything as a leaf.
 
-Two functions are enough for the library: `leaves` to look, `map_tree` to rebuild. A path is what messages show:
+Two functions are enough for the library: `leaves` to inspect, `map_tree` to rebuild. A path is what messages show:
 "image", "meta.boxes", "0.label".
 """
 
@@ -43,12 +43,12 @@ def rebuild(node: Any, values: list[Any]) -> Any:
         plain = dict(zip(node, values, strict=True))
         return plain if type(node) is dict else _as_type(type(node), plain)
     if is_namedtuple(node):
-        return type(node)._make(values)  # not the constructor: torch's PackedSequence has one of its own
+        return type(node)._make(values)  # not the constructor: torch's PackedSequence overrides it
     if isinstance(node, tuple):
         return tuple(values)
     if isinstance(node, list):
         return values if type(node) is list else _as_type(type(node), values)
-    # init=False fields cannot be passed to `replace`, so the copy is made the way `copy.copy` makes it.
+    # init=False fields cannot be passed to `replace`, so the copy is made as `copy.copy` does.
     clone = object.__new__(type(node))
     for field, value in zip(dataclasses.fields(node), values, strict=True):
         object.__setattr__(clone, field.name, value)
@@ -73,7 +73,7 @@ def leaves(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def map_tree(fn: Callable[[Any], Any], tree: Any, is_leaf: Callable[[Any], bool] = lambda node: False) -> Any:
-    """The same tree with `fn` applied to every leaf, and to the containers that `is_leaf` says to be one."""
+    """The same tree with `fn` applied to every leaf, and to the containers that `is_leaf` accepts as leaves."""
     below = children(tree)
     if below is None or is_leaf(tree):
         return fn(tree)
@@ -83,4 +83,4 @@ def map_tree(fn: Callable[[Any], Any], tree: Any, is_leaf: Callable[[Any], bool]
 def map_named(fn: Callable[[str, Any], Any], tree: Any) -> Any:
     """The same tree with `fn(path, leaf)` in place of every leaf."""
     values = [fn(path, leaf) for path, leaf in leaves(tree)][::-1]
-    return map_tree(lambda _: values.pop(), tree)  # both go depth first
+    return map_tree(lambda _: values.pop(), tree)  # both traverse depth first

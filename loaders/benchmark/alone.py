@@ -1,4 +1,4 @@
-"""The ceilings of a loader: its dataset without it, the copies that it must make, and copies to a device."""
+"""The ceilings of a loader: its dataset read alone, the copies it must make, and copies to a device."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from loaders.nested import leaves, map_tree
 from loaders.randomness.streams import enter_sample, leave_sample
 from loaders.randomness.transforms import KeyedTransforms
 
-# Rows of the batches that samples are copied into: more than fits into a cache, as in a loader.
+# Size of the batch rows that samples are copied into: larger than a cache, as in a loader.
 _ROOM_NBYTES = 128 << 20
 _WARM_UP = 0.25
 
 
 def is_dataset(value: Any) -> bool:
-    """Whether this is read sample by sample: it has a length and items, and is no loader."""
+    """Whether this is read sample by sample: it has a length and items, and is not a loader."""
     return hasattr(value, "__getitem__") and hasattr(value, "__len__") and not hasattr(value, "batch_sampler")
 
 
@@ -61,11 +61,11 @@ class Alone:
 
 
 class Repeated:
-    """A dataset that gives one ready sample again and again: what is left is the delivery.
+    """A dataset that returns the same ready sample every time, so that only delivery costs time.
 
     Args:
-        sample: any that a dataset gave.
-        length: how many.
+        sample: any sample of a dataset.
+        length: the number of samples.
     """
 
     def __init__(self, sample: Any, length: int) -> None:
@@ -85,17 +85,17 @@ def reading_per_s(dataset: Any, indices: Sequence[int] | None, seconds: float) -
     """Samples per second of the dataset alone, in this thread.
 
     Raises:
-        DatasetError: it has not one sample.
+        DatasetError: it has no samples.
     """
     samples: Iterator[Any] = _endless(Alone(dataset, indices))
     return _per_s(lambda: next(samples), seconds)
 
 
 def first_sample(dataset: Any, indices: Sequence[int] | None = None) -> Any:
-    """The sample that others are measured with.
+    """The sample used for the other measurements.
 
     Raises:
-        DatasetError: the dataset has none.
+        DatasetError: the dataset has no samples.
     """
     for sample in Alone(dataset, indices):
         return map_tree(lambda leaf: leaf.copy() if isinstance(leaf, np.ndarray) else leaf, sample)
@@ -103,7 +103,7 @@ def first_sample(dataset: Any, indices: Sequence[int] | None = None) -> Any:
 
 
 def copying_per_s(sample: Any, seconds: float) -> float | None:
-    """Samples per second that this thread copies into the rows of batches; None if a sample has no arrays."""
+    """Samples per second that this thread copies into batch rows; None if a sample has no arrays."""
     arrays = [leaf for _, leaf in leaves(sample) if isinstance(leaf, np.ndarray) and leaf.nbytes > 0]
     if not arrays:
         return None
@@ -118,7 +118,7 @@ def copying_per_s(sample: Any, seconds: float) -> float | None:
         row = (row + 1) % count
 
     for _ in range(count):
-        copy()  # the pages are there
+        copy()  # so that the pages are mapped
     return _per_s(copy, seconds)
 
 
@@ -149,7 +149,7 @@ def _endless(source: Alone) -> Iterator[Any]:
 
 
 def _per_s(work: Callable[[], Any], seconds: float) -> float:
-    """How often `work()` gets done in a second, after a warm-up of a quarter of the time."""
+    """Calls of `work()` per second, after a warm-up of a quarter of the time."""
     began = counted_from = time.perf_counter()
     count, warm = 0, False
     while True:
@@ -163,7 +163,7 @@ def _per_s(work: Callable[[], Any], seconds: float) -> float:
 
 
 def _set_opencv_threads(count: int) -> int | None:
-    """Set the number of OpenCV's threads, where it is loaded; returns what it was."""
+    """Set OpenCV's number of threads if it is loaded; returns the previous number."""
     cv2: Any = sys.modules.get("cv2")
     if cv2 is None:
         return None

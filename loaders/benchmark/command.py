@@ -27,15 +27,15 @@ def run_bench(
     plot_file: Path | None,
     **settings: Any,
 ) -> None:
-    """Measure, print the table and the sentence, and write the files that are asked for.
+    """Measure, print the table and the summary sentence, and write the requested files.
 
     Args:
-        workers, methods, vs: as they were typed. Without workers, a target that is a loader is measured as it is.
-        settings: of `compare`.
+        workers, methods, vs: as typed. Without workers, a target that is a loader is measured as it is.
+        settings: passed to `compare`.
 
     Raises:
-        DatasetError: an option or the target is none, or measuring failed.
-        MissingExtraError: there is nothing to plot with.
+        DatasetError: an option or the target is invalid, or measuring failed.
+        MissingExtraError: the plotting package is not installed.
     """
     counts = _numbers(workers)
     kinds = _methods(methods)
@@ -91,7 +91,7 @@ def _methods(text: str) -> list[Literal["process", "thread"]]:
 
 
 def _up_to(cores: int) -> list[int]:
-    """0, 1, 2, 4 … and the cores themselves."""
+    """0, 1, 2, 4 … and the number of cores."""
     counts, count = [0], 1
     while count < cores:
         counts.append(count)

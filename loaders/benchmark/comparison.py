@@ -1,4 +1,4 @@
-"""`loaders bench`: loaders beside each other and beside their ceilings, every run in a process of its own."""
+"""`loaders bench`: loaders compared with each other and with their ceilings, every run in its own process."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from loaders.benchmark.spread import Spread
 from loaders.errors import DatasetError
 from loaders.system.limits import whole_cores
 
-# From here on a loader does what its ceiling allows: the rest is what two measurements differ by.
+# From this share on a loader counts as reaching its ceiling: the rest is measurement noise.
 _NEAR = 0.85
-_LEAST_BATCHES = 24  # of an epoch: `measure` lets so many end by themselves
+_LEAST_BATCHES = 24  # in an epoch: `measure` does not cut off an epoch this short
 _MOST_SAMPLES = 1 << 20
-# Processes that read the dataset alone at the same time; each has all of a program in memory.
+# Processes that read the dataset alone at the same time; each holds a whole program in memory.
 _MOST_READERS = 16
 _TIMEOUT_S = 900
 _ALONE = "the dataset alone"
@@ -31,10 +31,10 @@ _ALONE = "the dataset alone"
 
 @dataclass(frozen=True)
 class Ceiling:
-    """What no loader can pass on this machine.
+    """A rate that no loader can exceed on this machine.
 
     Attributes:
-        name: "decoding", "copying", …: what allows no more.
+        name: what sets the limit: "decoding", "copying", ….
         samples_per_s: over the rounds.
         how: what was measured.
     """
@@ -46,15 +46,15 @@ class Ceiling:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What `compare` found out.
+    """The result of `compare`.
 
     Attributes:
-        target: as it was named.
-        cores: that this process may use.
-        batch_size, samples: of a batch and of an epoch.
+        target: as given.
+        cores: how many this process may use.
+        batch_size, samples: samples in a batch and in an epoch.
         measurements: in the order of the setups.
         setups: what was measured.
-        ceilings: the lowest first.
+        ceilings: lowest first.
     """
 
     target: str
@@ -66,12 +66,12 @@ class Comparison:
     ceilings: tuple[Ceiling, ...]
 
     def best(self) -> Measurement:
-        """The fastest of ours, or of the one loader that was given."""
+        """The fastest of our loaders, or of the loader that was given."""
         ours = [each for setup, each in self._pairs() if setup.whose != "torch"]
         return max(ours or self.measurements, key=lambda each: each.samples_per_s.median)
 
     def ratios(self) -> dict[str, Spread]:
-        """Name of ours → its rate over that of torch's with as many workers, within each round."""
+        """Name of our loader → its rate divided by that of torch's with as many workers, within each round."""
         torchs = {setup.workers: each for setup, each in self._pairs() if setup.whose == "torch"}
         return {
             each.name: Spread.of(
@@ -85,7 +85,7 @@ class Comparison:
         }
 
     def sentence(self) -> str:
-        """What limits the best of them, and what follows from it."""
+        """What limits the best loader, and what to do about it."""
         best = self.best()
         rate = f"{best.name}: {best.samples_per_s.median:,.0f} samples/s"
         if not self.ceilings:
@@ -104,7 +104,7 @@ class Comparison:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it as JSON holds it."""
+        """Everything, as JSON-compatible values."""
         return {
             "target": self.target,
             "cores": self.cores,
@@ -148,17 +148,17 @@ def compare(
     samples: int | None = None,
     tell: Callable[[str], None] = lambda line: None,
 ) -> Comparison:
-    """Measure all setups over a target, and its ceilings: in each round one after the other, in alternating order.
+    """Measure all setups over a target, and its ceilings: one after another in each round, in alternating order.
 
     Args:
-        target: what `load_target` takes.
-        setups: whether the target is a loader → what is to be measured.
-        seconds: an epoch is made so long that the dataset alone, on all cores, would take about this.
-        samples: the length of an epoch instead.
+        target: as for `load_target`.
+        setups: whether the target is a loader → the setups to measure.
+        seconds: the epoch is sized so that reading the dataset alone, on all cores, takes about this long.
+        samples: the length of an epoch, in place of `seconds`.
         tell: called with a line before each run.
 
     Raises:
-        DatasetError: the target is none, or one of the processes failed; the message has its last words.
+        DatasetError: the target is invalid, or a process failed; the message has its last output.
     """
     tell(f"looking at {target}")
     common: dict[str, Any] = {"target": target, "crop": crop}
@@ -173,7 +173,7 @@ def compare(
         wanted = kind.get("per_s", 0) * cores * seconds
         samples = int(min(max(wanted, _LEAST_BATCHES * batch_size), _MOST_SAMPLES))
     parts: dict[str, Callable[[], Any]] = {
-        setup.name: lambda setup=setup: _run(  # type: ignore[misc]  # mypy infers no lambda with a default
+        setup.name: lambda setup=setup: _run(  # type: ignore[misc]  # mypy cannot infer a lambda with a default
             "loader", setup=asdict(setup), samples=samples, batch_size=batch_size, seconds=seconds, **common
         )
         for setup in chosen
@@ -221,7 +221,7 @@ def _of_delivery(runs: Sequence[dict[str, float | None]], name: str) -> list[Cei
 
 
 def _known(*ceilings: tuple[str, list[float | None], str]) -> list[Ceiling]:
-    """Those that were measured in every round."""
+    """The ceilings that were measured in every round."""
     found = []
     for name, rates, how in ceilings:
         known = [rate for rate in rates if rate is not None]
@@ -232,7 +232,7 @@ def _known(*ceilings: tuple[str, list[float | None], str]) -> list[Ceiling]:
 
 
 def _total(rates: Sequence[float | None], cores: int) -> float | None:
-    """Of all cores, by the rates of processes that ran at the same time on as many of them."""
+    """The rate of all cores, from the rates of processes that ran at the same time, one per core."""
     known = [rate for rate in rates if rate is not None]
     return sum(known) * cores / len(known) if known else None
 
@@ -242,7 +242,7 @@ def _command(part: str, file: Path, arguments: dict[str, Any]) -> list[str]:
 
 
 def _run(part: str, **arguments: Any) -> dict[str, Any]:
-    """One part in a fresh process."""
+    """Run one part in a fresh process."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "found"
         command = _command(part, file, arguments)
@@ -254,7 +254,7 @@ def _run(part: str, **arguments: Any) -> dict[str, Any]:
 
 
 def _run_together(count: int, part: str, **arguments: Any) -> dict[str, list[Any]]:
-    """The same part in several fresh processes at the same time; what each found, by name."""
+    """Run the same part in several fresh processes at the same time; the results of each, by name."""
     with tempfile.TemporaryDirectory() as folder:
         files = [Path(folder) / str(number) for number in range(count)]
         errors = [file.with_suffix(".err").open("w+", encoding="utf-8") for file in files]
@@ -264,10 +264,10 @@ def _run_together(count: int, part: str, **arguments: Any) -> dict[str, list[Any
             for file, error in zip(files, errors, strict=True)
         ]
         try:
-            for _ in range(2):  # they meet before each of the two things that are measured
+            for _ in range(2):  # they synchronize before each of the two measurements
                 for process in running:
                     while process.stdout and (line := process.stdout.readline()) and line != READY:
-                        pass  # the target's own words
+                        pass  # output of the target itself
                 for process in running:
                     _let_go(process)
             for process in running:
@@ -290,7 +290,7 @@ def _let_go(process: subprocess.Popen[str]) -> None:
         process.stdin.write("\n")
         process.stdin.flush()
     except OSError:
-        pass  # it has failed; its last words say why
+        pass  # it has failed; its last output says why
 
 
 def _found(file: Path, status: int, errors: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""`measure(loader)`: passes over a loader, a dataset or any iterable of batches, and the figures of each."""
+"""`measure(loader)`: passes over a loader, a dataset or any iterable of batches, and figures for each."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from loaders.benchmark.tables import plain_table
 from loaders.errors import DatasetError
 from loaders.nested import leaves
 
-# Of the batches of a pass, the first that are not counted for the rate: workers fill their queues, or just started.
+# The share of a pass's first batches that the rate leaves out: workers fill their queues, or have just started.
 _LEAD_IN = 0.25
-# A pass is not cut off before it has had more batches than this: those that were ready when the first one came must
-# not be all there is. But after so many times its time it is.
+# A pass is not cut off before it has had more batches than this: it must not count only those that were ready when
+# the first one came. After this many times its time it is cut off anyway.
 _LEAST_BATCHES = 24
 _PATIENCE = 10
-# Between two looks at the memory of all processes: each takes milliseconds.
+# Between two readings of the memory of all processes: each takes milliseconds.
 _LOOK_S = 0.1
 
 
@@ -32,11 +32,11 @@ class Pass:
 
     Attributes:
         batches, samples, nbytes: of the whole pass.
-        samples_per_s, gb_per_s: behind the lead-in, the first quarter of the batches; 10^9 bytes to a GB.
-        first_batch_s: from asking for an iterator to the first batch.
-        turn_s: from the last batch of the pass before to the first of this one, with all that a loader does in between;
-            None where the pass before did not reach its end.
-        cpu_cores: CPU seconds of all processes per second, behind the first batch.
+        samples_per_s, gb_per_s: after the lead-in, the first quarter of the batches; a GB is 10^9 bytes.
+        first_batch_s: from requesting an iterator to the first batch.
+        turn_s: from the last batch of the previous pass to the first of this one, with all work in between;
+            None if the previous pass did not reach its end.
+        cpu_cores: CPU seconds of all processes per second, after the first batch.
     """
 
     batches: int
@@ -51,13 +51,13 @@ class Pass:
 
 @dataclass(frozen=True)
 class Measurement:
-    """What `measure` found out.
+    """The result of `measure`.
 
     Attributes:
-        name: of what was measured.
+        name: the name of what was measured.
         first_batch: seconds to the first batch of the very first pass: workers start, files are read cold.
-        memory_nbytes: the most that all processes took while iterating, each shared page counted once (PSS), beside
-            what the process had taken before; None where the platform does not tell. See `processes.memory_nbytes`.
+        memory_nbytes: the peak of all processes while iterating, each shared page counted once (PSS), less what the
+            process had taken before; None if the platform does not report it. See `processes.memory_nbytes`.
         passes: one for each round.
     """
 
@@ -83,12 +83,12 @@ class Measurement:
 
     @property
     def turn_s(self) -> Spread | None:
-        """Over the rounds in which an epoch followed a whole one; None if there is none."""
+        """Over the rounds in which an epoch followed a complete one; None if there is none."""
         turns = [each.turn_s for each in self.passes if each.turn_s is not None]
         return Spread.of(turns) if turns else None
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it as JSON holds it, medians and quartiles included."""
+        """Everything, as JSON-compatible values, with medians and quartiles."""
         turn = self.turn_s
         return {
             "name": self.name,
@@ -103,13 +103,13 @@ class Measurement:
 
     @classmethod
     def from_dict(cls, kept: dict[str, Any]) -> Measurement:
-        """What `to_dict` gave."""
+        """The inverse of `to_dict`."""
         passes = tuple(Pass(**each) for each in kept["passes"])
         return cls(kept["name"], Spread(**kept["first_batch_s"]), kept["memory_nbytes"], passes)
 
     @classmethod
     def merged(cls, parts: Sequence[Measurement]) -> Measurement:
-        """Rounds that were measured apart, such as in processes of their own, as one."""
+        """Rounds that were measured separately, such as in different processes, as one measurement."""
         memory = [part.memory_nbytes for part in parts if part.memory_nbytes is not None]
         return cls(
             parts[0].name,
@@ -130,24 +130,24 @@ def measure(
     seconds: float = 2.0,
     each: Callable[[Any], Any] | None = None,
 ) -> Measurement:
-    """Iterate a loader and say how fast it is.
+    """Iterate a loader and measure how fast it is.
 
-    There is one pass more than rounds: the first one warms up, and is looked at for the memory. Nothing but `each` is
-    done with the batches: this is what the loader can do, not what a training gets.
+    There is one more pass than rounds: the first one warms up, and measures the memory. Nothing but `each` is done
+    with the batches: this is what the loader can do, not what a training run gets.
 
     Args:
         loader: a `loaders.DataLoader`, torch's, a `DevicePrefetcher`, or any iterable of batches that can be iterated
-            again. What has `__getitem__` and `__len__` is a dataset: its samples are read one by one in this thread,
-            each under its key, with OpenCV's own threads off.
-        name: for tables; by default the type's.
+            again. Anything with `__getitem__` and `__len__` is a dataset: its samples are read one by one in this
+            thread, each under its key, with OpenCV's own threads off.
+        name: for tables; the name of the type by default.
         rounds: how many passes are counted, at least 1.
-        seconds: a pass ends with its epoch, or this long after its first batch if it has had two dozen of them. Only
-            where epochs end is their turn measured.
+        seconds: a pass ends with its epoch, or this long after its first batch if it has had two dozen. `turn_s` is
+            measured only where epochs reach their end.
         each: called with every batch, such as a training step; its time counts.
 
     Raises:
-        DatasetError: there is not one batch.
-        TypeError: this can be iterated only once, or not at all.
+        DatasetError: there are no batches.
+        TypeError: the loader can be iterated only once, or not at all.
     """
     if rounds < 1 or seconds <= 0:
         raise ValueError(f"rounds={rounds}, seconds={seconds}: expected at least one round of more than no time.")
@@ -167,7 +167,7 @@ def measure(
 
 
 class _Passes:
-    """Goes through a loader several times, and knows how the pass before ended."""
+    """Iterates a loader several times, and keeps how the previous pass ended."""
 
     def __init__(
         self, source: Iterable[Any], name: str, seconds: float, each: Callable[[Any], Any] | None, single: bool
@@ -177,11 +177,11 @@ class _Passes:
         self._seconds = seconds
         self._each = each
         self._single = single
-        self._ended_at: float | None = None  # when the last batch of an epoch came, less what was looked at since
+        self._ended_at: float | None = None  # when the last batch of an epoch came, less the time measuring took
         self.most_nbytes: int | None = None
 
     def go_through(self, look: bool = False) -> Pass:
-        """One pass; with `look` the memory is looked at, which takes time that is not taken off."""
+        """One pass; `look` measures the memory, which takes time that is not subtracted."""
         arrivals: list[tuple[float, int, int]] = []
         looked, cpu_began, counted_from, ended = 0.0, 0.0, 0.0, True
         began = now = time.perf_counter()
@@ -212,7 +212,7 @@ class _Passes:
         return Pass(len(arrivals), samples, nbytes, rate, byte_rate / 1e9, arrivals[0][0] - began, turn, cpu)
 
     def _size(self, batch: Any) -> tuple[int, int]:
-        """Samples and bytes of a batch."""
+        """Samples and bytes in a batch."""
         samples, nbytes = None, 0
         for _, leaf in leaves(batch):
             nbytes += int(getattr(leaf, "nbytes", 0))
@@ -232,19 +232,19 @@ def _rates(began: float, arrivals: list[tuple[float, int, int]]) -> tuple[float,
     first = int(len(arrivals) * _LEAD_IN)
     counted = arrivals[first + 1 :]
     start = arrivals[first][0]
-    if not counted:  # one batch alone: all there is
+    if not counted:  # a single batch
         counted, start = arrivals, began
     elapsed_s = max(counted[-1][0] - start, 1e-9)
     return sum(arrival[1] for arrival in counted) / elapsed_s, sum(arrival[2] for arrival in counted) / elapsed_s
 
 
 def _gives_samples(loader: Any) -> bool:
-    """Whether a loader was made with `batch_size=None`: what comes is single samples."""
+    """Whether a loader was made with `batch_size=None` and so gives single samples."""
     return hasattr(loader, "batch_sampler") and hasattr(loader, "batch_size") and loader.batch_sampler is None
 
 
 def _wait_for_device() -> None:
-    """Copies and kernels that are only queued have not been done."""
+    """Wait for queued copies and kernels, which have not been done yet."""
     torch: Any = sys.modules.get("torch")
     if torch is not None and hasattr(torch, "accelerator") and torch.accelerator.is_available():
         torch.accelerator.synchronize()

@@ -1,4 +1,4 @@
-"""CPU time and memory of this process and of all below it. Where there is no /proc: of this process alone, and none."""
+"""CPU time and memory of this process and its descendants. Without /proc: CPU time of this process, no memory."""
 
 from __future__ import annotations
 
@@ -10,30 +10,30 @@ _TICKS_PER_S = os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100
 
 
 def descendants(root: int | None = None) -> list[int]:
-    """The ids of all processes below this one, or below `root`, that run now."""
+    """The ids of all running descendants of this process, or of `root`."""
     found = [os.getpid() if root is None else root]
     for pid in found:  # grows while it is walked
         try:
             for task in (_PROC / str(pid) / "task").iterdir():
                 found.extend(int(child) for child in (task / "children").read_text().split())
         except OSError:
-            pass  # gone in between, or a kernel that does not list children
+            pass  # ended meanwhile, or the kernel does not list children
     return found[1:]
 
 
 def cpu_s() -> float:
-    """Seconds of CPU that this process, its children that have ended and all that run below it have taken."""
+    """CPU seconds used by this process, its children that have ended and its running descendants."""
     times = os.times()
     own = times.user + times.system + times.children_user + times.children_system
     return own + sum(_cpu_s_of(pid) for pid in descendants())
 
 
 def memory_nbytes() -> int | None:
-    """Memory of this process and all below it in bytes, each shared page counted once; None where that is not told.
+    """Memory of this process and its descendants in bytes, each shared page counted once; None if not reported.
 
-    It is the `Pss` of /proc/PID/smaps_rollup, added up, but for shared memory: of that the machine's is taken. Bytes
-    that wait in a file which nobody has mapped, as tensors on their way to torch's own loader do, belong to no process.
-    So only differences mean something, and other programs that use shared memory disturb them.
+    It is the sum of `Pss` in /proc/PID/smaps_rollup, except for shared memory, which is taken from the whole machine:
+    bytes in a file that no process has mapped, such as tensors on their way to torch's own loader, belong to none.
+    So only differences are meaningful, and other programs that use shared memory disturb them.
     """
     total = _kilobytes(_PROC / "meminfo").get("Shmem", 0)
     for pid in (os.getpid(), *descendants()):
@@ -47,14 +47,14 @@ def memory_nbytes() -> int | None:
 
 
 def _kilobytes(file: Path) -> dict[str, int]:
-    """What lines like `Pss:  123 kB` say."""
+    """The values of lines like `Pss:  123 kB`."""
     lines = (line.split() for line in file.read_text().splitlines())
     return {words[0].rstrip(":"): int(words[1]) for words in lines if len(words) == 3 and words[2] == "kB"}
 
 
 def _cpu_s_of(pid: int) -> float:
     try:
-        # The name in parentheses may hold anything; what follows the last one is numbers.
+        # The name in parentheses may hold anything; after the last parenthesis there are only numbers.
         fields = (_PROC / str(pid) / "stat").read_text(errors="replace").rpartition(")")[2].split()
     except OSError:
         return 0.0

@@ -1,7 +1,7 @@
-"""One part of a comparison in a process of its own: `python -m loaders.benchmark.run PART FILE`.
+"""One part of a comparison in its own process: `python -m loaders.benchmark.run PART FILE`.
 
-PART is JSON: the part's name, and its arguments. What it finds goes to FILE as JSON, since the target may print. Errors
-of ours end the process with status 1 and their message on stderr, without a traceback.
+PART is JSON: the part's name and its arguments. The result goes to FILE as JSON, since the target may print. Errors of
+ours end the process with status 1 and their message on stderr, without a traceback.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from loaders.errors import LoadersError
 
 READY = "ready\n"
 _ENDLESS = 1 << 40
-# A pass is cut off after this many times the seconds asked for: the epoch was made for that long, and its end counts.
+# A pass is cut off after this many times the requested seconds: the epoch was sized for them, and its end counts.
 _PATIENCE = 4
 
 
@@ -52,9 +52,9 @@ def probe(target: str, crop: int, seconds: float) -> dict[str, Any]:
 
 
 def alone(target: str, crop: int, samples: int, seconds: float, together: bool) -> dict[str, Any]:
-    """Samples per second of the dataset alone, and of copies alone, in this one process.
+    """Samples per second of the dataset alone, and of copies alone, in this process.
 
-    With `together` it waits on its standard input before each of the two, so that several run at the same time.
+    With `together` it waits on its standard input before each of the two, so that several processes run in step.
     """
     dataset = dataset_of(load_target(target, crop))
     indices = spread_indices(len(dataset), samples) if is_dataset(dataset) else None
@@ -68,9 +68,9 @@ def alone(target: str, crop: int, samples: int, seconds: float, together: bool) 
 def loader(
     target: str, crop: int, setup: dict[str, Any], samples: int, batch_size: int, seconds: float
 ) -> dict[str, Any]:
-    """One loader over the target, a warm-up pass and one that counts; behind them, of ours, what it could deliver.
+    """One loader over the target, a warm-up pass and one that counts; then, for ours, the rates it could deliver.
 
-    That is: samples per second of one ready sample through the same loader, and from page-locked memory to the device.
+    These are samples per second of one ready sample through the same loader, and from page-locked memory to the device.
     """
     made, which = load_target(target, crop), Setup(**setup)
     dataset = dataset_of(made)
@@ -101,9 +101,9 @@ def _meet(together: bool) -> None:
 
 
 def main(part: str, file: str) -> int:
-    """Do the part, write what it found to the file."""
+    """Run the part and write its result to the file."""
     arguments = json.loads(part)
-    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it asks a server otherwise, in each of these processes
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # otherwise it contacts a server, in each of these processes
     try:
         found = PARTS[arguments.pop("part")](**arguments)
     except LoadersError as error:

@@ -1,4 +1,4 @@
-"""The loaders that a comparison measures: a setup says which, `make` makes it over a dataset."""
+"""The loaders that a comparison measures: a setup says which, `make` creates it over a dataset."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from typing import Any, Literal
 
 import numpy as np
 
-# What a loader is rebuilt with when others like it are to be measured.
+# The arguments copied from a loader to others like it.
 _KEPT = ("batch_size", "collate_fn", "drop_last", "timeout", "worker_init_fn", "multiprocessing_context", "pin_memory")
 _KEPT_WITH_WORKERS = ("prefetch_factor", "persistent_workers")
 
 
 @dataclass(frozen=True)
 class Setup:
-    """One of the loaders to be measured.
+    """One of the loaders to measure.
 
     Attributes:
-        whose: "ours", "torch", or "as it is" for a loader that the target gave.
+        whose: "ours", "torch", or "as it is" for the target's own loader.
         workers: 0 reads in the consumer's own thread.
-        method: of ours; torch's has processes alone.
+        method: of ours; torch's has only processes.
     """
 
     whose: Literal["ours", "torch", "as it is"]
@@ -43,9 +43,9 @@ class Setup:
 
         Args:
             target: a dataset, or a loader whose dataset and arguments are taken.
-            indices: the samples of an epoch; None leaves the order to the loader, as streams need it.
-            batch_size: where the target is a dataset.
-            dataset: to be read in place of the target's.
+            indices: the samples of an epoch; None leaves the order to the loader, as streams require.
+            batch_size: used if the target is a dataset.
+            dataset: read in place of the target's.
         """
         if self.whose == "as it is":
             if dataset is None:
@@ -59,7 +59,7 @@ class Setup:
             arguments = {name: getattr(target, name) for name in _KEPT}
             if self.workers > 0 and target.num_workers > 0:
                 arguments |= {name: getattr(target, name) for name in _KEPT_WITH_WORKERS}
-                # Of ours the attribute is torch's default where none was given, which ours does not take.
+                # If it was not given, our loader's attribute is torch's default, which our loader does not accept.
                 arguments["prefetch_factor"] = getattr(target, "_depth", target.prefetch_factor)
             if self.workers == 0:
                 arguments |= {"timeout": 0, "multiprocessing_context": None}
@@ -82,7 +82,7 @@ class Setup:
 def setups(
     workers: Sequence[int], methods: Sequence[Literal["process", "thread"]], versus: bool, as_it_is: bool
 ) -> list[Setup]:
-    """All that are asked for, each once: ours, torch's beside it, and before them the loader that was given."""
+    """All requested setups, each once: the loader that was given first, then ours, each with torch's."""
     found: list[Setup] = [Setup("as it is")] if as_it_is else []
     for count in workers:
         found.extend(Setup("ours", count, method) for method in (methods if count else methods[:1]))
@@ -92,7 +92,7 @@ def setups(
 
 
 def spread_indices(length: int, count: int) -> list[int]:
-    """`count` indices over all of a dataset, in a fixed mixed order; some come again where it has fewer samples."""
+    """`count` indices over the whole dataset, in a fixed shuffled order; some repeat if it has fewer samples."""
     rng = np.random.default_rng(0)
     whole, rest = divmod(count, length)
     parts = [rng.permutation(length) for _ in range(whole)]

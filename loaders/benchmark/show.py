@@ -1,4 +1,4 @@
-"""What a comparison shows besides its table: ceilings, and a plot."""
+"""What a comparison shows besides its table: ceilings and a plot."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ _OURS, _OTHERS, _LINE = "#1f5fa8", "#9ca3af", "#c62828"
 
 
 def ceiling_lines(comparison: Comparison) -> list[str]:
-    """One line for each ceiling, the lowest first."""
+    """One line for each ceiling, lowest first."""
     return [f"{each.name} allows {each.how}" for each in comparison.ceilings]
 
 
 def require_matplotlib() -> None:
-    """Say that the plot needs it, before anything is measured.
+    """Check before anything is measured that the plot can be drawn.
 
     Raises:
         MissingExtraError: it is not installed.
@@ -29,7 +29,7 @@ def require_matplotlib() -> None:
 
 
 def plot(comparison: Comparison, path: Path) -> None:
-    """Bars of samples per second with their quartiles, and a line where the lowest ceiling is; PNG, SVG or PDF."""
+    """Bars of samples per second with their quartiles, and a line at the lowest ceiling; PNG, SVG or PDF."""
     from matplotlib.figure import Figure
 
     shown = comparison.measurements

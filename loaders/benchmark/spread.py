@@ -1,4 +1,4 @@
-"""A figure of several rounds: its median and how far the rounds lie apart."""
+"""A figure over several rounds: its median and how far the rounds differ."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 
 class Spread(NamedTuple):
-    """The median of several rounds, and the quartiles around it."""
+    """The median of several rounds and its quartiles."""
 
     median: float
     low: float
@@ -16,7 +16,7 @@ class Spread(NamedTuple):
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread:
-        """Of at least one value."""
+        """The spread of at least one value."""
         if len(values) == 1:
             return cls(values[0], values[0], values[0])
         low, median, high = statistics.quantiles(values, n=4, method="inclusive")

@@ -30,7 +30,7 @@ class Measured(Protocol):
 
 
 def rows(measurements: Sequence[Measured], ratios: Mapping[str, Spread] | None = None) -> list[list[str]]:
-    """The cells of the table, its header first; the ratios, by name, make a last column."""
+    """The cells of the table, header first; the ratios, by name, form a last column."""
     table = [[*HEADER, "torch's times"] if ratios else list(HEADER)]
     for each in measurements:
         turn, memory = each.turn_s, each.memory_nbytes
@@ -50,20 +50,20 @@ def rows(measurements: Sequence[Measured], ratios: Mapping[str, Spread] | None =
 
 
 def plain_table(measurements: Sequence[Measured], ratios: Mapping[str, Spread] | None = None) -> str:
-    """Columns that line up, without a frame: for pipes and files."""
+    """Aligned columns without a frame: for pipes and files."""
     cells = rows(measurements, ratios)
     widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
     return "\n".join("  ".join(_padded(row, widths)).rstrip() for row in cells)
 
 
 def terminal_table(measurements: Sequence[Measured], ratios: Mapping[str, Spread] | None = None) -> Any:
-    """The same for a terminal, a `rich` table."""
+    """The same for a terminal, as a `rich` table."""
     from rich.table import Table
 
     header, *lines = rows(measurements, ratios)
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
     for number, title in enumerate(header):
-        # In two lines, so that the table fits into 80 columns.
+        # On two lines, so that the table fits into 80 columns.
         table.add_column(title.replace(" ", "\n"), justify="left" if number == 0 else "right", no_wrap=True)
     for line in lines:
         table.add_row(*line)
@@ -76,7 +76,7 @@ def _padded(row: Sequence[str], widths: Sequence[int]) -> list[str]:
 
 
 def _spread(spread: Spread, form: str) -> str:
-    """`5,421 ±2%`: half of what lies between the quartiles, or the one value where all are the same."""
+    """`5,421 ±2%`: half the interquartile range, or a single value if all are the same."""
     if spread.low == spread.high:
         return f"{spread.median:{form}}"
     return f"{spread.median:{form}} ±{(spread.high - spread.low) / 2 / spread.median:.0%}"

@@ -1,4 +1,4 @@
-"""What a person names on the command line: `module:factory`, `file.py:factory`, or a folder of images."""
+"""What the user names on the command line: `module:factory`, `file.py:factory`, or a folder of images."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ def load_target(text: str, crop: int = 0) -> Any:
     Args:
         text: a folder with one folder of images per class (`ImageFolder`) or with images (`ImageFiles`);
             `module:name` or `path/file.py:name`, where name is a loader or dataset, or a function without arguments
-            that gives one. Modules are looked for in the working folder, too.
-        crop: pixels of a side of a `RandomResizedCrop` of a folder's images; 0 decodes all of each.
+            that returns one. Modules are also searched for in the working folder.
+        crop: side in pixels of a `RandomResizedCrop` of a folder's images; 0 decodes whole images.
 
     Raises:
-        DatasetError: there is no such thing, or it is neither a loader nor a dataset.
+        DatasetError: it does not exist, or is neither a loader nor a dataset.
     """
     if Path(text).is_dir():
         return _images(Path(text), crop)
@@ -40,7 +40,7 @@ def load_target(text: str, crop: int = 0) -> Any:
 
 
 def dataset_of(made: Any) -> Any:
-    """The dataset of a loader, or what came if it is one; None for any other iterable."""
+    """The dataset of a loader, or `made` itself if it is a dataset; None for any other iterable."""
     if hasattr(made, "batch_sampler"):
         return made.dataset
     return made if is_dataset(made) else None
@@ -66,7 +66,7 @@ def _module(place: str) -> Any:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{name}.".startswith(f"{error.name}."):
-            raise  # something that the module itself imports
+            raise  # a module that the target itself imports
         raise DatasetError(f'there is no module "{place}" here.\n  {_HOW}') from error
 
 
@@ -84,7 +84,7 @@ def _is_measurable(value: Any) -> bool:
 
 
 def loader_argument(target: Any, name: str) -> Any:
-    """An attribute of a loader; None of a dataset, which may have something else by that name, or if there is none."""
+    """An attribute of a loader; None if it is missing, or for a dataset, whose attribute may mean something else."""
     return getattr(target, name, None) if hasattr(target, "batch_sampler") else None
 
 

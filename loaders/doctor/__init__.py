@@ -2,9 +2,9 @@
 
 | module | what |
 | --- | --- |
-| `finding` | a `Finding`: what was looked at, how bad it is, the remedy |
+| `finding` | a `Finding`: what was checked, how bad it is, the remedy |
 | `machine` | memory, descriptors, cores, decoders, accelerators |
-| `samples` | samples that were read on trial, and what shows in them |
+| `samples` | samples read on trial, and what they show |
 | `behaviour` | the dataset itself: randomness, copies, workers |
 | `examine` | all checks in order |
 | `command` | `loaders doctor` |

@@ -1,4 +1,4 @@
-"""Checks of the dataset itself: its randomness, its copies, its way into workers."""
+"""Checks of the dataset itself: its randomness, its copies, how it reaches workers."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from loaders.doctor.finding import Finding
 from loaders.nested import leaves
 
 _LARGE_NBYTES = 256 << 20
-_TOO_LARGE_NBYTES = 1 << 30  # to be copied just to look at it
+_TOO_LARGE_NBYTES = 1 << 30  # to be copied just for a check
 _REPETITIONS = 4
 _EVERY_RUN_S = 60.0
 
 
 def check_determinism(dataset: Any, indices: Sequence[int]) -> Finding:
-    """Whether a sample comes out the same when it is read again under the same key."""
+    """Whether a sample is the same when it is read again under the same key."""
     check = "determinism"
     first, again = (_read(dataset, indices, seed=0) for _ in range(2))
     for found in (first, again):
@@ -51,13 +51,13 @@ def check_determinism(dataset: Any, indices: Sequence[int]) -> Finding:
 
 
 def check_repeated_augmentation(dataset: Any, index: int, *, stock: bool = False) -> Finding:
-    """Whether workers would repeat each other: copies of the dataset that draw the same, whatever their keys.
+    """Whether workers would repeat each other: copies of the dataset that draw the same numbers, whatever their keys.
 
-    Two copies stand for two workers. What is drawn from a generator that travels in the copy comes twice; what is
-    keyed by the sample does not.
+    Two copies stand for two workers. Numbers from a generator that is copied with the dataset repeat; those keyed by
+    the sample do not.
 
     Args:
-        stock: of torch's own DataLoader, which keys nothing: there a pipeline of albumentations repeats, too.
+        stock: for torch's own DataLoader, which keys nothing: there an albumentations pipeline repeats, too.
     """
     check = "augmentation in workers"
     try:
@@ -87,7 +87,7 @@ def check_repeated_augmentation(dataset: Any, index: int, *, stock: bool = False
 
 
 def check_batching(dataset: Any, indices: Sequence[int], target: Any) -> Finding:
-    """Whether samples go together into a batch, by the collate_fn and the fields of `target` if it is a loader."""
+    """Whether samples can form a batch, with the collate_fn and the fields of `target` if it is a loader."""
     from loaders.dataloader.loader import DataLoader
 
     is_batched = not hasattr(target, "batch_sampler") or target.batch_sampler is not None
@@ -105,7 +105,7 @@ def check_batching(dataset: Any, indices: Sequence[int], target: Any) -> Finding
 
 
 def check_open_files(dataset: Any) -> Finding:
-    """Whether the dataset holds files open that forked workers would share."""
+    """Whether the dataset holds open files that forked workers would share."""
     for base in bases(dataset):
         for name, value in vars(base).items() if hasattr(base, "__dict__") else ():
             kind = type(value)
@@ -123,7 +123,7 @@ def check_open_files(dataset: Any) -> Finding:
 
 
 def check_pickling(dataset: Any, method: str = "fork") -> Finding:
-    """Whether the dataset can be sent to workers that are spawned, and how large it is then.
+    """Whether the dataset can be sent to spawned workers, and how large it is then.
 
     Args:
         method: how workers are started here; under fork nothing is sent.
@@ -149,7 +149,7 @@ def check_pickling(dataset: Any, method: str = "fork") -> Finding:
 
 
 def check_spawned_worker(dataset: Any, index: int) -> Finding:
-    """Whether a worker that is started anew gives the same sample as this process."""
+    """Whether a newly started worker gives the same sample as this process."""
     from loaders.dataloader.loader import DataLoader
     from loaders.errors import LoadersError
 
@@ -191,7 +191,7 @@ def check_spawned_worker(dataset: Any, index: int) -> Finding:
 
 
 def _sent_nbytes(dataset: Any) -> int:
-    """Bytes of the pickled dataset, which must come back from them. Arrays are counted, not copied."""
+    """Size in bytes of the pickled dataset, which must also unpickle. Arrays are counted, not copied."""
     buffers: list[pickle.PickleBuffer] = []
     sent = pickle.dumps(dataset, protocol=5, buffer_callback=buffers.append)
     pickle.loads(sent, buffers=buffers)
@@ -199,20 +199,20 @@ def _sent_nbytes(dataset: Any) -> int:
 
 
 def _read(dataset: Any, indices: Sequence[int], seed: int) -> list[dict[str, Any]] | Exception:
-    """The fields of samples as our loader gives them without workers, under the keys of `seed`; or what was raised."""
+    """The fields of samples as our loader gives them without workers, under the keys of `seed`; or the exception."""
     from loaders.dataloader.loader import DataLoader
 
     loader: Any = DataLoader(dataset, batch_size=None, sampler=list(indices), seed=seed)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch's, of arrays that cannot be written to: they are only looked at
+            warnings.simplefilter("ignore")  # torch warns of read-only arrays: these are only read
             return [_fields(sample) for sample in loader]
     except Exception as error:
         return error
 
 
 def _read_plainly(dataset: Any, indices: Sequence[int]) -> list[dict[str, Any]] | Exception:
-    """The same by indexing alone, as a worker of torch's own loader does it."""
+    """The same by plain indexing, as in a worker of torch's own loader."""
     try:
         return [_fields(dataset[index]) for index in indices]
     except Exception as error:
@@ -220,12 +220,12 @@ def _read_plainly(dataset: Any, indices: Sequence[int]) -> list[dict[str, Any]] 
 
 
 def _fields(sample: Any) -> dict[str, Any]:
-    """Copies of what a loader gave, as arrays again."""
+    """Copies of a loader's sample, as arrays again."""
     return dict(leaves(to_numpy(sample)))
 
 
 def _differ(ours: list[dict[str, Any]], others: list[dict[str, Any]]) -> bool:
-    """Whether anything differs between samples, to the bit."""
+    """Whether the samples differ in any bit."""
     return [_bytes_of(sample) for sample in ours] != [_bytes_of(sample) for sample in others]
 
 

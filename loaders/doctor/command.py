@@ -19,16 +19,16 @@ _SIGNS = {"fine": "✓", "warning": "!", "problem": "✗"}
 def run_doctor(
     console: Console, target: str | None, *, samples: int, batch_size: int, crop: int, spawn: bool, as_json: bool
 ) -> int:
-    """Check, print the findings, and give the exit status.
+    """Run the checks, print the findings, and return the exit status.
 
     Raises:
-        DatasetError: the target is none.
+        DatasetError: the target is invalid.
     """
     made: Any = None
     if target is not None:
         from loaders.benchmark.target import load_target
 
-        made = load_target(target, crop)  # before the machine: a word that is mistyped is better said at once
+        made = load_target(target, crop)  # before the machine checks, so that a mistyped target is reported at once
     parts = {"machine": examine_machine()}
     if target is not None:
         parts["dataset"] = examine_dataset(made, count=samples, batch_size=batch_size, spawn=spawn)

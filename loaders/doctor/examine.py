@@ -16,18 +16,18 @@ _TWICE = 4  # samples that are read several times
 
 
 def examine_machine() -> list[Finding]:
-    """What `loaders doctor` says of this machine."""
+    """What `loaders doctor` reports about this machine."""
     return [check() for check in MACHINE_CHECKS]
 
 
 def examine_dataset(target: Any, *, count: int = SAMPLES, batch_size: int = 64, spawn: bool = True) -> list[Finding]:
-    """What `loaders doctor` says of a dataset, or of the dataset of a loader.
+    """What `loaders doctor` reports about a dataset, or the dataset of a loader.
 
     Args:
         target: a dataset with `__getitem__` and `__len__`, or a loader over one.
-        count: how many samples are read, spread over all of it.
+        count: how many samples are read, spread over the whole dataset.
         batch_size: for the memory that batches need; a loader has its own.
-        spawn: start a worker anew, which takes a few seconds.
+        spawn: also start a spawned worker, which takes a few seconds.
     """
     dataset = dataset_of(target)
     length = len(dataset) if hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__") else None

@@ -14,10 +14,10 @@ class Finding:
     """What one check found.
 
     Attributes:
-        check: what was looked at, in a few words.
-        severity: "fine"; "warning": it works, and costs speed or memory; "problem": it fails, or gives wrong data.
-        what: what was seen, with its numbers.
-        remedy: what to do; empty where nothing needs to be done.
+        check: what was checked, in a few words.
+        severity: "fine"; "warning": it works, but costs speed or memory; "problem": it fails, or gives wrong data.
+        what: what was found, with its numbers.
+        remedy: what to do; empty if nothing needs to be done.
     """
 
     check: str
@@ -27,5 +27,5 @@ class Finding:
 
 
 def exit_status(findings: Iterable[Finding]) -> int:
-    """For scripts: 1 if there is a problem, else 0, also with warnings."""
+    """For scripts: 1 if there is a problem, else 0, even with warnings."""
     return int(any(finding.severity == "problem" for finding in findings))

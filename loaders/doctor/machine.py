@@ -1,4 +1,4 @@
-"""Checks of a machine. Each looks at one thing, or is told what it would have seen, and gives one finding."""
+"""Checks of a machine. Each inspects one thing, or is given its value, and returns one finding."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from loaders.errors import BufferMemoryError, DeviceError
 from loaders.memory.arena import PAGE, Arena
 from loaders.system.limits import affinity_cores, available_nbytes, quota_cores
 
-_LITTLE_SHM_NBYTES = 1 << 30  # what containers get by default is 64 MiB
+_LITTLE_SHM_NBYTES = 1 << 30  # containers get 64 MiB by default
 _LITTLE_MEMORY_NBYTES = 2 << 30
 _FEW_DESCRIPTORS = 1024
 _LEFT_DESCRIPTORS = 64
@@ -28,7 +28,7 @@ _OPENCVS = (
 
 
 def check_batch_memory() -> Finding:
-    """Whether batches can lie in memory that workers share."""
+    """Whether batches can be placed in memory shared with workers."""
     check = "shared memory of batches"
     try:
         arena = Arena(1 << 24, shared=True)
@@ -52,7 +52,7 @@ def check_batch_memory() -> Finding:
 
 
 def check_shm_folder(free_nbytes: int | None = None) -> Finding:
-    """How much room /dev/shm has, which torch's own loader needs."""
+    """How much space is free in /dev/shm, which torch's own loader needs."""
     check = "/dev/shm"
     if free_nbytes is None:
         try:
@@ -115,7 +115,7 @@ def check_descriptors(soft: int | None = None, open_now: int | None = None) -> F
 
 
 def check_cores(affinity: int | None = None, quota: float | None = None, machine: int | None = None) -> Finding:
-    """How many cores workers can have. Told the affinity, it takes the quota as it is given, too."""
+    """How many cores workers can use. If the affinity is given, the quota is taken as given, too."""
     if affinity is None:
         affinity, quota = affinity_cores(), quota_cores()
     machine = machine or os.cpu_count() or affinity
@@ -154,7 +154,7 @@ def check_start_method(method: str | None = None) -> Finding:
 
 
 def check_opencv(installed: Sequence[str] | None = None) -> Finding:
-    """Which OpenCV there is: its packages overwrite each other."""
+    """Which OpenCV is installed: its packages overwrite each other."""
     if installed is None:
         installed = [name for name in _OPENCVS if _is_installed(name)]
     if len(installed) > 1:
@@ -172,7 +172,7 @@ def check_opencv(installed: Sequence[str] | None = None) -> Finding:
 
 
 def check_opencv_threads(threads: int | None = None, cores: int | None = None) -> Finding:
-    """Whether OpenCV opens threads of its own here."""
+    """Whether OpenCV uses threads of its own here."""
     if threads is None:
         import cv2
 
@@ -218,7 +218,7 @@ def check_decoders(has_nvimagecodec: bool | None = None, agrees: bool | None = N
 
 
 def check_accelerator(has_driver: bool | None = None, seen: str | None = None, built_for: str | None = None) -> Finding:
-    """Whether torch sees the accelerator that the machine has. Told one thing, it takes all as they are given."""
+    """Whether torch sees the accelerator that the machine has. If one value is given, all are taken as given."""
     if has_driver is None:
         import torch
 

@@ -1,4 +1,4 @@
-"""Samples read on trial, and what shows in them."""
+"""Samples read on trial, and what they show."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from loaders.system.limits import available_nbytes
 
 _SLOW = 10.0  # times the median
 _SLOW_S = 0.005
-_OPEN_BATCHES = 4  # what a loader has under way, and one in the hands of the model
+_OPEN_BATCHES = 4  # those a loader has in flight, and one held by the model
 _SHOWN = 3
 
 
 @dataclass(frozen=True)
 class Read:
-    """One sample that was read, or what was raised instead.
+    """One sample that was read, or the exception raised instead.
 
     Attributes:
         fields: path → leaf, such as "image" or "meta.boxes"; empty after an error.
@@ -39,12 +39,12 @@ class Read:
 
     @property
     def name(self) -> str:
-        """As all messages name it."""
+        """The name used in all messages."""
         return describe_sample(self.index, self.source)
 
 
 def read_samples(dataset: Any, indices: Sequence[int]) -> list[Read]:
-    """Each of the samples, or its error."""
+    """Read each sample, or keep its error."""
     found = []
     for index in indices:
         source, began = describe(dataset, index), time.perf_counter()
@@ -89,7 +89,7 @@ def check_fields(reads: Sequence[Read]) -> Finding:
 
 
 def check_shapes(reads: Sequence[Read], declared: Sequence[str] = ()) -> Finding:
-    """Whether fields have one shape; those that are declared may differ."""
+    """Whether each field has one shape; declared fields may vary."""
     for name, values in _columns(reads).items():
         shapes: dict[tuple[int, ...], Read] = {}
         for read, value in values:
@@ -108,7 +108,7 @@ def check_shapes(reads: Sequence[Read], declared: Sequence[str] = ()) -> Finding
 
 
 def check_dtypes(reads: Sequence[Read]) -> Finding:
-    """Whether fields have one dtype, and one that is worth its bytes."""
+    """Whether each field has one dtype, and none larger than needed."""
     for name, values in _columns(reads).items():
         kinds: dict[str, Read] = {}
         for read, value in values:
@@ -158,7 +158,7 @@ def check_tensors(reads: Sequence[Read]) -> Finding:
 
 
 def check_contiguity(reads: Sequence[Read]) -> Finding:
-    """Whether arrays lie in one run of bytes, so that writing them is one copy at full speed."""
+    """Whether arrays are contiguous, so that writing them is one copy at full speed."""
     for name, values in _columns(reads).items():
         for read, value in values:
             if isinstance(value, np.ndarray) and not value.flags.c_contiguous and value.nbytes > 4096:
@@ -173,7 +173,7 @@ def check_contiguity(reads: Sequence[Read]) -> Finding:
 
 
 def check_sizes(reads: Sequence[Read], batch_size: int, available: int | None = None) -> Finding:
-    """Whether the batches that are open at once fit into memory."""
+    """Whether the batches in flight at once fit into memory."""
     available = available_nbytes() if available is None else available
     sizes = [sum(int(getattr(value, "nbytes", 0)) for value in read.fields.values()) for read in _good(reads)]
     if not sizes:
@@ -195,7 +195,7 @@ def check_sizes(reads: Sequence[Read], batch_size: int, available: int | None = 
 
 
 def check_slow_samples(reads: Sequence[Read]) -> Finding:
-    """Whether a few samples take far longer than the others. The first one pays for what is loaded late."""
+    """Whether a few samples take far longer than the others. The first one also pays for lazy loading."""
     timed = [read for read in reads if read.error is None][1:]
     if len(timed) < 4:
         return Finding("slow samples", "fine", "too few samples to tell")
@@ -223,7 +223,7 @@ def _good(reads: Sequence[Read]) -> list[Read]:
 
 
 def _columns(reads: Sequence[Read]) -> dict[str, list[tuple[Read, Any]]]:
-    """Field → (sample, value) of all that have it."""
+    """Field → (sample, value) of all samples that have it."""
     columns: dict[str, list[tuple[Read, Any]]] = {}
     for read in _good(reads):
         for name, value in read.fields.items():

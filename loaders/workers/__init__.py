@@ -1,4 +1,4 @@
-"""Whoever does the work: messages, the worker, and three engines (inline, threads, processes) behind one protocol.
+"""The workers: messages, the worker itself, and three engines (inline, threads, processes) with one protocol.
 
-Imports `batch`, `datasets.wrapped` and what stands before them, never torch; only the DataLoader imports it.
+Imports `batch`, `datasets.wrapped` and the layers below them, never torch; only the DataLoader imports it.
 """

@@ -1,4 +1,4 @@
-"""The seam between the loader and whoever does the work."""
+"""The interface between the loader and its workers."""
 
 from __future__ import annotations
 
@@ -24,49 +24,49 @@ class Reading:
 
 
 class Engine(Protocol):
-    """Executes spans of tasks and reports a result for each, in any task.
+    """Executes spans of tasks and reports a result for each, in any order of tasks.
 
     Attributes:
         pool: the slots in the memory this engine's workers can write to.
-        num_workers: how many spans are worked on at once.
+        num_workers: how many spans are executed at once.
     """
 
     pool: SlotPool
     num_workers: int
 
     def submit(self, task: Task, spans: Sequence[tuple[int, int]], lane: int = 0) -> None:
-        """Queue spans (start row, stop row), first come first served. Streams go to their own worker by `lane`."""
+        """Queue spans (start row, stop row), first come, first served. `lane` selects the worker of a stream."""
 
     def collect(self, timeout_s: float | None) -> list[Result]:
-        """The results that are there; waits for one, at most `timeout_s` (None: for ever, 0: not at all).
+        """The available results; waits for one, at most `timeout_s` (None: forever, 0: not at all).
 
         Raises:
-            WorkerLostError: a worker died again and again on one sample.
+            WorkerLostError: workers died repeatedly on one sample.
         """
 
     def wait(self, timeout_s: float | None) -> None:
-        """Until there is something to collect, at most `timeout_s` (None: for ever). An engine without workers works.
+        """Wait until there is something to collect, at most `timeout_s` (None: forever). Without workers, do the work.
 
-        With workers nothing changes meanwhile: an exception of a signal handler may come at any instruction.
+        With workers it changes no state: a signal handler may raise at any instruction.
         """
 
     def cancel(self, task: Task) -> None:
-        """Spend no more time on this task. Its spans are still reported, so that its slot can be taken back."""
+        """Spend no more time on this task. Its spans are still reported, so that its slot can be reclaimed."""
 
     def reading(self) -> list[Reading]:
         """What is being read now, longest first."""
 
     def resize(self, workers: int) -> None:
-        """Let so many work from now on, 1 to the `num_workers` of the job. Not for streams: each worker has one."""
+        """Set the number of workers, 1 to the `num_workers` of the job. Not for streams: each worker has one."""
 
     def close(self, *, force: bool = False) -> None:
-        """Stop all workers; with `force` at once, in whatever state an exception has left this engine.
+        """Stop all workers; with `force` at once, whatever state an exception has left this engine in.
 
         Safe to call twice, and in a forked child, where it does nothing."""
 
 
 def describe_work(dataset: Any, fetch: Fetch, task: Task, row: int) -> tuple[Any, str | None, str]:
-    """(key, source, name for messages) of what a worker is busy with: a sample, where that can be told."""
+    """(key, source, name for messages) of what a worker is busy with: a sample if that is known."""
     if fetch == "stream":
         return None, None, f"batch {task.keys[0]} of its stream"
     if fetch == "all" or row == COLLATING:

@@ -21,7 +21,7 @@ _TORCH_WORKER = "torch.utils.data._utils.worker"
 
 @dataclass(frozen=True)
 class WorkerInfo:
-    """The worker that asks.
+    """The calling worker.
 
     Attributes:
         id: from 0 to num_workers - 1.
@@ -41,23 +41,23 @@ _process: WorkerInfo | None = None
 
 
 def worker_info() -> WorkerInfo | None:
-    """The worker that calls, in a process or a thread of a `loaders.DataLoader`; None outside of one."""
+    """The calling worker, in a process or a thread of a `loaders.DataLoader`; None outside of one."""
     _thread.has_asked = True
     info: WorkerInfo | None = getattr(_thread, "info", None)
     return info or _process
 
 
 def set_worker_info(info: WorkerInfo, *, process: bool) -> None:
-    """Make this process, or this thread alone, the worker `info` describes.
+    """Make this process, or only this thread, the worker that `info` describes.
 
-    A process also gets the random states that a worker of torch's has: recipes for `worker_init_fn` build on them.
+    A process also gets the random states of a torch worker: recipes for `worker_init_fn` rely on them.
     """
     global _process
     if not process:
-        # torch's own record is a global of the module: with threads it could not be right.
+        # torch's own record is a module global: with threads it could not be right.
         _thread.info = info
         return
-    _process, _thread.info = info, None  # a fork inherits what the thread was that forked
+    _process, _thread.info = info, None  # a fork inherits the info of the forking thread
     random.seed(info.seed)
     base = info.seed - info.id
     entropy = np.random.SeedSequence([info.id, base & 0xFFFFFFFF, base >> 32, 0])
@@ -70,7 +70,7 @@ def set_worker_info(info: WorkerInfo, *, process: bool) -> None:
 
 
 def forget_questions() -> None:
-    """From here on `has_asked` tells of what comes."""
+    """Reset `has_asked`: it then covers calls from here on."""
     _thread.has_asked = False
 
 
@@ -83,7 +83,7 @@ def _tell_torch(module: ModuleType, info: WorkerInfo) -> None:
     module._worker_info = module.WorkerInfo(  # type: ignore[attr-defined]  # private, see above
         id=info.id, num_workers=info.num_workers, seed=info.seed, dataset=info.dataset
     )
-    # The CPU's generator alone: workers know nothing of devices.
+    # Only the CPU's generator: workers know nothing of devices.
     module.torch.default_generator.manual_seed(info.seed)
 
 
@@ -107,5 +107,5 @@ class _LateTorch(importlib.abc.MetaPathFinder):
                 execute(module)
                 _tell_torch(module, info)
 
-            spec.loader.exec_module = exec_module  # type: ignore[method-assign]  # this one module's loader alone
+            spec.loader.exec_module = exec_module  # type: ignore[method-assign]  # only the loader of this one module
         return spec

@@ -27,7 +27,7 @@ class InlineEngine:
         self._queue.extend((task, start, stop) for start, stop in spans)
 
     def collect(self, timeout_s: float | None) -> list[Result]:
-        """What was executed; without that the next span is, unless no time is given."""
+        """The results of executed spans; if there are none, execute the next span, unless the timeout is 0."""
         if not self._results and timeout_s != 0:
             self.wait(timeout_s)
         results, self._results = self._results, []
@@ -38,10 +38,10 @@ class InlineEngine:
         if self._queue:
             task, start, stop = self._queue[0]
             self._results.append(self._worker.execute(task, start, stop, lambda row: not task.cancelled))
-            self._queue.popleft()  # only now: what Ctrl-C has interrupted is done when it is asked for again
+            self._queue.popleft()  # only now: a span interrupted by Ctrl-C is executed on the next call
 
     def cancel(self, task: Task) -> None:
-        """Skip what is queued of this task."""
+        """Skip the queued spans of this task."""
         task.cancelled = True
 
     def reading(self) -> list[Reading]:
@@ -49,7 +49,7 @@ class InlineEngine:
         return []
 
     def resize(self, workers: int) -> None:
-        """It stays one."""
+        """Do nothing: there is always one."""
 
     def close(self, *, force: bool = False) -> None:
         """Nothing to stop."""

@@ -1,4 +1,4 @@
-"""How a worker process comes to life, and how its end is known."""
+"""How a worker process is started, and how its end is detected."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import time
 from multiprocessing import forkserver, popen_fork, resource_tracker, util
 from typing import Any
 
-# How long to look for the exit code of a process that has ended.
+# How long to wait for the exit code of a process that has ended.
 _STATUS_S = 0.1
 
 
@@ -19,7 +19,7 @@ def _close(*fds: int) -> None:
 
 
 class _Forked(popen_fork.Popen):
-    """A forked process. multiprocessing's own leaves four descriptors open when no process can be forked."""
+    """A forked process. multiprocessing's own class leaves four descriptors open if forking fails."""
 
     def _launch(self, process: Any) -> None:
         pipes: list[int] = []
@@ -46,14 +46,14 @@ class _Forked(popen_fork.Popen):
 
 
 def launch(process: Any, method: str) -> None:
-    """Start a process of multiprocessing's, unharmed by Ctrl-C and by a process that ends before it is told its task.
+    """Start a multiprocessing process, safe against Ctrl-C and a process that ends before it receives its task.
 
-    In the process SIGINT and SIGPIPE are blocked until it unblocks them.
+    In the new process SIGINT and SIGPIPE are blocked until it unblocks them.
 
     Raises:
-        EOFError, ConnectionError: the server that was to fork it has died.
+        EOFError, ConnectionError: the fork server has died.
     """
-    # These live on for all processes to come: not with the mask below.
+    # These live on for all later processes, so they must not inherit the mask below.
     if method == "forkserver":
         forkserver.ensure_running()
     elif method == "spawn":
@@ -66,15 +66,15 @@ def launch(process: Any, method: str) -> None:
         process.start()
     finally:
         if signal.SIGPIPE in signal.sigpending() and signal.SIGPIPE not in mask:
-            # With the default action it would end this program. The exception tells what has happened.
+            # With the default action it would end this program. The exception says what has happened.
             signal.sigwait({signal.SIGPIPE})
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def sentinel_of(process: Any) -> int:
-    """A descriptor that tells that the process has ended.
+    """A descriptor that shows that the process has ended.
 
-    multiprocessing's own is a pipe, which whatever the dataset has forked in that process may hold open.
+    multiprocessing's own is a pipe, which processes that the dataset forked there may hold open.
     """
     try:
         return os.pidfd_open(process.pid)
@@ -83,19 +83,19 @@ def sentinel_of(process: Any) -> int:
 
 
 def exitcode_of(process: Any, method: str) -> int | None:
-    """The exit code of a process that has ended, or is about to. None where nobody knows it."""
+    """The exit code of a process that has ended, or is about to. None if it cannot be known."""
     process.join()
     deadline = time.monotonic() + _STATUS_S
-    # Another thread may have asked the system and not noted it down yet; with SIGCHLD ignored it is lost.
+    # Another thread may have reaped it and not stored the code yet; with SIGCHLD ignored the code is lost.
     while (exitcode := process.exitcode) is None and time.monotonic() < deadline:
         time.sleep(0.001)
     if method == "forkserver" and exitcode == 255:
-        return -signal.SIGKILL  # how multiprocessing says that the server has died; its processes die with it
+        return -signal.SIGKILL  # how multiprocessing reports that the server has died; its processes die with it
     return exitcode  # type: ignore[no-any-return]
 
 
 def ended(exitcode: int | None) -> str:
-    """How a process came to its end."""
+    """How a process ended."""
     if exitcode is None:
         return "nobody knows how"
     if exitcode >= 0:
@@ -107,7 +107,7 @@ def ended(exitcode: int | None) -> str:
 
 
 def hint_for_start(dataset: Any, method: str) -> str:
-    """What may keep a process from reading this dataset, and what to do."""
+    """What may prevent a process from reading this dataset, and what to do."""
     kind = type(dataset)
     name = f"{kind.__module__}.{kind.__qualname__}"
     if method == "fork":
