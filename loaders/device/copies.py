@@ -238,7 +238,8 @@ class _BufferSet:
 
 
 def _span(tensor: torch.Tensor) -> int | None:
-    """How many elements lie between the first and the last one, both counted; None where only a plain copy is possible."""
+    """How many elements lie between the first and the last one, both counted; None where only a plain copy is
+    possible."""
     if not is_plain(tensor) or tensor.device.type != "cpu" or tensor.numel() == 0 or tensor.requires_grad:
         return None
     if tensor.is_conj() or tensor.is_neg():

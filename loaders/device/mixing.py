@@ -163,7 +163,8 @@ class CutMix(_Mixing):
         DevicePrefetcher(loader, "cuda", transform=lambda batch: cutmix(normalize(batch)))
 
     One box for the batch: lambda ~ Beta(alpha, alpha), the centre uniform, the sides sqrt(1 - lambda) of the image's,
-    clipped to the image; then lambda becomes the share of the image outside the box. Everything is drawn on the host from
+    clipped to the image; then lambda becomes the share of the image outside the box. Everything is drawn on the host
+    from
     `loaders.sample_rng()`, and nothing waits for the device. The batch that came is not changed. Images keep dtype and
     memory format.
 

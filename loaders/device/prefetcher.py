@@ -29,7 +29,8 @@ class DevicePrefetcher:
 
     Tensors move, wherever they sit in a batch of nested dicts, tuples, namedtuples, lists and dataclasses. Anything
     else, ndarrays included, passes unchanged. With a `loaders.DataLoader` the copy engine reads the slots that the
-    workers wrote into, which are page-locked for it. Other loaders' tensors are pinned first where they are not. On the CPU the
+    workers wrote into, which are page-locked for it. Other loaders' tensors are pinned first where they are not. On
+    the CPU the
     loader's own batches come through, so one script serves both.
 
     Keep, change or drop a batch as you like. Only what you hand to a stream other than the one current in your loop
@@ -57,7 +58,8 @@ class DevicePrefetcher:
         static: True to copy into `depth` + 2 fixed sets of device buffers in turn, with no allocation and always at
             the same addresses, as CUDA graphs need it (a graph for each address of the batch). A batch is then valid
             until the next one is asked for, and work enqueued on the current stream until then reads the right bytes.
-            If a part of it is still held when its buffers are needed again, a SlotStateError is raised. Iterators that run at
+            If a part of it is still held when its buffers are needed again, a SlotStateError is raised. Iterators
+            that run at
             the same time have separate buffers. On the CPU nothing is copied, and the argument has no effect.
 
     Raises:
@@ -243,7 +245,9 @@ class _Prefetched:
         if not self._fetched:
             self._note = None
             try:
-                self._fetched.extend(islice(self._numbered, 1))  # taken and kept in one step, which no signal interrupts
+                self._fetched.extend(
+                    islice(self._numbered, 1)
+                )  # taken and kept in one step, which no signal interrupts
             except Exception as error:  # noqa: BLE001  raised after the batches before it
                 # Without this frame, which would keep the iterator alive.
                 self._end = error.with_traceback(error.__traceback__.tb_next if error.__traceback__ else None)

@@ -75,7 +75,8 @@ class PageLocker(Protocol):
 
 
 class DeviceReads:
-    """Page-locks the blocks of a pool, and tracks when the device is done with them. The pool calls it under its lock."""
+    """Page-locks the blocks of a pool, and tracks when the device is done with them. The pool calls it under its
+    lock."""
 
     def __init__(self, page_locker: PageLocker, arena: Arena) -> None:
         self._page_locker = page_locker
@@ -88,7 +89,8 @@ class DeviceReads:
         self._pid = os.getpid()
 
     def lock(self, block: Block) -> None:
-        """Page-lock a block if it is not locked yet; where that is refused, batches are staged in torch's own memory."""
+        """Page-lock a block if it is not locked yet; where that is refused, batches are staged in torch's own
+        memory."""
         if not self._page_locker.can_page_lock or self._refusal is not None or block in self._locked:
             return
         if self.is_capturing():
@@ -100,7 +102,8 @@ class DeviceReads:
             self._refusal = str(error)
 
     def tell_of_refusal(self) -> None:
-        """Warn once that blocks cannot be page-locked. Not under the pool's lock: a warning may be raised as an error."""
+        """Warn once that blocks cannot be page-locked. Not under the pool's lock: a warning may be raised as an
+        error."""
         if self._refusal is not None and not self._is_told:
             self._is_told = True
             warnings.warn(
@@ -163,7 +166,8 @@ class DeviceReads:
         return sum(block.nbytes == nbytes for block, _ in self._reading)
 
     def wait(self, nbytes: int | None = None) -> bool:
-        """Wait for the oldest block of this size, or of any; False if there is none, or if waiting is not possible now."""
+        """Wait for the oldest block of this size, or of any; False if there is none, or if waiting is not possible
+        now."""
         if self.is_capturing():
             return False
         for block, events in self._reading:

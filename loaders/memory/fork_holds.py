@@ -1,6 +1,7 @@
 """Batches that a forked child inherited stay held until the child and all its own forks have ended.
 
-A child shares the memory of every batch that its parent held at the fork. The parent cannot know which of them the child reads.
+A child shares the memory of every batch that its parent held at the fork. The parent cannot know which of them the
+child reads.
 """
 
 from __future__ import annotations
