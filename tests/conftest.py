@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from support import waiting
 
 # Albumentations asks a server for its newest version when it is imported, also in the processes that tests start.
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
@@ -17,6 +18,11 @@ def pytest_collection_finish() -> None:
     # Many tests collect garbage. What the imports left, some 600 MB with torch, is none, and is not searched each time.
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def _each_test_answers_for_its_own_workers() -> None:
+    waiting.before_the_test()
 
 
 @pytest.fixture(scope="session")

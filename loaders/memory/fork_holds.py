@@ -11,7 +11,7 @@ import functools
 import mmap
 import multiprocessing
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 from loaders.memory.blocks import Block
@@ -40,6 +40,7 @@ class _MappedPage:
 
     def __init__(self) -> None:
         self._libc = _libc()
+        self._pid = os.getpid()
         self._fd = os.memfd_create("loaders-fork", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         # Not an `mmap.mmap`, which has a descriptor of its own: if that were closed in the child and its number
         # reused, the object would eventually close somebody else's descriptor.
@@ -54,6 +55,7 @@ class _MappedPage:
 
     def keep_in_child(self) -> None:
         os.close(self._fd)
+        self._fd = -1
 
     def is_alive(self) -> bool:
         import fcntl  # not available on every system
@@ -63,10 +65,16 @@ class _MappedPage:
         except OSError:
             return True
         os.close(self._fd)
+        self._fd = -1
         return False
 
     def close(self) -> None:
         self._libc.munmap(self._page, mmap.PAGESIZE)
+
+    def __del__(self, getpid: Callable[[], int] = os.getpid, close: Callable[[int], None] = os.close) -> None:
+        # Of a pool that is gone while its child lives on. In a child the number may be another file's by now.
+        if getattr(self, "_fd", -1) >= 0 and self._pid == getpid():
+            close(self._fd)
 
 
 class _OpenPipe:

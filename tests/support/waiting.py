@@ -69,11 +69,20 @@ def assert_nothing_is_held(loader: Any) -> None:
     wait_until(is_free, f"every block and ticket is free; held: {loader.holders()}", timeout_s=10.0)
 
 
+_before: set[Any] = set()  # workers that were there when the test began: another one's
+
+
+def before_the_test() -> None:
+    """Note the workers that are left of other tests."""
+    _before.clear()
+    _before.update(worker_pids(), worker_threads())
+
+
 def assert_no_workers() -> None:
-    """No process and no thread of a loader is left."""
+    """No process and no thread of a loader of this test is left."""
     gc.collect()
-    wait_until(lambda: not worker_pids(), "no worker process is left", timeout_s=10.0)
-    wait_until(lambda: not worker_threads(), "no worker thread is left", timeout_s=10.0)
+    wait_until(lambda: not set(worker_pids()) - _before, "no worker process is left", timeout_s=10.0)
+    wait_until(lambda: not set(worker_threads()) - _before, "no worker thread is left", timeout_s=10.0)
 
 
 def outcomes(loader: Any) -> list[Any]:
