@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,15 +15,13 @@ from support import waiting
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
 
 
-def pytest_collection_finish() -> None:
-    # Many tests collect garbage. What the imports left, some 600 MB with torch, is none, and is not searched each time.
+@pytest.fixture(scope="module", autouse=True)
+def _a_module_leaves_no_worker() -> Iterator[None]:
+    # Many tests collect garbage. What the imports and the modules before left is none, and is not searched each time.
     gc.collect()
     gc.freeze()
-
-
-@pytest.fixture(autouse=True)
-def _each_test_answers_for_its_own_workers() -> None:
-    waiting.before_the_test()
+    yield
+    waiting.assert_no_workers()
 
 
 @pytest.fixture(scope="session")

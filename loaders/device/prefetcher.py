@@ -16,7 +16,7 @@ from loaders.dataloader.epoch import Epoch
 from loaders.dataloader.loader import DataLoader
 from loaders.device.copies import Copied, Copies, StaticBuffers, tensors_of
 from loaders.device.streams import Streams, open_streams
-from loaders.errors import DeviceError
+from loaders.errors import DeviceError, StateError
 from loaders.randomness.streams import Domain, enter_sample, leave_sample
 from loaders.report.statistics import Transfer
 
@@ -301,17 +301,18 @@ class _Position:
     """The loader's state as it was when this was made."""
 
     def __init__(self, loader: Any) -> None:
-        self._error: Exception | None = None
+        self._refusal: str | None = None
         self._state: Any = None
         if hasattr(loader, "state_dict"):
             try:
                 self._state = loader.state_dict()
             except Exception as error:  # noqa: BLE001  raised when the state is asked for, if ever
-                self._error = error
+                # Only its words: the frames in its traceback hold the iterator, which would never be collected.
+                self._refusal = str(error)
 
     def state(self) -> Any:
-        if self._error is not None:
-            raise self._error
+        if self._refusal is not None:
+            raise StateError(self._refusal)
         return copy.deepcopy(self._state)
 
 

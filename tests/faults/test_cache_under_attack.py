@@ -10,6 +10,7 @@ import random
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable
 from multiprocessing.connection import wait
@@ -55,8 +56,12 @@ def pattern(index: int) -> np.ndarray[Any, Any]:
 
 @pytest.fixture(params=["memory", "file"])
 def make(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[int], DecodedCache]:
-    path = tmp_path / "cache" if request.param == "file" else None
-    return lambda length: DecodedCache(Patterns(length, tmp_path / "log"), 256 << 20, path=path)
+    def make_one(length: int) -> DecodedCache:
+        folder = Path(tempfile.mkdtemp(dir=tmp_path))
+        path = folder / "cache" if request.param == "file" else None
+        return DecodedCache(Patterns(length, folder / "log"), 256 << 20, path=path)
+
+    return make_one
 
 
 def assert_intact(cache: DecodedCache) -> None:
@@ -155,34 +160,39 @@ def read_at_random(cache: DecodedCache, seed: int) -> None:
 
 def test_random_kills_of_concurrent_readers_damage_nothing(make: Callable[[int], DecodedCache]) -> None:
     rng = random.Random(8)
-    cache = make(150)
     seeds = itertools.count()
+    killed = 0
 
-    def start() -> Any:
+    def start(cache: DecodedCache) -> Any:
         process = FORK.Process(target=read_at_random, args=(cache, next(seeds)))
         process.start()
         return process
 
-    readers = [start() for _ in range(3)]
-    killed = 0
-    while cache.cached_count < len(cache):
-        # Not to synchronise: the moment is what is drawn.
-        wait([reader.sentinel for reader in readers], rng.uniform(0.0, 0.012))
-        number = rng.randrange(len(readers))
-        if killed < 60:
-            os.kill(readers[number].pid, signal.SIGKILL)
-            readers[number].join()
-            killed += readers[number].exitcode == -signal.SIGKILL
-            assert readers[number].exitcode in (0, -signal.SIGKILL)
-            readers[number] = start()
-    for reader in readers:
-        reader.join()
-        assert reader.exitcode == 0
-    assert killed >= 5
-    assert_intact(cache)
-    reads = cache.dataset.reads
-    assert_still_fills(cache)
-    assert cache.dataset.reads == reads
+    def fill(cache: DecodedCache) -> None:
+        nonlocal killed
+        readers = [start(cache) for _ in range(3)]
+        while cache.cached_count < len(cache):
+            # Not to synchronise: the moment is what is drawn.
+            wait([reader.sentinel for reader in readers], rng.uniform(0.0, 0.012))
+            number = rng.randrange(len(readers))
+            if killed < 40:
+                os.kill(readers[number].pid, signal.SIGKILL)
+                readers[number].join()
+                killed += readers[number].exitcode == -signal.SIGKILL
+                assert readers[number].exitcode in (0, -signal.SIGKILL)
+                readers[number] = start(cache)
+        for reader in readers:
+            reader.join()
+            assert reader.exitcode == 0
+
+    # A cache is full after few kills where processes start slowly.
+    while killed < 20:
+        cache = make(150)
+        fill(cache)
+        assert_intact(cache)
+        reads = cache.dataset.reads
+        assert_still_fills(cache)
+        assert cache.dataset.reads == reads
 
 
 @pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])

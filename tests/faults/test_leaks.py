@@ -149,8 +149,6 @@ every_engine = pytest.mark.parametrize("engine", ENGINES.values(), ids=ENGINES)
 def _quick_collections():
     gc.collect()
     gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @every_engine

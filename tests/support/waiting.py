@@ -17,10 +17,6 @@ from support import inside
 
 from loaders.workers.processes import ProcessEngine
 
-# What is there by now stays: the collections below look at what the tests make, not at all of torch every time.
-gc.collect()
-gc.freeze()
-
 
 def wait_until(condition: Callable[[], Any], what: str, timeout_s: float = 30.0) -> Any:
     """The first true value of `condition`; fails if it stays false."""
@@ -69,20 +65,11 @@ def assert_nothing_is_held(loader: Any) -> None:
     wait_until(is_free, f"every block and ticket is free; held: {loader.holders()}", timeout_s=10.0)
 
 
-_before: set[Any] = set()  # workers that were there when the test began: another one's
-
-
-def before_the_test() -> None:
-    """Note the workers that are left of other tests."""
-    _before.clear()
-    _before.update(worker_pids(), worker_threads())
-
-
 def assert_no_workers() -> None:
-    """No process and no thread of a loader of this test is left."""
+    """No process and no thread of any loader is left."""
     gc.collect()
-    wait_until(lambda: not set(worker_pids()) - _before, "no worker process is left", timeout_s=10.0)
-    wait_until(lambda: not set(worker_threads()) - _before, "no worker thread is left", timeout_s=10.0)
+    wait_until(lambda: not worker_pids(), "no worker process is left", timeout_s=10.0)
+    wait_until(lambda: not worker_threads(), "no worker thread is left", timeout_s=10.0)
 
 
 def outcomes(loader: Any) -> list[Any]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from itertools import islice
 
 import numpy as np
 import pytest
 import torch
 from support.simulated_device import SimulatedDevice, prefetch
+from support.waiting import assert_no_workers
 from torch.utils.data import DataLoader, TensorDataset
 
 import loaders
@@ -70,6 +73,19 @@ def test_a_loader_without_state_has_none_here_and_one_that_refuses_refuses_here(
     next(batches)
     with pytest.raises(StateError, match="in_order=False"):
         ours.state_dict()
+
+
+def test_a_refused_state_keeps_neither_the_iterator_nor_its_workers_alive(device):
+    ours = prefetch(device, squares(in_order=False, num_workers=1, multiprocessing_context="fork"))
+    batches = iter(ours)
+    next(batches)
+    with pytest.raises(StateError):
+        ours.state_dict()
+    iterator = weakref.ref(batches)
+    del batches
+    gc.collect()
+    assert iterator() is None
+    assert_no_workers()
 
 
 def test_a_loader_that_went_on_by_itself_tells_its_own_state(device):

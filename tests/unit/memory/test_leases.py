@@ -109,14 +109,6 @@ def content(seed: int) -> torch.Tensor:
     return torch.arange(24, dtype=torch.float32).reshape(SHAPE) + 100 * seed
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _quick_collections():
-    gc.collect()
-    gc.freeze()  # what was there before, torch above all, is not looked through again at every collection
-    yield
-    gc.unfreeze()
-
-
 # -- the pool alone
 
 
