@@ -1,4 +1,4 @@
-"""Image files to arrays: decoding, crops that decode only what they need, normalising, the albumentations adapter.
+"""Image files to arrays: decoding, crops that decode only what they need, normalisation, the Albumentations adapter.
 
 Imports `system`, `timing` and `randomness`; datasets and the command line import it.
 """

@@ -1,4 +1,4 @@
-"""Albumentations on whole samples, with the randomness of the sample."""
+"""Albumentations pipelines on whole samples, seeded from `sample_rng()`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from loaders.randomness.streams import Domain, KeyedGenerator, sample_rng
 from loaders.system.opencv_threads import quiet_opencv
 from loaders.timing.stages import AUGMENT
 
-# What tells a pipeline the format of a target, and how.
+# The argument that declares the format of a target to a pipeline, and an example.
 _PARAMS = {
     "bboxes": ("bbox_params", 'A.BboxParams("pascal_voc")'),
     "keypoints": ("keypoint_params", 'A.KeypointParams("xy")'),
@@ -20,40 +20,39 @@ _PARAMS = {
 
 
 class Albumentations:
-    """Adapts an Albumentations pipeline: a sample in, a sample out.
+    """Applies an Albumentations pipeline to whole samples.
 
         transform = Albumentations(A.Compose([A.RandomCrop(224, 224), A.HorizontalFlip()]))
         dataset = ImageFolder("train", transform)
 
-    Of the sample's fields, those named below go through the pipeline; all others travel unchanged, and a name that the
-    sample lacks is left out. Dicts, namedtuples and dataclasses name their fields; those of a plain tuple or list are
-    "0", "1", …, and its first is the image unless another is named.
+    The fields named below go through the pipeline if the sample has them; all others stay unchanged. The fields of a
+    plain tuple or list are named "0", "1", …, and the first is the image unless `image` names another.
 
-    Each call seeds the pipeline from `sample_rng()`, so neither workers nor epochs repeat each other, and a seed given
-    to the pipeline itself has no effect.
+    Each call seeds the pipeline from `sample_rng()`, so workers and epochs do not repeat each other's random numbers,
+    and a seed passed to the pipeline itself has no effect.
 
-    The pipeline is used through its public contract alone: `set_random_state`, or else `set_random_seed`, the call, and
-    where it has them `available_keys` and `processors`, which tell what it knows.
+    Only the pipeline's public interface is used: `set_random_state`, or else `set_random_seed`, the call, and, if
+    present, attributes such as `available_keys` and `processors`, which list the targets that it accepts.
 
     Args:
-        transform: an `albumentations.Compose`, or one transform. It holds the random state, so threads must not share
-            one: give each a `copy.deepcopy` of this object.
-        image: the field with the image, (H, W) or (H, W, C). Also `mask`, and `masks`, (N, H, W) or a list of masks.
+        transform: an `albumentations.Compose`, or a single transform. It holds random state, so threads must not share
+            it: give each thread a `copy.deepcopy` of this object.
+        image: the field with the image, (H, W) or (H, W, C); likewise `mask`; `masks` is (N, H, W) or a list of masks.
         boxes: the field with bounding boxes, (N, 4 or more) in the format the pipeline declares (`bbox_params`).
-        labels: the field, or fields, with one row per box, of any dtype and shape. The pipeline must know them by the
-            same name: `BboxParams(..., label_fields=["labels"])`.
+        labels: the field, or fields, with one row per box, of any dtype and shape. The pipeline must declare them by
+            the same name: `BboxParams(..., label_fields=["labels"])`.
         keypoints: the field with keypoints, (N, 2 or more); `keypoint_labels` as `labels`, in `keypoint_params`.
-        targets: other targets of the pipeline, such as `additional_targets`: `image2="right_image"`.
+        targets: the fields of other targets of the pipeline, such as its `additional_targets`: `image2="right_image"`.
 
     Returns:
-        (when called) a new sample of the same type. Boxes and keypoints are float32 (N, columns as given), also when no
-        row is left; their labels keep type and dtype, and lose the rows that the boxes lost.
+        (when called) a new sample of the same type. Boxes and keypoints are float32 (N, columns as given), even when no
+        rows are left; their labels keep type and dtype, and lose the same rows.
 
     Raises:
         FieldNameError: (when called) the sample has none of the fields, or has boxes, keypoints, labels or targets that
-            the pipeline was not told of: `bbox_params`, `keypoint_params`, `label_fields`, `additional_targets`.
-        FieldDtypeError: the pipeline returned something else than ndarrays.
-        FieldShapeError: labels got out of step with their boxes or keypoints.
+            the pipeline does not declare: `bbox_params`, `keypoint_params`, `label_fields`, `additional_targets`.
+        FieldDtypeError: a field was an ndarray, and the pipeline returned something else for it.
+        FieldShapeError: labels do not match the rows of their boxes or keypoints, before or after the pipeline.
     """
 
     keys_itself = True  # it seeds its pipeline from `sample_rng()`: see `randomness.transforms`
@@ -76,7 +75,7 @@ class Albumentations:
         ):
             raise TypeError(
                 f"transform is a {type(transform).__name__}, not an Albumentations pipeline: it has no "
-                "set_random_state. Pass A.Compose([...]); give other functions to the dataset as they are."
+                "set_random_state. Pass A.Compose([...]); pass other functions to the dataset directly."
             )
         self.transform = transform
         self.image = image
@@ -127,7 +126,7 @@ class Albumentations:
         return f"Albumentations({type(self.transform).__name__})"
 
     def _names(self, sample: Any, fields: dict[str, Any]) -> dict[str, str]:
-        """The pipeline's name of each target that the sample has → the sample's name of it."""
+        """The pipeline's name → the sample's field, for each target that the sample has."""
         unnamed = isinstance(sample, (tuple, list)) and not is_namedtuple(sample)
         image = "0" if unnamed and self.image not in fields else self.image
         names = {
@@ -148,24 +147,24 @@ class Albumentations:
         return present
 
     def _refuse_unknown(self, names: dict[str, str]) -> None:
-        """See that the pipeline was told of what it is given: it takes boxes for fractions of the picture otherwise."""
+        """Refuse targets that the pipeline does not declare: it would take boxes for fractions of the picture."""
         known = getattr(self.transform, "available_keys", None)
         if known is None or not getattr(self.transform, "transforms", True):
-            return  # it does not say what it knows, or is empty and moves nothing
+            return  # it does not list its targets, or is empty and changes nothing
         processors, additional = _processors(self.transform), getattr(self.transform, "additional_targets", {})
         for target, name in names.items():
             kind = additional.get(target, target)
             argument = _PARAMS.get(kind)
             if argument is not None and kind in known and kind not in processors:
                 raise FieldNameError(
-                    f'field "{name}": the pipeline does not know the format of its {kind}, and would make nonsense of '
-                    f"them: {argument[0]} is missing.\n"
+                    f'field "{name}": the pipeline does not know the format of its {kind} and would transform them '
+                    f"wrongly: {argument[0]} is missing.\n"
                     f"  Pass it where the pipeline is made: A.Compose([...], {argument[0]}={argument[1]}).",
                     field=name,
                 )
             if target in self.targets and target not in known:
                 raise FieldNameError(
-                    f'field "{name}": the pipeline knows no target "{target}", and would leave it as it is.\n'
+                    f'field "{name}": the pipeline has no target "{target}" and would leave it unchanged.\n'
                     f'  Declare it where the pipeline is made, as additional_targets={{"{target}": "image"}}.',
                     field=name,
                 )
@@ -175,8 +174,8 @@ class Albumentations:
         if processor is not None and label not in (processor.params.label_fields or ()):
             argument, declaration = _PARAMS[target]
             raise FieldNameError(
-                f'field "{label}": the pipeline does not know these labels of its {target}, and keeps them where it '
-                f"drops a row.\n  Declare them where the pipeline is made: {argument}="
+                f'field "{label}": the pipeline does not know these labels of its {target}, and does not drop their '
+                f"rows with them.\n  Declare them where the pipeline is made: {argument}="
                 f'{declaration.removesuffix(")")}, label_fields=["{label}"]).',
                 field=label,
             )
@@ -187,14 +186,14 @@ class Albumentations:
         if not hasattr(self.transform, "set_random_state"):
             self.transform.set_random_seed(word)
             return
-        # The same two generators each time, sent to the start of a new stream: making new ones costs more.
+        # The same two generators are re-keyed each time: making new ones costs more.
         self._keyed.rekey(Domain.TRANSFORM, word, 0, 0)
         self._keyed.python.seed(word)
         self.transform.set_random_state(self._keyed.numpy, self._keyed.python)
 
     def _run(self, passed: dict[str, Any]) -> dict[str, Any]:
         masks = passed.get("masks")
-        # Albumentations 2.0.8 cannot stack no masks; an image without objects is no error.
+        # Albumentations 2.0.8 cannot stack zero masks; an image without objects is valid.
         no_masks = isinstance(masks, np.ndarray) and len(masks) == 0
         try:
             results: dict[str, Any] = self.transform(
@@ -211,7 +210,7 @@ class Albumentations:
 
 
 def _processors(transform: Any) -> dict[str, Any]:
-    """What prepares boxes and keypoints, by target; a single transform may have them from a Compose, but uses none."""
+    """Processors of boxes and keypoints, by target; a transform taken from a Compose may have some but uses none."""
     processors: dict[str, Any] = getattr(transform, "processors", {}) if hasattr(transform, "preprocess") else {}
     return processors
 
@@ -221,18 +220,18 @@ def _as_tuple(names: str | tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _as_table(rows: Any, columns: int) -> np.ndarray:
-    table = np.array(rows, np.float32)  # a copy: the pipeline may write into what it is given
+    table = np.array(rows, np.float32)  # a copy: the pipeline may write into its input
     return table if table.ndim > 1 else table.reshape(-1, columns)
 
 
 def _row_numbers(label: str, labels: Any, name: str, count: int) -> np.ndarray:
-    """What goes through the pipeline in place of the labels. It casts them to float32 there and flattens each row.
+    """Row numbers that go through the pipeline in place of labels, which it would cast to float32 and flatten.
 
-    Negative, so that rows the pipeline brings from elsewhere, which have no labels here, can be told apart.
+    They are negative, to distinguish them from rows that the pipeline adds from elsewhere, which have no labels here.
     """
     if len(labels) != count:
         raise FieldShapeError(
-            f'field "{label}": {len(labels)} rows, but "{name}" has {count}; each needs one.', field=label
+            f'field "{label}": {len(labels)} rows, but "{name}" has {count}; expected one per row.', field=label
         )
     return np.arange(-count, 0)
 
@@ -241,8 +240,8 @@ def _kept_rows(label: str, labels: Any, rows: Any, name: str, count: int) -> Any
     rows = np.asarray(rows, np.int64).reshape(-1)
     if len(rows) != count or (rows >= 0).any():
         raise FieldShapeError(
-            f'field "{label}": the pipeline returned {len(rows)} labels for {count} rows of "{name}", or rows that the '
-            "sample never had.\n  Declare the field where the pipeline is made: "
+            f'field "{label}": the pipeline returned {len(rows)} labels for {count} rows of "{name}", or labels of '
+            "rows that are not in the sample.\n  Declare the field where the pipeline is made: "
             f'BboxParams or KeypointParams(..., label_fields=["{label}"]).',
             field=label,
         )
@@ -253,7 +252,7 @@ def _checked(name: str, given: Any, result: Any) -> Any:
     if isinstance(given, np.ndarray) and not isinstance(result, np.ndarray):
         raise FieldDtypeError(
             f'field "{name}": the pipeline returned a {type(result).__name__}, expected an ndarray.\n'
-            "  Leave ToTensorV2 out: samples stay NumPy, and become tensors once per batch, when they are collated.",
+            "  Remove ToTensorV2: samples stay NumPy arrays, and become tensors once per batch, when collated.",
             field=name,
         )
     return result

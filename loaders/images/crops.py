@@ -1,4 +1,4 @@
-"""Which part of a photo is decoded, and at what size it comes out: `ImageFolder(…, crop=RandomResizedCrop(224))`."""
+"""The region of a photo that is decoded, and the size of the result: `ImageFolder(…, crop=RandomResizedCrop(224))`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from loaders.randomness.streams import sample_rng
 Size = int | tuple[int, int]
 
 _ATTEMPTS = 10  # of RandomResizedCrop to find a region that fits
-_PIXELS_LEFT = 1.25  # per pixel of the result, at a reduced scale
+_PIXELS_LEFT = 1.25  # at least, per pixel of the result in each direction, at a reduced scale
 _INTERPOLATIONS = (
     cv2.INTER_NEAREST,
     cv2.INTER_LINEAR,
@@ -29,10 +29,10 @@ _INTERPOLATIONS = (
     cv2.INTER_LINEAR_EXACT,
     cv2.INTER_NEAREST_EXACT,
 )
-# What libjpeg-turbo takes, in nanoseconds, fitted to photos of 0.2 and 12 megapixels: to decode the Huffman codes, per
-# byte of the file down to the region's last row; to make pixels, per pixel of the region, or at a reduced scale per
-# full-scale pixel of the whole photo. INTER_AREA reads each pixel, the other interpolations a few for each they make.
-# Only the ratios matter.
+# Decoding times of libjpeg-turbo in nanoseconds, fitted to photos of 0.2 and 12 megapixels. Huffman decoding: per byte
+# of the file down to the region's last row. Pixels: per pixel of the region, or at a reduced scale per full-scale pixel
+# of the whole photo. INTER_AREA reads every pixel, the other interpolations a few per pixel of the result. Only the
+# ratios matter.
 _NS_PER_BYTE = 10.0
 _NS_PER_PIXEL = {1: 2.3, 2: 0.9, 4: 0.4, 8: 0.2}
 _NS_OF_AREA_PER_PIXEL = 2.2
@@ -40,24 +40,24 @@ _NS_OF_AREA_PER_PIXEL = 2.2
 
 @dataclass(frozen=True)
 class Crop(ABC):
-    """A region of a photo, decoded and resized. A subclass says which region; objects are frozen and can be pickled.
+    """A region of a photo, decoded and resized. Subclasses choose the region; objects are frozen and picklable.
 
-    What lies outside of the region is not decoded where that can be avoided. A JPEG is decoded at 1/2, 1/4 or 1/8 of
-    its scale where that leaves 1.25 pixels for each of the result in both directions, and is cheaper. Then the region's
-    sides move to where reduced pixels end, by at most 0.4 pixels of the result (1.2 where EXIF turns a photo whose
-    sides are no multiples of 8), and INTER_AREA averages means of blocks in place of all pixels: on average 1 to 3
-    levels of 255 apart, 6 on the sharpest photos. Other interpolations alias less than at full scale.
+    Pixels outside the region are not decoded where that can be avoided. A JPEG is decoded at scale 1/2, 1/4 or 1/8
+    where that is cheaper and leaves 1.25 pixels per pixel of the result in both directions. The region's sides then
+    move to the edges of the reduced pixels, by at most 0.4 pixels of the result (1.2 where EXIF turns a photo whose
+    sides are not multiples of 8), and INTER_AREA averages block means instead of all pixels: the results differ by 1 to
+    3 levels of 255 on average, by 6 on the sharpest photos. Other interpolations alias less than at full scale.
 
     Args:
-        interpolation: a constant of OpenCV. None takes `cv2.INTER_AREA`, which averages, unless the region is smaller
-            than the result in either direction; then it takes `cv2.INTER_LINEAR`. That one throughout is faster, and
-            aliases where it shrinks.
-        exact: True decodes at full scale only: the pixels are those of decoding everything, cropping, then
-            `cv2.resize`, bit for bit, whatever decodes. Otherwise they may depend on whether nvImageCodec is installed
-            and on whether the file has restart markers, since these change what is cheaper.
+        interpolation: an OpenCV constant. None uses `cv2.INTER_AREA`, which averages, unless the region is smaller than
+            the result in either direction; then it uses `cv2.INTER_LINEAR`. Passing `cv2.INTER_LINEAR` is faster, and
+            aliases when it shrinks.
+        exact: True decodes at full scale only: the pixels are those of decoding the whole photo, cropping, then
+            `cv2.resize`, bit for bit, on every backend. Otherwise they may depend on whether nvImageCodec is installed
+            and whether the file has restart markers, as these change which scale is cheapest.
 
     Attributes:
-        is_random: whether two reads of one photo may give two regions.
+        is_random: whether two reads of one photo may return different regions.
     """
 
     _: KW_ONLY
@@ -77,16 +77,16 @@ class Crop(ABC):
 
     @property
     def per_file(self) -> int:
-        """Samples of a dataset for each of its files."""
+        """Samples per file of a dataset."""
         return 1
 
     @abstractmethod
     def region(self, width: int, height: int, rng: np.random.Generator | None = None) -> tuple[int, int, int, int]:
-        """The part of an upright photo of width by height that is to be seen: (left, top, width, height), inside it.
+        """The region of an upright photo of `width` by `height` pixels: (left, top, width, height), inside the photo.
 
         Args:
             width, height: of the photo, in pixels.
-            rng: what to draw from; None stands for `sample_rng()`.
+            rng: the generator to draw from; None uses `sample_rng()`.
         """
 
     def read(
@@ -101,16 +101,16 @@ class Crop(ABC):
 
         Args:
             source: a path, or encoded bytes.
-            out: where the result is written, uint8 of its shape; None makes a new array.
-            index: the number of the sample, for the message of the error.
+            out: where the result is written, uint8 of its shape; None allocates a new array.
+            index: the number of the sample, for error messages.
             backend: as in `read_image`.
 
         Returns:
             uint8 (H, W, 3) RGB, upright; `out` if it was given.
 
         Raises:
-            DecodeError: the file is missing, damaged, or no image that OpenCV knows.
-            ValueError: `out` has another shape or dtype.
+            DecodeError: the file is missing, damaged, or not an image that OpenCV can decode.
+            ValueError: `out` has the wrong shape or dtype.
         """
         with open_image(source, index, backend) as image:
             return self._read(image, out)
@@ -118,17 +118,17 @@ class Crop(ABC):
     def apply(
         self, picture: np.ndarray[Any, np.dtype[np.uint8]], out: np.ndarray[Any, np.dtype[np.uint8]] | None = None
     ) -> np.ndarray[Any, np.dtype[np.uint8]]:
-        """The region of a picture that is decoded already, resized.
+        """Cut the region out of a decoded picture and resize it.
 
         Args:
-            picture: uint8 (H, W, 3), upright; it may be read-only, and is not changed.
+            picture: uint8 (H, W, 3), upright; it may be read-only, and is not modified.
             out: as in `read`.
 
         Returns:
             uint8 (H, W, 3); `out` if it was given.
 
         Raises:
-            ValueError: `out` has another shape or dtype.
+            ValueError: `out` has the wrong shape or dtype.
         """
         height, width = picture.shape[:2]
         region = Region(*self.region(width, height))
@@ -137,7 +137,7 @@ class Crop(ABC):
         return self._resized(region.of(picture), self._shape_of(region), out)
 
     def _read(self, image: EncodedImage, out: np.ndarray[Any, Any] | None) -> np.ndarray[Any, np.dtype[np.uint8]]:
-        if not image.is_jpeg:  # decoded whole
+        if not image.is_jpeg:  # other formats are decoded whole
             return self.apply(image.picture(), out)
         width, height = image.size()
         region = Region(*self.region(width, height))
@@ -156,14 +156,14 @@ class Crop(ABC):
         return height, width
 
     def _scale(self, region: Region, shape: tuple[int, int], photo: tuple[int, int], image: EncodedImage) -> int:
-        """The cheapest scale that leaves enough pixels; 8 stands for an eighth."""
-        # One more than the result has, since snapping to blocks may take one away.
+        """The cheapest scale that leaves enough pixels; 8 means 1/8."""
+        # One pixel more than the result has, since snapping to blocks may remove one.
         height, width = _PIXELS_LEFT * (shape[0] + 1), _PIXELS_LEFT * (shape[1] + 1)
         scale = 8
         while scale > 1 and (region.width < scale * width or region.height < scale * height):
             scale //= 2
         if scale == 1 or image.restarts is not None or image.reads_all():
-            return scale  # OpenCV decodes all that it is given, and the smaller the scale the sooner
+            return scale  # OpenCV decodes all of its input, and is faster at a smaller scale
         pixels = region.width * region.height
         area = _NS_OF_AREA_PER_PIXEL if self.interpolation in (None, cv2.INTER_AREA) else 0.0
         whole = _NS_PER_BYTE * image.nbytes + _NS_PER_PIXEL[scale] * photo[0] * photo[1] + area * pixels / scale**2
@@ -191,14 +191,14 @@ class Crop(ABC):
 
 @dataclass(frozen=True)
 class RandomResizedCrop(Crop):
-    """A random part of the photo, resized to one size and maybe mirrored: how networks are trained on ImageNet.
+    """A random region of the photo, resized and possibly mirrored: the usual crop for training on ImageNet.
 
-    It is a decoding step, given as `crop=`, and not albumentations' transform of this name: only that part is decoded.
+    Pass it as `crop=`: unlike the Albumentations transform of this name, it decodes only the region.
 
-    The area is a uniformly drawn share of the photo's, the ratio of width to height is drawn so that its logarithm is
-    uniform, and then the place uniformly among those where the region lies inside. Of up to ten such draws the first
-    that fits is taken. If none does it is the largest central part of a ratio within `ratio`. This is the distribution
-    of torchvision's `RandomResizedCrop`, whose numbers are drawn from `sample_rng()` here.
+    The region's share of the photo's area is uniform, the logarithm of its width / height is uniform, and its position
+    is uniform among those inside the photo. The first of up to ten draws that fits is used; if none fits, the largest
+    central region with a ratio within `ratio`. This is the distribution of torchvision's `RandomResizedCrop`, with
+    numbers drawn from `sample_rng()`.
 
     Args:
         size: of the result in pixels: an int for a square, or (height, width).
@@ -236,7 +236,7 @@ class RandomResizedCrop(Crop):
         return as_shape(self.size)
 
     def region(self, width: int, height: int, rng: np.random.Generator | None = None) -> Region:
-        """A random part of a photo of width by height."""
+        """A random region of a photo of `width` by `height` pixels."""
         random = (sample_rng() if rng is None else rng).random  # 0 <= random() < 1
         (least, greatest), (flattest, widest) = self.scale, self.ratio
         log_flattest = math.log(flattest)
@@ -266,15 +266,15 @@ class RandomResizedCrop(Crop):
 
 @dataclass(frozen=True)
 class CenterCrop(Crop):
-    """The middle of the photo, the same each time: how networks are evaluated on ImageNet.
+    """The centre of the photo, the same at each read: the usual crop for evaluation on ImageNet.
 
-    As if the photo's shorter side were resized to `resize` pixels and the middle of that were cut to `size`, but done
-    as one region and one resize. The region's sides are `size / resize` of the photo's shorter side, rounded to whole
-    pixels, and it lies in the middle, rounded towards the upper left corner.
+    Like resizing the photo's shorter side to `resize` pixels and then cropping the centre to `size`, but done as one
+    crop and one resize. The region's sides are `size / resize` of the photo's shorter side, rounded to whole pixels; it
+    is centred, rounded towards the upper left corner.
 
     Args:
-        size: of the result in pixels: an int for a square, or (height, width); not more than `resize`.
-        resize: what the photo's shorter side becomes, in pixels.
+        size: of the result in pixels: an int for a square, or (height, width); at most `resize`.
+        resize: the length to which the photo's shorter side is resized, in pixels.
         interpolation, exact: see `Crop`.
 
     Raises:
@@ -288,7 +288,7 @@ class CenterCrop(Crop):
         super().__post_init__()
         if max(as_shape(self.size)) > self.resize:
             raise ValueError(
-                f"size {self.size!r} is more than resize={self.resize!r}: the photo's shorter side may not hold it.\n"
+                f"size {self.size!r} is more than resize={self.resize!r}, the length of the photo's shorter side.\n"
                 f"  Pass a larger resize=, such as {math.ceil(max(as_shape(self.size)) * 8 / 7)}."
             )
 
@@ -298,7 +298,7 @@ class CenterCrop(Crop):
         return as_shape(self.size)
 
     def region(self, width: int, height: int, rng: np.random.Generator | None = None) -> Region:
-        """The middle of a photo of width by height."""
+        """The central region of a photo of `width` by `height` pixels."""
         per_pixel = min(width, height) / self.resize
         down, across = (max(1, round(side * per_pixel)) for side in self.shape)
         return _centered(across, down, width, height)
@@ -309,9 +309,9 @@ class Resize(Crop):
     """The whole photo, resized.
 
     Args:
-        size: an int is what the shorter side becomes, in pixels; the longer one keeps the proportion, rounded down, so
-            photos of different proportions do not stack into a batch: declare `Field(ragged=True)` for them.
-            (height, width) is the size of every result, whatever becomes of the proportions.
+        size: an int is the length of the resized shorter side, in pixels; the longer side keeps the aspect ratio,
+            rounded down, so photos of different aspect ratios do not stack into a batch: declare `Field(ragged=True)`
+            for them. (height, width) is the size of every result, whatever the aspect ratio of the photo.
         interpolation, exact: see `Crop`.
 
     Raises:
@@ -330,7 +330,7 @@ class Resize(Crop):
         return as_shape(self.size) if isinstance(self.size, tuple) else None
 
     def region(self, width: int, height: int, rng: np.random.Generator | None = None) -> Region:
-        """All of a photo of width by height."""
+        """The whole photo."""
         return Region(0, 0, width, height)
 
     def _shape_of(self, region: Region) -> tuple[int, int]:
@@ -341,7 +341,7 @@ class Resize(Crop):
 
 
 def check_out(out: np.ndarray[Any, Any] | None, shape: tuple[int, ...]) -> None:
-    """Nothing, if a result of this shape can be written there.
+    """Check that a result of this shape can be written to `out`.
 
     Raises:
         ValueError: it cannot.
@@ -351,10 +351,10 @@ def check_out(out: np.ndarray[Any, Any] | None, shape: tuple[int, ...]) -> None:
 
 
 def as_shape(size: Size) -> tuple[int, int]:
-    """(height, width) of a size as it is given.
+    """(height, width) of a `size` argument.
 
     Raises:
-        ValueError: it is neither an int nor two, or below 1.
+        ValueError: it is neither an int nor a pair of ints, or is below 1.
     """
     try:
         height, width = map(operator.index, size if isinstance(size, (tuple, list)) else (size, size))
@@ -370,7 +370,7 @@ def _centered(across: int, down: int, width: int, height: int) -> Region:
 
 
 def _snapped(region: Region, scale: int, width: int, height: int) -> Region:
-    """The region with each side at the nearest edge of a block of scale by scale pixels, or of the photo."""
+    """The region with each side moved to the nearest edge of a block of scale by scale pixels, or of the photo."""
     half = scale // 2
     left, top = (region.left + half) // scale * scale, (region.top + half) // scale * scale
     right = min(width, (region.left + region.width + half) // scale * scale)

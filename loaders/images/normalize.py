@@ -11,7 +11,7 @@ import numpy as np
 
 
 def checked_mean_and_std(mean: Sequence[float], std: Sequence[float]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Both as floats.
+    """`mean` and `std` as floats.
 
     Raises:
         ValueError: they are of different length, empty or not finite, or a std is 0.
@@ -27,12 +27,11 @@ def checked_mean_and_std(mean: Sequence[float], std: Sequence[float]) -> tuple[t
 class NormalizedPlanes:
     """`(x / 255 - mean) / std`, channels first, in one pass: each of the 256 values is looked up in a table.
 
-    The tables are computed in float64 and rounded once, so that the results are the nearest float32 numbers to the true
-    ones.
+    The tables are computed in float64 and rounded once: each result is the float32 nearest to the exact value.
 
     Args:
         mean: one number per channel, of pixels scaled to 0 … 1.
-        std: likewise.
+        std: one number per channel, on the same scale.
 
     Raises:
         ValueError: mean and std are of different length, empty or not finite, or a std is 0.
@@ -48,17 +47,17 @@ class NormalizedPlanes:
     def __call__(
         self, image: np.ndarray[Any, np.dtype[np.uint8]], out: np.ndarray[Any, np.dtype[np.float32]] | None = None
     ) -> np.ndarray[Any, np.dtype[np.float32]]:
-        """The image as planes.
+        """Normalise an image.
 
         Args:
             image: uint8 (H, W, C), one channel per mean.
-            out: where they are written, float32 (C, H, W); None makes a new array.
+            out: where the planes are written, float32 (C, H, W); None allocates a new array.
 
         Returns:
             float32 (C, H, W); `out` if it was given.
 
         Raises:
-            ValueError: `image` or `out` has another dtype or shape.
+            ValueError: `image` or `out` has the wrong dtype or shape.
         """
         channels = len(self.mean)
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != channels or not image.size:

@@ -17,22 +17,20 @@ from loaders.randomness.streams import sample_rng
 
 @dataclass(frozen=True)
 class RandomPatches(Crop):
-    """Random windows of a photo, cut and not resized: for pathology, satellites, super-resolution.
+    """Random windows of a photo, cropped without resizing: for pathology, satellite images, super-resolution.
 
-    Each lies anywhere in the photo with the same probability; numbers are drawn from `sample_rng()`. The pixels are
-    those of the decoded photo, bit for bit. Of JPEGs that `loaders prepare` has written only what lies around the
-    window is read and decoded.
+    Window positions are uniform over the photo, drawn from `sample_rng()`. The pixels are those of the decoded photo,
+    bit for bit. Of a JPEG written by `loaders prepare`, only the segments around the window are read and decoded.
 
     Args:
-        size: of a window in pixels: an int for a square, or (height, width). No photo may be smaller.
-        per_photo: windows of each photo. A dataset of N photos has N * per_photo samples: sample i is a window of photo
-            i // per_photo.
-        stacked: True makes them one sample instead: the image is uint8 (per_photo, H, W, 3), and a dataset has N.
+        size: of a window, in pixels: an int for a square, or (height, width). Every photo must be at least this large.
+        per_photo: windows per photo. N photos make N * per_photo samples; sample i is of photo i // per_photo.
+        stacked: True makes a photo's windows one sample, uint8 (per_photo, H, W, 3): N photos make N samples.
         interpolation, exact: have no effect here.
 
     Raises:
-        ValueError: a size or a number below 1.
-        FieldShapeError: on reading; a photo is smaller than a window.
+        ValueError: `size` or `per_photo` is below 1.
+        FieldShapeError: (when reading) a photo is smaller than a window.
     """
 
     size: Size
@@ -50,16 +48,16 @@ class RandomPatches(Crop):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """(height, width) of every result, behind per_photo where they are stacked."""
+        """(height, width) of every result, or (per_photo, height, width) if stacked."""
         return (self.per_photo, *as_shape(self.size)) if self.stacked else as_shape(self.size)
 
     @property
     def per_file(self) -> int:
-        """Samples of a dataset for each of its files."""
+        """Samples per file of a dataset."""
         return 1 if self.stacked else self.per_photo
 
     def region(self, width: int, height: int, rng: np.random.Generator | None = None) -> Region:
-        """A random window of a photo of width by height."""
+        """A random window of a photo of `width` by `height` pixels."""
         random = (sample_rng() if rng is None else rng).random
         down, across = as_shape(self.size)
         top = int(random() * (height - down + 1))
@@ -71,8 +69,9 @@ class RandomPatches(Crop):
         down, across = as_shape(self.size)
         if width < across or height < down:
             raise FieldShapeError(
-                f'{image.subject}, field "image": {width} x {height} pixels hold no window of {across} x {down}.\n'
-                "  Leave the file out of the dataset, or ask for smaller windows.",
+                f'{image.subject}, field "image": {width} x {height} pixels cannot hold a window '
+                f"of {across} x {down}.\n"
+                "  Leave the file out of the dataset, or use a smaller window.",
                 index=image.index,
                 source=image.name,
                 field="image",
@@ -80,7 +79,7 @@ class RandomPatches(Crop):
         if out is None and not self.stacked:
             return image.read("RGB", self.region(width, height))
         result: np.ndarray[Any, np.dtype[np.uint8]] = np.empty((*self.shape, 3), np.uint8) if out is None else out
-        # One decoding serves all windows where a window costs as much.
+        # Where a window costs as much as the whole photo, decode the photo once for all windows.
         whole = image.picture() if self.stacked and self.per_photo > 1 and image.reads_all() else None
         for row in result if self.stacked else (result,):
             region = self.region(width, height)

@@ -1,4 +1,4 @@
-"""The folders below one, each once, whatever links lead to them."""
+"""Walks a folder tree, following links and listing each folder once."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ class Folder(NamedTuple):
     """One folder of a walk.
 
     Attributes:
-        path: where it is; below the top of the walk, maybe by way of links.
-        files: the names of all in it that is no folder, sorted: files, pipes, links that lead nowhere.
-        first: the path at which the same folder has come before, or of the folder that is kept out of; None if it is
-            new. `files` is empty then.
+        path: its path, below the top of the walk, possibly through links.
+        files: the sorted names of its entries that are not folders: files, pipes, broken links.
+        first: the path at which the same folder was listed before, or `outside` if the folder lies there; `files` is
+            then empty. None if the folder is new.
         error: why it could not be listed, or None.
     """
 
@@ -26,15 +26,14 @@ class Folder(NamedTuple):
 
 
 def walk(top: bytes, *, hidden: bool = True, outside: bytes | None = None) -> Iterator[Folder]:
-    """A folder and all folders below it, links followed. Each is listed once, so that links that go round, or across
-    each other, end.
+    """A folder and all folders below it, following links. Each is listed once, so that cycles of links end.
 
-    What is reached without a link comes first, then links in the order of their paths.
+    Folders reached without a link come first, then links in the order of their paths.
 
     Args:
-        top: the folder to begin with.
-        hidden: whether files and folders count whose names begin with a dot.
-        outside: a folder that is not entered, nor any below it.
+        top: the folder to start from.
+        hidden: whether to include files and folders whose names begin with a dot.
+        outside: a folder that is not entered, nor any folder below it.
     """
     places: dict[tuple[int, int], bytes] = {}
     kept_out = None if outside is None else os.path.join(os.path.realpath(outside), b"")
@@ -69,8 +68,8 @@ def walk(top: bytes, *, hidden: bool = True, outside: bytes | None = None) -> It
 
 
 def is_folder(entry: os.DirEntry[bytes]) -> bool:
-    """Whether it is a folder or leads to one; a link that cannot be followed does not."""
+    """Whether an entry is a folder or a link to one; False for a link that cannot be followed."""
     try:
         return entry.is_dir()
-    except OSError:  # a link to itself, or one that leads where nobody may look
+    except OSError:  # a link to itself, or to a place without permission
         return False

@@ -105,7 +105,7 @@ def test_killed_again_and_again_it_ends_as_if_it_had_not_been(victim, source, st
     with start() as process:
         output, _ = process.communicate(timeout=60)
     assert process.returncode == 0, output
-    assert output.startswith(f"{COUNT} JPEGs have restart markers, {there} of them by an earlier run.\n")
+    assert output.startswith(f"{COUNT} JPEGs have restart markers, {there} of them from an earlier run.\n")
     assert len(written(target)) == COUNT + 1
     assert_whole(source, target)
     assert not list(target.rglob(".*.part"))

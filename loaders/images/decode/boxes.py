@@ -1,4 +1,4 @@
-"""AVIF and JPEG 2000, whose files are made of boxes (ISO/IEC 14496-12, section 4.2; 15444-1, annex I)."""
+"""The headers of AVIF and JPEG 2000, whose files consist of boxes (ISO/IEC 14496-12, section 4.2; 15444-1, annex I)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ _SIZ = Struct(">HH8IH")  # 15444-1, A.5.1
 _TILE_PART_NBYTES = 14  # the least: the markers SOT and SOD
 _AVIF_BRANDS = {b"avif", b"avis"}
 _HEIF_BRANDS = {b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1"}
-# EXIF's orientation by quarter turns anticlockwise (irot), for no mirror, and for imir's axes 0 and 1 thereafter.
+# EXIF orientation by quarter turns anticlockwise (irot): without mirroring, or mirrored afterwards on imir's axis 0 or
+# 1.
 _TURNED = {None: (1, 8, 3, 6), 0: (4, 5, 2, 7), 1: (2, 7, 4, 5)}
 
 
@@ -30,7 +31,7 @@ class AvifHeader(NamedTuple):
 
 
 class J2kHeader(NamedTuple):
-    """Size in pixels, the number of components, and the fewest bytes that so many tiles take."""
+    """Size in pixels, the number of components, and the fewest bytes that the tiles can take."""
 
     width: int
     height: int
@@ -39,21 +40,21 @@ class J2kHeader(NamedTuple):
 
 
 def is_avif(data: bytes) -> bool:
-    """Whether it says so."""
+    """Whether a file is AVIF, by its brands."""
     return bool(_brands(data) & _AVIF_BRANDS)
 
 
 def is_other_heif(data: bytes) -> bool:
-    """Whether it is HEIF as cameras write it, whose pictures are HEVC and not AV1."""
+    """Whether a file is HEIF as cameras write it, with HEVC pictures instead of AV1."""
     brands = _brands(data)
     return bool(brands & _HEIF_BRANDS) and not brands & _AVIF_BRANDS
 
 
 def read_avif_header(data: bytes) -> AvifHeader:
-    """Read what the primary item is said to be (ISO/IEC 23008-12, section 6.5).
+    """Read the properties of the primary item (ISO/IEC 23008-12, section 6.5).
 
     Raises:
-        ValueError, IndexError, struct.error: damaged, or there is no such item, as in a mere sequence.
+        ValueError, IndexError, struct.error: damaged, or there is no primary item, as in an image sequence.
     """
     meta = _child(data, 0, len(data), b"meta")
     inner = (meta[0] + 4, meta[1])
@@ -64,7 +65,7 @@ def read_avif_header(data: bytes) -> AvifHeader:
     width, height, turns, axis = 0, 0, 0, None
     for number in _associated(data, *_child(data, *properties, b"ipma"), primary):
         if not number:
-            continue  # it says that there is none
+            continue  # 0 stands for no property
         kind, at, _ = found[number - 1]
         if kind == b"ispe":
             width, height = _SIZE.unpack_from(data, at + 4)
@@ -76,10 +77,10 @@ def read_avif_header(data: bytes) -> AvifHeader:
 
 
 def read_j2k_header(data: bytes) -> J2kHeader:
-    """Read the first marker of the code stream.
+    """Read the SIZ segment, the first of the code stream.
 
     Raises:
-        ValueError, IndexError, struct.error: damaged, or the code stream is not there yet.
+        ValueError, IndexError, struct.error: damaged, or the code stream lies beyond `data`.
     """
     start = 0 if data.startswith(J2K_SIGNATURE) else _child(data, 0, len(data), b"jp2c", is_cut=True)[0]
     if not data.startswith(J2K_SIGNATURE, start):
@@ -102,10 +103,10 @@ def _brands(data: bytes) -> set[bytes]:
 
 
 def _boxes(data: bytes, at: int, end: int, *, is_cut: bool = False) -> Iterator[tuple[bytes, int, int]]:
-    """(kind, where its content begins, where it ends) of the boxes in a part of a file.
+    """(kind, start of its content, end) of each box in a part of a file.
 
     Raises:
-        ValueError, struct.error: one reaches over the end, and not `is_cut`.
+        ValueError, struct.error: one is damaged, or extends past the end and not `is_cut`.
     """
     while at < end:
         nbytes, kind = _BOX.unpack_from(data, at)

@@ -1,4 +1,4 @@
-"""Where encoded images come from: bytes at hand, a file of this machine, one elsewhere; read whole or in parts."""
+"""Sources of encoded images: bytes in memory, local files, remote files; read whole or in parts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _Data = TypeVar("_Data", bytes, bytearray)
 
 Source = str | os.PathLike[str] | bytes | bytearray | memoryview
 
-# Parts of a remote file are asked for together if no more lies between them: a request costs as much as these bytes.
+# Parts of a remote file share a request if at most this lies between them: a request costs as much as these bytes.
 _GAP_NBYTES = 64 * 1024
 _REMOTE = "://"
 
@@ -25,9 +25,9 @@ class Parts(Protocol):
     """An encoded image, of which parts can be read.
 
     Attributes:
-        path: None for bytes at hand.
+        path: None for bytes in memory.
         nbytes: its size.
-        mtime_ns: when it was written, as its file system says; None where that says nothing of its content.
+        mtime_ns: its modification time; None where that does not identify its content.
     """
 
     path: str | None
@@ -38,10 +38,10 @@ class Parts(Protocol):
         """All of it."""
 
     def read_parts(self, starts: Sequence[int], ends: Sequence[int]) -> bytearray:
-        """The bytes of some parts, one after the other; fewer where they reach over the end."""
+        """The bytes of some parts, concatenated; fewer where they extend past the end."""
 
     def close(self) -> None:
-        """Let go of it."""
+        """Close it."""
 
 
 def is_remote(source: object) -> bool:
@@ -50,16 +50,16 @@ def is_remote(source: object) -> bool:
 
 
 def open_parts(source: Source, *, is_sample: bool = False) -> Parts:
-    """Open an image file, given by its path, a URL that fsspec knows, or as the bytes it holds.
+    """Open an image file, given as a path, a URL for fsspec, or encoded bytes.
 
     Args:
-        source: where it is.
-        is_sample: whether it is a sample of a dataset, which is read again and again: a pipe or a device cannot be, and
-            opening or reading one may take for ever.
+        source: the path, URL or bytes.
+        is_sample: whether it is a sample of a dataset, which is read repeatedly: a pipe or a device is refused, as
+            opening or reading it may block forever.
 
     Raises:
-        OSError, UndecodableError: there is none.
-        MissingExtraError: it is a URL, and fsspec is not installed.
+        OSError, UndecodableError: it cannot be opened.
+        MissingExtraError: it is a URL, and fsspec or its package for the protocol is not installed.
     """
     if not isinstance(source, (str, os.PathLike)):
         return _Bytes(bytes(source))
@@ -69,15 +69,15 @@ def open_parts(source: Source, *, is_sample: bool = False) -> Parts:
 
 
 def file_system(url: str) -> tuple[Any, str]:
-    """fsspec's file system for a URL, and what it calls the file.
+    """fsspec's file system for a URL, and the file's name in it.
 
     Raises:
-        MissingExtraError: fsspec is not installed, or lacks the package that speaks this protocol.
+        MissingExtraError: fsspec or its package for the protocol is not installed.
     """
     try:
         import fsspec
     except ImportError as error:
-        raise MissingExtraError(f"\"{url}\" is for fsspec, which is missing: pip install 'loaders[remote]'.") from error
+        raise MissingExtraError(f"\"{url}\" needs fsspec, which is missing: pip install 'loaders[remote]'.") from error
     try:
         found: tuple[Any, str] = fsspec.core.url_to_fs(url)
     except ImportError as error:  # such as s3fs, gcsfs, aiohttp
@@ -86,7 +86,7 @@ def file_system(url: str) -> tuple[Any, str]:
 
 
 class MarkedParts:
-    """The same image, whose reading counts as that of the sample that is being made."""
+    """The same image, with its reads timed and counted for the current sample."""
 
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
@@ -103,7 +103,7 @@ class MarkedParts:
             return self._counted(self._parts.read_parts(starts, ends))
 
     def close(self) -> None:
-        """Let go of it."""
+        """Close it."""
         self._parts.close()
 
     def _counted(self, data: _Data) -> _Data:
@@ -145,7 +145,7 @@ class _LocalFile:
         self.nbytes = status.st_size
         self.mtime_ns: int | None = status.st_mtime_ns
         self._pipe: _Bytes | None = None
-        if not stat.S_ISREG(status.st_mode):  # a pipe has no places
+        if not stat.S_ISREG(status.st_mode):  # a pipe has no offsets
             self._pipe = _Bytes(self._file.readall())
             self.nbytes = self._pipe.nbytes
 
@@ -173,12 +173,12 @@ class _LocalFile:
 
 
 def _open_without_waiting(path: str, flags: int) -> int:
-    # A pipe is opened at once, not when a writer comes; to a file the flag means nothing.
+    # Opens a pipe without waiting for a writer; the flag has no effect on a file.
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 class _RemoteFile:
-    mtime_ns: int | None = None  # object stores tell when the file was uploaded
+    mtime_ns: int | None = None  # object stores report the time of the upload
 
     def __init__(self, url: str) -> None:
         self.path: str | None = url

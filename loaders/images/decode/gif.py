@@ -1,4 +1,4 @@
-"""GIF files by their blocks (GIF89a, section 17 and on)."""
+"""Reads GIF files by blocks (GIF89a, sections 17 and later)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _IS_TRANSPARENT = 1
 
 
 def opaque(data: bytes) -> bytes:
-    """The same file, in whose first picture no colour counts as transparent: OpenCV fills in another there."""
+    """The same file without a transparent colour in its first picture: OpenCV would replace that colour."""
     at = 13 + (3 << (data[10] & 7) + 1 if len(data) > 10 and data[10] & 0x80 else 0)
     while at + 5 < len(data) and data[at] == _EXTENSION:
         if data[at + 1] == _GRAPHIC_CONTROL and data[at + 3] & _IS_TRANSPARENT:

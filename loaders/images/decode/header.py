@@ -1,6 +1,6 @@
-"""The size of a picture from the first bytes of its file, and what OpenCV would not make of it; nothing is decoded.
+"""The size of a picture, and how it is stored, from the header of its file; nothing is decoded.
 
-Of what is damaged, unusual or unknown it says nothing, and OpenCV is asked instead.
+Damaged, unusual and unknown files get no header here, and are left to OpenCV.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ _WEIGHT_OF_JPEG_2000 = 4  # OpenJPEG takes four bytes per sample
 
 
 class Header(NamedTuple):
-    """What is known of a picture before it is decoded.
+    """What is known about a picture before it is decoded.
 
     Attributes:
-        width, height: upright, as `read_image` gives it.
-        least_nbytes: a file with so many pixels has more bytes than this, or is none that we decode.
-        orientation: what turns the picture upright, where we do it; None where OpenCV does.
-        refusal: why it is not to be decoded, if so.
-        jpeg, tiff, netpbm: how it is stored, if it is one.
+        width, height: upright, as `read_image` returns it.
+        least_nbytes: the smallest file that may have so many pixels; a smaller one is refused.
+        orientation: the orientation to apply after decoding; None where OpenCV applies it, or the JPEG's header has it.
+        refusal: why the file is not decoded, or None.
+        jpeg, tiff, netpbm: the header of that format, if the file has it.
     """
 
     width: int
@@ -47,24 +47,24 @@ class Header(NamedTuple):
     netpbm: netpbm.NetpbmHeader | None = None
 
     def problem(self, nbytes: int) -> str | None:
-        """Why a file of so many bytes is not to be decoded, if so: OpenCV would make room for what it promises."""
+        """Why a file of `nbytes` is refused, or None: OpenCV would allocate all the pixels that its header declares."""
         if self.refusal is not None or self.least_nbytes <= nbytes:
             return self.refusal
-        size = f"the {self.width} x {self.height} pixels that its header promises"
-        if self.jpeg is not None:  # OpenCV would fill most with grey
+        size = f"the {self.width} x {self.height} pixels that its header declares"
+        if self.jpeg is not None:  # OpenCV would fill most of it with grey
             return f"the JPEG is damaged: its {nbytes:,} bytes cannot hold {size}"
         return f"its {nbytes:,} bytes are too few for {size}"
 
 
 def read_header(data: bytes, *, is_whole: bool = True) -> Header | None:
-    """Read the header of an image file; a few microseconds.
+    """Read the header of an image file, in a few microseconds.
 
     Args:
         data: the file, or its beginning.
         is_whole: whether `data` is all of the file: in PNG, TIFF and some WebP files the orientation may come last.
 
     Returns:
-        None where the header alone does not settle what `read_image` will make of the file.
+        None if the header alone does not determine what `read_image` returns.
     """
     try:
         found = _read(data, is_whole)
@@ -104,7 +104,7 @@ def _read(data: bytes, is_whole: bool) -> Header | None:
     if data.startswith(b"#?") and (radiance := _RADIANCE.match(data)):
         return _as_stored(int(radiance[2]), int(radiance[1]))
     if data.startswith(_FLOATS):
-        return Header(1, 1, 0, refusal="it holds floating-point samples, and nothing says which of them are white")
+        return Header(1, 1, 0, refusal="it holds floating-point samples, and does not define which of them are white")
     return None
 
 
@@ -119,7 +119,7 @@ def _turned(width: int, height: int, orientation: int) -> Header:
 
 def _bmp_size(data: bytes) -> tuple[int, int]:
     header_nbytes, width, height = _BMP.unpack_from(data, 14)
-    if header_nbytes < 40:  # that of OS/2
+    if header_nbytes < 40:  # the header of OS/2
         _, width, height = _OLD_BMP.unpack_from(data, 14)
     return width, abs(height)
 
@@ -139,7 +139,7 @@ def _webp(data: bytes, is_whole: bool) -> Header | None:
 
 
 def _webp_exif(data: bytes) -> bytes:
-    """The first chunk EXIF; libwebp finds it even where the flags of VP8X do not promise one."""
+    """The first EXIF chunk; libwebp finds it even if the flags of VP8X do not announce one."""
     at = 12
     while at + 8 <= len(data):
         kind, nbytes = _CHUNK.unpack_from(data, at)
@@ -159,5 +159,5 @@ def _avif(data: bytes) -> Header | None:
     if boxes.is_avif(data):
         return _turned(*boxes.read_avif_header(data))
     if boxes.is_other_heif(data):
-        return Header(1, 1, 0, refusal="it is HEIF, which OpenCV cannot decode; of that family it knows AVIF alone")
+        return Header(1, 1, 0, refusal="it is HEIF, of which OpenCV can decode only AVIF")
     return None

@@ -1,4 +1,4 @@
-"""An image file that is open: its size, and parts of it decoded, for which as little is read as that takes."""
+"""An open image file: its size, and its picture or regions of it, for which only the necessary bytes are read."""
 
 from __future__ import annotations
 
@@ -27,24 +27,24 @@ from loaders.timing.stages import DECODE, READ, is_looked_at
 Backend = Literal["opencv", "nvimagecodec", "restarts"]
 Box = tuple[int, int, int, int]  # left, top, width, height in pixels
 
-# Of a photo's segments: with more of them in a window, leaving out the rest saves less than splicing costs.
+# Share of a photo's segments: in a window with more of them, splicing costs more than leaving out the rest saves.
 _MOST = 0.9
-# Of a photo's pixels: with more of them in a region, nvImageCodec takes longer for it than OpenCV for the whole.
+# Share of a photo's pixels: for a region with more, nvImageCodec takes longer than OpenCV for the whole photo.
 _MUCH = 2 / 3
-_HEAD_NBYTES = 16 * 1024  # of a file, to look for its size in; most have it far earlier
+_HEAD_NBYTES = 16 * 1024  # of a file, to search for its size; in most it comes far earlier
 
 
 class SourceTypeError(DecodeError, TypeError):
-    """What is to be decoded is no path, no URL and no bytes."""
+    """The source is neither a path, a URL nor bytes."""
 
 
 class EncodedImage:
-    """An image file that is open; `open_image` makes it. For one thread.
+    """An open image file, made by `open_image`; for use by one thread.
 
     Args:
         parts: the bytes of the file.
         index: the number of the sample, for messages.
-        backend: what decodes regions of JPEGs: see `read_image`.
+        backend: the decoder for regions of JPEGs: see `read_image`.
     """
 
     def __init__(self, parts: Parts, index: int | None = None, backend: Backend | None = None) -> None:
@@ -59,31 +59,31 @@ class EncodedImage:
         self._has_looked = backend not in (None, "restarts")
         if not self._has_looked and parts.path is not None:
             self._restarts = known_restarts(parts.path, parts.nbytes, parts.mtime_ns)
-        self._is_confirmed = False  # what an index told, by the file's own header
+        self._is_confirmed = False  # whether the file's own header matches what an index says
 
     @property
     def name(self) -> str | None:
-        """The path, fit for printing; None for bytes."""
+        """The path, printable; None for bytes."""
         return None if self._parts.path is None else printable(self._parts.path)
 
     @property
     def subject(self) -> str:
-        """What messages call the image."""
+        """The name of the image in messages."""
         return _subject(self.index, self.name, self.nbytes)
 
     @property
     def nbytes(self) -> int:
-        """Of the file."""
+        """The size of the file in bytes."""
         return self._parts.nbytes
 
     @property
     def is_jpeg(self) -> bool:
-        """Whether it says so."""
+        """Whether the file is a JPEG, by an index or its signature."""
         return self._restarts is not None or self._data.startswith(SIGNATURE)
 
     @property
     def restarts(self) -> Restarts | None:
-        """Where the segments of a JPEG with restart markers are, if they can be decoded one by one."""
+        """Where the segments of a JPEG with restart markers are, if they can be decoded separately."""
         if not self._has_looked and self._restarts is None:
             self._has_looked = True
             data, header = self._data, self._checked_header()
@@ -94,10 +94,10 @@ class EncodedImage:
         return self._restarts
 
     def size(self) -> tuple[int, int]:
-        """(width, height) of the picture that `read` gives at full scale.
+        """(width, height) of the picture that `read` returns at full scale.
 
         Raises:
-            UndecodableError, cv2.error: the header does not settle it, and the rest cannot be decoded.
+            UndecodableError, cv2.error: the header does not determine it, and the file cannot be decoded.
         """
         if self._restarts is not None and self._confirm():
             return self._restarts.size
@@ -113,17 +113,17 @@ class EncodedImage:
         return width, height
 
     def read(self, mode: str = "RGB", region: Box | None = None, scale: int = 1) -> np.ndarray[Any, np.dtype[np.uint8]]:
-        """Decode the picture or a region of it: `read_image` says how.
+        """Decode the picture or a region of it, as documented for `read_image`.
 
         Raises:
-            UndecodableError, cv2.error, OSError: it is damaged, or no image that OpenCV knows.
+            UndecodableError, cv2.error, OSError: it is damaged, or not an image that OpenCV can decode.
             ValueError: the region is not inside the picture.
         """
         if region is None and scale == 1:
             return decode_whole(self._data, self._checked_header(), mode)
         restarts = self.restarts
         if restarts is not None and region is not None and not Region(*region).is_inside(*restarts.size):
-            self._confirm()  # it may be inside the picture as that is now
+            self._confirm()  # the file may have changed, and the region be inside it now
             restarts = self.restarts
         if restarts is not None:
             stored = _inside(region, *restarts.size).stored(*restarts.size, restarts.orientation)
@@ -149,10 +149,10 @@ class EncodedImage:
         return turn_upright(part, header.jpeg.orientation)
 
     def picture(self, mode: str = "RGB") -> np.ndarray[Any, np.dtype[np.uint8]]:
-        """The whole picture, decoded once; not to be written to.
+        """The whole picture, decoded once and kept; do not modify it.
 
         Raises:
-            UndecodableError, cv2.error, OSError: it is damaged, or no image that OpenCV knows.
+            UndecodableError, cv2.error, OSError: it is damaged, or not an image that OpenCV can decode.
         """
         if mode not in self._whole:
             self._whole[mode] = self.read(mode)
@@ -168,13 +168,13 @@ class EncodedImage:
     def _read_window(
         self, restarts: Restarts, window: Window, stored: Region, mode: str, scale: int
     ) -> np.ndarray[Any, np.dtype[np.uint8]] | None:
-        """A region as it is stored, out of a window that holds it.
+        """A region as stored, decoded from a window that contains it.
 
-        None if the segments are not those that the index tells of, or are damaged.
+        None if the segments do not match the index, or are damaged.
         """
         starts, ends = restarts.ranges(window)
         head_nbytes = 0 if self._is_confirmed else restarts.scan_at
-        if head_nbytes:  # in one request, where the file is elsewhere
+        if head_nbytes:  # in the same request, if the file is remote
             starts, ends = [0, *starts], [head_nbytes, *ends]
         if self._bytes is None:
             pieces = self._parts.read_parts(starts, ends)
@@ -196,7 +196,7 @@ class EncodedImage:
             return None
 
     def _confirm(self, head: bytes | None = None) -> bool:
-        """Whether what the index tells is true of the file's header; if not, it is forgotten.
+        """Whether the file's header matches the index; if not, the entry of the index is discarded.
 
         Args:
             head: the bytes of the file up to the scan; None reads them.
@@ -218,10 +218,10 @@ class EncodedImage:
         return self._bytes
 
     def _checked_header(self) -> Header | None:
-        """The header, if it settles anything.
+        """The header, or None if it does not determine the picture.
 
         Raises:
-            UndecodableError: there is nothing to decode, or a JPEG that is not all there.
+            UndecodableError: the file is empty, cut short or refused.
         """
         if self._is_checked:
             return self._header
@@ -240,12 +240,12 @@ class EncodedImage:
 
 @contextmanager
 def open_image(source: Source, index: int | None = None, backend: Backend | None = None) -> Iterator[EncodedImage]:
-    """An image file, open inside the `with`; what goes wrong there with it is a DecodeError that names the sample.
+    """An image file, open inside the `with` block; its errors there become a DecodeError that names the sample.
 
     Args:
         source: a path, or encoded bytes.
-        index: the number of the sample, for the message of the error.
-        backend: what decodes regions of JPEGs: see `read_image`.
+        index: the number of the sample, for error messages.
+        backend: the decoder for regions of JPEGs: see `read_image`.
     """
     if backend == "nvimagecodec":
         nvimagecodec.require()
@@ -253,7 +253,7 @@ def open_image(source: Source, index: int | None = None, backend: Backend | None
         _require_bytes(source, index)
     quiet_opencv()
     try:
-        if not is_looked_at():  # the usual case: of the smallest pictures even marks would take a hundredth
+        if not is_looked_at():  # the usual case: timing marks would take 1 % of the smallest pictures' time
             with closing(_opened(source, is_sample=index is not None)) as parts:
                 yield EncodedImage(parts, index, backend)
             return
@@ -273,21 +273,21 @@ def open_image(source: Source, index: int | None = None, backend: Backend | None
 
 def _require_bytes(source: object, index: int | None) -> None:
     try:
-        memoryview(source)  # type: ignore[arg-type]  # which is the question
+        memoryview(source)  # type: ignore[arg-type]  # the check itself
     except TypeError:
         subject = "image" if index is None else describe_sample(index, None)
         hint = "its bytes, source.read()" if hasattr(source, "read") else "one of them"
         raise SourceTypeError(
-            f"{subject}: a {type(source).__name__} is no path, no URL and no encoded bytes.\n  Pass {hint}.",
+            f"{subject}: a {type(source).__name__} is neither a path, a URL nor encoded bytes.\n  Pass {hint}.",
             index=index,
         ) from None
 
 
 def _opened(source: Source, *, is_sample: bool) -> Parts:
-    """The bytes of the file.
+    """Open the file.
 
     Raises:
-        OSError, UndecodableError: there is none.
+        OSError, UndecodableError: it cannot be opened.
     """
     try:
         return open_parts(source, is_sample=is_sample)
@@ -296,7 +296,7 @@ def _opened(source: Source, *, is_sample: bool) -> Parts:
 
 
 def printable(path: str) -> str:
-    r"""The path as messages show it: bytes that are no text appear as \xNN, so that printing never fails."""
+    r"""The path for messages: bytes that are not UTF-8 appear as \xNN, so that printing never fails."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
@@ -325,8 +325,8 @@ def _cut(picture: np.ndarray[Any, Any], header: Header | None, region: Box | Non
     height, width = picture.shape[:2]
     if header is not None and (header.width, header.height) != (width, height):
         raise UndecodableError(
-            f"the file is damaged: its header promises {header.width} x {header.height} pixels, "
-            f"and it has {width} x {height}"
+            f"the file is damaged: its header declares {header.width} x {header.height} pixels, "
+            f"but it has {width} x {height}"
         )
     wanted = _inside(region, width, height)
     return wanted.of(picture).copy() if scale == 1 else shrink(picture, wanted, scale)

@@ -1,4 +1,4 @@
-"""What the markers of a JPEG say before its picture begins (ITU-T T.81, annex B), and whether that has an end."""
+"""The markers of a JPEG up to its first scan (ITU-T T.81, annex B), its metadata, and whether it has an end."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 _SEGMENT = Struct(">BBH")
 _FRAME = Struct(">BHHB")
 _INTERVAL = Struct(">HH")
-_SEQUENTIAL_FRAMES = (0xC0, 0xC1)  # baseline, and extended by more tables
-_HUFFMAN_FRAMES = (*_SEQUENTIAL_FRAMES, 0xC2)  # and progressive; the others are rare, and each rare in its way
+_SEQUENTIAL_FRAMES = (0xC0, 0xC1)  # baseline and extended
+_HUFFMAN_FRAMES = (*_SEQUENTIAL_FRAMES, 0xC2)  # and progressive; the others are rare
 _OTHER_FRAMES = (0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF)
-# What to do about a marker; most segments are only passed.
+# How to handle a marker; most segments are skipped.
 _PASS, _FRAME_COMES, _EXIF_MAY_COME, _SCAN_COMES, _INTERVAL_COMES, _PADDING, _OUT_OF_PLACE = range(7)
 _ROLES = [_OUT_OF_PLACE] * 0xDA + [_PASS] * 0x26
 _ROLES[0xDA], _ROLES[0xDD], _ROLES[0xE1], _ROLES[0xFF], _ROLES[0xC4], _ROLES[0xCC] = (
@@ -33,26 +33,26 @@ _ROLES[0xDA], _ROLES[0xDD], _ROLES[0xE1], _ROLES[0xFF], _ROLES[0xC4], _ROLES[0xC
 )
 for _kind in _HUFFMAN_FRAMES + _OTHER_FRAMES:
     _ROLES[_kind] = _FRAME_COMES
-# From JFIF's and Adobe's segments libjpeg learns whether the colours are YCbCr.
+# libjpeg tells from JFIF's and Adobe's segments whether the colours are YCbCr.
 _TELLS_COLOURS = {0xE0: b"JFIF\0", 0xEE: b"Adobe"}
 # Luma samples per chroma sample, across and down, as (h << 4 | v): 4:4:4, 4:2:2, 4:2:0, 4:4:0, 4:1:1.
 _USUAL_SAMPLING = (0x11, 0x21, 0x22, 0x12, 0x41)
 
 
 class JpegHeader(NamedTuple):
-    """What comes before the first scan.
+    """A JPEG's header, up to the first scan.
 
     Attributes:
         width, height: as stored, before the picture is turned upright.
-        orientation: of EXIF, 1 to 8.
+        orientation: EXIF orientation, 1 to 8.
         is_usual: sequential in one scan, Huffman codes, 8 bits, one component or three with one of the usual chroma
-            samplings: what all JPEG decoders agree about. Progressive ones are not: each pixel needs all of the scans,
-            so that decoding a region saves nothing.
-        least_nbytes: the fewest bytes that so many pixels can take.
+            samplings: all JPEG decoders agree on these. Progressive JPEGs are not: each pixel needs all scans, so
+            decoding a region saves nothing.
+        least_nbytes: the fewest bytes that the pixels can take.
         components: 1 for grey, 3 for colours, 4 for CMYK.
         sampling: luma samples per chroma sample, across and down; (1, 1) if there is no chroma, None if it is unusual.
-        restart_interval: after how many MCUs (the units that a scan consists of) a restart marker comes; 0 for none.
-        scan_at: where the entropy-coded bytes of the first scan begin.
+        restart_interval: MCUs (minimum coded units) between restart markers; 0 for none.
+        scan_at: offset of the entropy-coded bytes of the first scan.
     """
 
     width: int
@@ -70,7 +70,7 @@ def read_jpeg_header(data: bytes) -> JpegHeader:
     """Read the segments up to the first scan.
 
     Raises:
-        ValueError, IndexError, struct.error: damaged, cut short, or unusual in a way that OpenCV should decide.
+        ValueError, IndexError, struct.error: damaged, cut short, or unusual, so that OpenCV has to decide.
     """
     at, frame_kind, frame_at, has_app1, orientation, interval = 2, 0, 0, False, 0, 0
     while True:
@@ -91,7 +91,7 @@ def read_jpeg_header(data: bytes) -> JpegHeader:
             _, interval = _INTERVAL.unpack_from(data, at + 2)
         elif role == _EXIF_MAY_COME:
             if not orientation and data.startswith(b"Exif\0\0", at + 4):
-                # Before 4.11 OpenCV looks at the first APP1 alone, later at the first that is EXIF.
+                # Before 4.11, OpenCV reads only the first APP1; from then on, the first that is EXIF.
                 if has_app1:
                     raise ValueError("EXIF is not first")
                 orientation = exif_orientation(data[at + 10 : at + 2 + nbytes])
@@ -126,7 +126,7 @@ def read_jpeg_header(data: bytes) -> JpegHeader:
 
 
 def least_nbytes_of(data: bytes) -> int:
-    """The fewest bytes that the pixels of any frame of a JPEG take, even if its header is damaged or unusual."""
+    """The fewest bytes that the largest frame of a JPEG can take, even if its header is damaged or unusual."""
     at, least = 2, 0
     while (marker := _MARKER.search(data, at)) and len(data) >= marker.end() + 9:
         kind, at = data[marker.end() - 1], marker.end()
@@ -140,19 +140,19 @@ def least_nbytes_of(data: bytes) -> int:
 def _least_nbytes(frame_kind: int, width: int, height: int) -> int:
     if frame_kind not in _HUFFMAN_FRAMES:
         return least_nbytes(width, height)
-    # Each block of 8 by 8 pixels takes a bit at least, of the first component's first coefficient.
+    # Each block of 8 by 8 pixels takes at least one bit, for the first component's first coefficient.
     return ((width + 7) // 8) * ((height + 7) // 8) // 8
 
 
 def parts_that_decode(data: bytes, header: JpegHeader) -> tuple[bytes, int]:
-    """What comes before the scan, without metadata: the tables, the frame, and what tells the colours.
+    """The header without metadata: the tables, the frame, and the segments that determine the colour space.
 
     Args:
-        data: a JPEG, at least to the first scan.
-        header: what `read_jpeg_header` made of it.
+        data: a JPEG, at least up to the first scan.
+        header: what `read_jpeg_header` returned for it.
 
     Returns:
-        The bytes, and where among them height and width stand, two bytes each.
+        The bytes, and the offset in them of height and width, two bytes each.
     """
     parts, nbytes_before, size_at = [data[:2]], 2, 0
     for kind, segment in _segments(data, header):
@@ -165,18 +165,18 @@ def parts_that_decode(data: bytes, header: JpegHeader) -> tuple[bytes, int]:
 
 
 def metadata(data: bytes, header: JpegHeader) -> list[bytes]:
-    """The segments that change no pixel: EXIF, colour profiles, comments and the like, each with its marker.
+    """The segments that do not affect the pixels: EXIF, colour profiles, comments and the like, each with its marker.
 
     Args:
         data: a JPEG. Such segments may also come between its scans.
-        header: what `read_jpeg_header` made of it.
+        header: what `read_jpeg_header` returned for it.
     """
     found = (*_segments(data, header), *_segments_behind(data, header.scan_at))
     return [segment for kind, segment in found if kind != 0xE0 and _is_metadata(kind, segment)]
 
 
 def _segments(data: bytes, header: JpegHeader) -> Iterator[tuple[int, bytes]]:
-    """(kind, bytes) of each segment to the first scan's header, which is the last."""
+    """(kind, bytes) of each segment up to and including the first scan's header."""
     at = 2
     while at < header.scan_at:
         _, kind, nbytes = _SEGMENT.unpack_from(data, at)
@@ -188,7 +188,7 @@ def _segments(data: bytes, header: JpegHeader) -> Iterator[tuple[int, bytes]]:
 
 
 def _segments_behind(data: bytes, at: int) -> Iterator[tuple[int, bytes]]:
-    """(kind, bytes) of each segment from a place in a scan to the end of the picture, or to what is no segment."""
+    """(kind, bytes) of each segment after an offset in a scan, up to the end of the picture or an invalid segment."""
     while (marker := _MARKER.search(data, at)) and data[marker.end() - 1] != 0xD9:
         nbytes = int.from_bytes(data[marker.end() : marker.end() + 2], "big")
         at = marker.end() + nbytes
@@ -202,10 +202,10 @@ def _is_metadata(kind: int, segment: bytes) -> bool:
 
 
 def jpeg_has_end(data: bytes) -> bool:
-    """Whether the end-of-image marker is there. Before 4.11 OpenCV fills what is missing with grey and says nothing."""
+    """Whether the end-of-image marker is present. Before 4.11, OpenCV silently fills what is missing with grey."""
     if data.endswith(b"\xff\xd9"):
         return True
-    # Something may follow the picture, so walk: segments are skipped whole (a thumbnail in one has an end of its own).
+    # Data may follow the picture, so walk: segments are skipped whole, as a thumbnail in one has its own end marker.
     at = 2
     while marker := _MARKER.search(data, at):
         if data[marker.end() - 1] == 0xD9:

@@ -1,4 +1,4 @@
-"""Netpbm pictures (PBM, PGM, PPM and PAM), by NumPy: OpenCV ignores which sample the header calls the largest."""
+"""Decodes Netpbm pictures (PBM, PGM, PPM and PAM) with NumPy: OpenCV ignores the maximum value in the header."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ SIGNATURES = (*_SAMPLES, b"P7")
 
 
 class NetpbmHeader(NamedTuple):
-    """What comes before the samples.
+    """The header of a Netpbm file.
 
     Attributes:
         width, height: in pixels.
         samples: per pixel; the first, or the first three, are the colours.
-        most: the sample that stands for white, 1 to 65535.
-        at: where the samples begin.
-        least_nbytes: the fewest bytes that so many samples take.
+        most: the maximum value of a sample in the header, 1 to 65535.
+        at: offset of the first sample in the file.
+        least_nbytes: the fewest bytes that the samples can take.
     """
 
     width: int
@@ -42,7 +42,7 @@ def read_netpbm_header(data: bytes) -> NetpbmHeader:
     """Read the header.
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is not a Netpbm header, or is damaged.
     """
     magic = data[:2]
     if magic == b"P7":
@@ -90,18 +90,18 @@ def _header(width: int, height: int, samples: int, most: int, at: int, magic: by
 
 
 def decode_netpbm(data: bytes, header: NetpbmHeader, mode: str) -> np.ndarray[Any, Any]:
-    """The picture. uint8 (H, W, 3) RGB, or (H, W).
+    """The picture: uint8 (H, W, 3) RGB, or (H, W).
 
-    Samples are scaled so that the largest becomes 255; where it is above 255, so that it becomes 65535, of which the
-    high byte is kept. Samples that are larger count as the largest.
+    Samples are scaled so that the maximum becomes 255; if it is above 255, so that it becomes 65535, and the high byte
+    is kept. Larger samples are clipped to the maximum.
 
     Raises:
-        UndecodableError: samples are missing, or are no numbers.
+        UndecodableError: samples are missing, or are not numbers.
     """
     width, height, samples, most = header[:4]
     if len(data) < header.at + header.least_nbytes:
         raise UndecodableError(
-            f"cannot decode its {len(data):,} bytes: the header promises {width} x {height} pixels; cut short"
+            f"cannot decode its {len(data):,} bytes: the header declares {width} x {height} pixels; cut short"
         )
     found = _stored(data, header).reshape(height, width, samples)
     if samples not in (1, 3):
@@ -126,17 +126,17 @@ def _stored(data: bytes, header: NetpbmHeader) -> np.ndarray[Any, Any]:
         try:
             found = np.array(digits[:count], np.int64) - (ord("0") if magic == b"P1" else 0)
         except (ValueError, OverflowError) as error:
-            raise UndecodableError("a sample is no number") from error
+            raise UndecodableError("a sample is not a number") from error
         if len(found) < count or found.min() < 0 or (magic == b"P1" and found.max() > 1):
             raise UndecodableError(
-                f"cannot decode its {len(data):,} bytes: {len(found):,} of {count:,} samples; cut short, or no picture"
+                f"cannot decode its {len(data):,} bytes: {len(found):,} of {count:,} samples; cut short, or damaged"
             )
         return np.minimum(found, header.most)
     return np.frombuffer(data, np.uint8 if header.most < 256 else ">u2", count, header.at)
 
 
 def _scale(most: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """uint8: what each stored sample becomes; the table is as long as a stored sample can be large."""
+    """uint8: the result for each value that a stored sample can have."""
     stored = np.minimum(np.arange(256 if most < 256 else _MOST + 1), most)
     if most < 256:
         return np.rint(stored / most * 255).astype(np.uint8)

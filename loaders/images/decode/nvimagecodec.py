@@ -1,6 +1,6 @@
-"""Decoding of a region of a JPEG by nvImageCodec, on the CPU: the pixels below and beside it are not made.
+"""Decodes a region of a JPEG with nvImageCodec, on the CPU, without computing the pixels below and beside it.
 
-Nothing here touches CUDA: of the package only its libjpeg-turbo part is loaded, unless the program has imported it.
+CUDA is not used: only the package's libjpeg-turbo extension is loaded, unless the program has imported the package.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from loaders.images.decode import opencv
 from loaders.images.decode.region import Region
 
 _NAME = "nvidia.nvimgcodec"
-_PART = "libjpeg_turbo_ext"  # the file of the part that we use
-# Version 0.9 gives wrong colours in some regions that are one pixel wide, of 4:2:0. Slivers are not worth a decoder.
+_PART = "libjpeg_turbo_ext"  # the file of the extension that is used
+# Version 0.9 decodes wrong colours in some regions of 4:2:0 that are one pixel wide; narrow ones are left to OpenCV.
 _LEAST_WIDTH = 16
-# Read once, when it is imported: no messages on stderr (what fails is told by our errors), and no other parts.
+# Read once, at import: no messages on stderr (failures are reported by our errors), and no other extensions.
 _VERBOSITY, _PARTS = "PYNVIMGCODEC_VERBOSITY", "NVIMGCODEC_EXTENSIONS_PATH"
 _import_lock = threading.Lock()
 
@@ -55,7 +55,7 @@ class _Decoder:
         image = self._decoder.decode(stream, params=self._params[mode])
         if image is None:
             return None
-        pixels: np.ndarray[Any, Any] = np.asarray(image)  # shares the decoder's memory, which lives as long
+        pixels: np.ndarray[Any, Any] = np.asarray(image)  # shares the decoder's memory and keeps it alive
         return pixels if mode == "RGB" else pixels.reshape(height, width)
 
 
@@ -66,23 +66,23 @@ def decode_jpeg_region(data: bytes, region: Region, mode: str) -> np.ndarray[Any
     """A region of a JPEG, both in the file's orientation; only where `agrees_with_opencv`.
 
     Returns:
-        None if it cannot; it does not say why.
+        None if nvImageCodec cannot decode it; it gives no reason.
     """
     if region.width < _LEAST_WIDTH:
         return None
-    # A decoder serves one thread at a time, and none of its parent process.
+    # A decoder serves one thread at a time, and cannot be used after a fork.
     decoder = getattr(_mine, "decoder", None)
     if decoder is None or decoder.pid != os.getpid():
         decoder = _mine.decoder = _Decoder(_load())
     try:
         pixels: np.ndarray[Any, Any] | None = decoder.decode(data, region, mode)
-    except RuntimeError:  # how it speaks of some of the damaged files; of the others by None
+    except RuntimeError:  # raised for some damaged files; the result is None for others
         return None
     return pixels
 
 
 def require() -> None:
-    """Nothing, if it is installed.
+    """Check that nvImageCodec is installed.
 
     Raises:
         MissingExtraError: it is not, or does not run here.
@@ -92,7 +92,7 @@ def require() -> None:
 
 @cache
 def agrees_with_opencv() -> bool:
-    """Whether it is installed and gives OpenCV's pixels here: both bring libjpeg-turbo, but builds can differ."""
+    """Whether it is installed and decodes to OpenCV's pixels: both use libjpeg-turbo, but builds can differ."""
     try:
         _load()
     except MissingExtraError:
@@ -110,7 +110,7 @@ def agrees_with_opencv() -> bool:
 
 
 def _load() -> Any:
-    """The package.
+    """The imported package.
 
     Raises:
         MissingExtraError: it is not installed, or does not run here.

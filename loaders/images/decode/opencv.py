@@ -1,4 +1,4 @@
-"""Decoding by OpenCV: any file, always whole; JPEGs also at a reduced scale."""
+"""Decodes with OpenCV: whole files of any format, JPEGs also at a reduced scale."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import numpy as np
 from loaders.images.decode.region import Region
 from loaders.system.opencv_messages import no_messages
 
-# So many pixels may be promised by any file: 256 MiB while they are decoded …
+# Any file may declare this many pixels, which take 256 MiB while they are decoded …
 _FEW = 1 << 26
-# … and by a larger one so many per byte: twice what deflate can make of a byte (1032 bytes, of eight pixels each).
+# … and more only with at most this many per byte: twice what deflate can reach (1032 bytes of eight pixels each).
 _MOST_PER_BYTE = 1 << 14
 _BAND_NBYTES = 512 * 1024
 _GREY_WEIGHTS = np.array([4899, 9617, 1868], np.int32)  # of BT.601, in 1/16384
@@ -29,11 +29,11 @@ _FLAGS = {
 
 
 class UndecodableError(Exception):
-    """Why a file cannot be decoded, in the words that its DecodeError will say."""
+    """A file cannot be decoded; the text becomes part of the DecodeError."""
 
 
 def least_nbytes(width: int, height: int, *, weight: int = 1) -> int:
-    """The fewest bytes for which OpenCV may make room for so many pixels; one takes `weight` times the usual room."""
+    """The smallest file that may have so many pixels, in bytes; each takes `weight` times the usual memory."""
     pixels = width * height
     return pixels // _MOST_PER_BYTE if pixels * weight > _FEW else 0
 
@@ -42,11 +42,11 @@ def decode_picture(data: bytes | bytearray, mode: str, *, as_stored: bool = Fals
     """The whole picture, upright, or `as_stored` in the file.
 
     Raises:
-        UndecodableError, cv2.error: it is damaged, or of no kind that OpenCV knows.
+        UndecodableError, cv2.error: it is damaged, or not in a format that OpenCV can decode.
     """
     picture: np.ndarray[Any, Any] = _decode(data, _FLAGS[mode, 1] | (cv2.IMREAD_IGNORE_ORIENTATION if as_stored else 0))
     if mode == "RGB":
-        # In place OpenCV works on a copy: by bands that stay in the cache, a fifth of the time for a large photo.
+        # In place, OpenCV works on a copy; bands that stay in the cache take a fifth of the time for a large photo.
         rows_at_once = max(1, _BAND_NBYTES // picture[0].nbytes)
         for top in range(0, len(picture), rows_at_once):
             band = picture[top : top + rows_at_once]
@@ -58,20 +58,20 @@ def decode_unchanged(data: bytes | bytearray) -> np.ndarray[Any, Any]:
     """The whole picture with the samples, channels and orientation that OpenCV finds in the file; colours are BGR.
 
     Raises:
-        UndecodableError, cv2.error: it is damaged, or of no kind that OpenCV knows.
+        UndecodableError, cv2.error: it is damaged, or not in a format that OpenCV can decode.
     """
     picture: np.ndarray[Any, Any] = _decode(data, cv2.IMREAD_UNCHANGED)
     return picture
 
 
 def grey_of(rgb: np.ndarray[Any, Any]) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """What OpenCV's decoders make of RGB in grey, which differs by 1 here and there from what `cv2.cvtColor` does."""
+    """RGB as grey, as OpenCV's decoders convert it: in some pixels it differs by 1 from `cv2.cvtColor`."""
     weighed = rgb.astype(np.int32) @ _GREY_WEIGHTS
     return ((weighed + (1 << 13)) >> 14).astype(np.uint8)
 
 
 def decode_jpeg_region(data: bytes, region: Region, mode: str, scale: int) -> np.ndarray[Any, Any]:
-    """A region of a JPEG, both in the file's orientation; at 1/scale the pixels that touch it.
+    """A region of a JPEG, both in the file's orientation; at 1/scale, the reduced pixels that touch it.
 
     Raises:
         UndecodableError, cv2.error: it is damaged.
@@ -80,7 +80,7 @@ def decode_jpeg_region(data: bytes, region: Region, mode: str, scale: int) -> np
     reduced = region.reduced(scale)
     if not reduced.is_inside(picture.shape[1], picture.shape[0]):
         raise UndecodableError("the JPEG is damaged: its picture is smaller than its header says")
-    # Either makes a copy, so that the rest of the picture is freed.
+    # Both make a copy, so that the rest of the picture is freed.
     part = reduced.of(picture)
     return cv2.cvtColor(part, cv2.COLOR_BGR2RGB) if mode == "RGB" else part.copy()
 
@@ -90,6 +90,7 @@ def _decode(data: bytes | bytearray, flags: int) -> Any:
         picture = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     if picture is None:
         raise UndecodableError(
-            f"OpenCV cannot decode its {len(data):,} bytes, which begin with {bytes(data[:8])!r}; cut short or no image"
+            f"OpenCV cannot decode its {len(data):,} bytes, which begin with {bytes(data[:8])!r}; "
+            "cut short or not an image"
         )
     return picture

@@ -1,4 +1,4 @@
-"""PNG files by their chunks (W3C PNG, third edition, section 5)."""
+"""Reads PNG files by chunks (W3C PNG, third edition, section 5)."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _SIZE = Struct(">II")
 _CHUNK = Struct(">I4s")
 _CRC = Struct(">I")
-_PICTURE = (b"IHDR", b"PLTE", b"IDAT", b"IEND")  # what its pixels are made of
-_ANCILLARY = 0x20  # in the first letter of a chunk's name
+_PICTURE = (b"IHDR", b"PLTE", b"IDAT", b"IEND")  # the chunks that its pixels depend on
+_ANCILLARY = 0x20  # a bit in the first letter of a chunk's name
 
 
 def read_png_header(data: bytes) -> tuple[int, int, int]:
-    """(width, height, orientation), the size as stored; of a whole file, as the orientation may come last.
+    """(width, height, orientation), the size as stored; needs the whole file, as the orientation may come last.
 
     Raises:
-        ValueError, struct.error: a chunk reaches over the end of the file, or IHDR is not first, or there is no IEND.
+        ValueError, struct.error: a chunk extends past the end of the file, IHDR is not first, or there is no IEND.
     """
     orientation = None
     for kind, at, end in _chunks(data):
@@ -33,13 +33,13 @@ def read_png_header(data: bytes) -> tuple[int, int, int]:
 
 
 def picture_alone(data: bytes) -> bytes:
-    """The same file without what its pixels do not depend on: animation, transparency, metadata.
+    """The same file without the chunks that its pixels do not depend on: animation, transparency, metadata.
 
-    With the animation gone every version of OpenCV decodes the picture that the file itself is, and not a first frame.
-    libpng has no metadata to complain of on stderr, and no damage that its checksums show.
+    Without the animation, every version of OpenCV decodes the default image rather than a first frame. libpng finds no
+    metadata to report on stderr, and no damage that the checksums reveal.
 
     Raises:
-        UndecodableError: it has no end, a damaged chunk, or one that readers must know.
+        UndecodableError: it has no end, a damaged chunk, or an unknown critical one.
     """
     view, parts, kept_to = memoryview(data), [], 0
     try:
@@ -51,7 +51,7 @@ def picture_alone(data: bytes) -> bytes:
                 parts.append(view[kept_to:at])
                 kept_to = end
             else:
-                raise UndecodableError(f"the PNG has a chunk {kind!r}, without which it cannot be decoded")
+                raise UndecodableError(f"the PNG has a critical chunk {kind!r} that is unknown")
     except (ValueError, error) as failure:
         raise UndecodableError(
             f"OpenCV cannot decode its {len(data):,} bytes: the PNG has no end, or a damaged chunk"
@@ -60,10 +60,10 @@ def picture_alone(data: bytes) -> bytes:
 
 
 def _chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """(kind, where it begins, where it ends) of the chunks, to IEND.
+    """(kind, start, end) of each chunk, up to IEND.
 
     Raises:
-        ValueError, struct.error: a chunk reaches over the end of the file, or IHDR is not first, or there is no IEND.
+        ValueError, struct.error: a chunk extends past the end of the file, IHDR is not first, or there is no IEND.
     """
     kind, end = b"", len(SIGNATURE)
     while kind != b"IEND":
@@ -72,6 +72,6 @@ def _chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
         if (kind == b"IHDR") != (at == len(SIGNATURE)):
             raise ValueError("IHDR is not first, or not alone")
         end = at + nbytes + 12
-        if end > len(data):  # OpenCV 5 makes room for what a chunk claims, up to 4 GB, then reads
+        if end > len(data):  # OpenCV 5 allocates what a chunk claims, up to 4 GB, then reads
             raise ValueError("a chunk is cut short")
         yield kind, at, end

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 
-# What turns a stored picture upright, by EXIF orientation (EXIF 2.3, tag 274): first swap rows and columns, then
-# reverse the rows, then reverse the columns.
+# What turns a stored picture upright, by EXIF orientation (EXIF 2.3, tag 274): whether to swap rows and columns first,
+# then reverse the rows, then reverse the columns.
 _TURNS = {
     1: (False, False, False),
     2: (False, False, True),
@@ -39,7 +39,7 @@ class Region(NamedTuple):
         )
 
     def stored(self, width: int, height: int, orientation: int) -> Region:
-        """The same pixels in the file, where self is in the upright picture of width by height."""
+        """The same pixels as stored in the file; self is a region of the upright picture of `width` by `height`."""
         left, top = self.left, self.top
         swapped, rows_reversed, columns_reversed = _TURNS[orientation]
         if rows_reversed:
@@ -60,7 +60,7 @@ class Region(NamedTuple):
 
 
 def turn_upright(stored: np.ndarray[Any, Any], orientation: int) -> np.ndarray[Any, Any]:
-    """A stored picture, or a part of one, as it is to be looked at."""
+    """A stored picture, or a part of one, turned upright."""
     swapped, rows_reversed, columns_reversed = _TURNS[orientation]
     if swapped:
         stored = cv2.transpose(stored)
@@ -70,9 +70,9 @@ def turn_upright(stored: np.ndarray[Any, Any], orientation: int) -> np.ndarray[A
 
 
 def shrink(picture: np.ndarray[Any, Any], region: Region, scale: int) -> np.ndarray[Any, Any]:
-    """The region at 1/scale, each pixel the mean of a block; where blocks reach over the edge, the edge is repeated.
+    """The region at 1/scale, each pixel the mean of a block; blocks that cross the edge are filled by repeating it.
 
-    That is what a JPEG's reduced scales hold, whose encoder fills its last blocks in the same way.
+    This matches the reduced scales of a JPEG, whose encoder fills its last blocks in the same way.
     """
     reduced = region.reduced(scale)
     blocks = Region(*(scale * side for side in reduced)).of(picture)

@@ -1,8 +1,8 @@
-"""Windows of a JPEG that has restart markers: the segments that hold them, made into a small JPEG of their own.
+"""Windows of a JPEG with restart markers: the segments that contain a window, spliced into a small JPEG.
 
-Between two restart markers a JPEG's scan decodes by itself (ITU-T T.81, E.1.4 and F.2.1.3.1). Where the number of MCUs
-between them divides that of a row, the segments form a grid. A rectangle of it is a JPEG again: the tables of the whole
-one, another size, the segments in order with their markers numbered anew, an end.
+The part of a scan between two restart markers can be decoded independently (ITU-T T.81, E.1.4 and F.2.1.3.1). If the
+number of MCUs between markers divides that of a row, the segments form a grid. Any rectangle of the grid is again a
+JPEG: the tables of the whole one, another size, the segments in order with renumbered markers, and an end.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ import numpy as np
 from loaders.images.decode.jpeg import JpegHeader, parts_that_decode, read_jpeg_header
 from loaders.images.decode.region import Region
 
-# The least distance of anchors. On average half of it is read without need, on either side of a window's row.
+# Mean distance of anchors, or one segment if longer. On average half of it is read needlessly at each end of a row.
 _ANCHORS_NBYTES = 2048
 _MARKER_NBYTES = 2
 _HEADER_NBYTES = (1 << 16) - 1  # at most; most have fewer than 1000
-_REMEMBERED_NBYTES = 4096  # of a file's bytes before its scan, at most
+_REMEMBERED_NBYTES = 4096  # of a file's bytes before its scan that are cached, at most
 _RESTART, _END = 0xD0, 0xD9
 _SIZE = Struct(">HH")
 _SAMPLINGS = ((1, 1), (2, 1), (2, 2), (1, 2), (4, 1))
@@ -31,7 +31,7 @@ Offsets = np.ndarray[Any, np.dtype[np.uint32]]
 
 
 class Window(NamedTuple):
-    """A rectangle of the grid of segments; `bottom` and `right` are outside."""
+    """A rectangle of the grid of segments; `bottom` and `right` are exclusive."""
 
     top: int
     bottom: int
@@ -40,18 +40,17 @@ class Window(NamedTuple):
 
 
 class Restarts(NamedTuple):
-    """Where the segments of one JPEG are, and what it takes to decode them.
+    """Where the segments of one JPEG are, and what is needed to decode them.
 
     Attributes:
         width, height: of the photo in pixels, as stored.
-        orientation: of EXIF, 1 to 8.
+        orientation: EXIF orientation, 1 to 8.
         sampling: luma samples per chroma sample, across and down; (1, 1) if there is no chroma.
         interval: MCUs per segment.
         stride: segments from one anchor to the next in a row.
-        size_at: where in `header` height and width stand.
-        header: what comes before the scan, without metadata.
-        anchors: where in the file every `stride`-th segment of each row begins, and where the last one ends, behind its
-            marker.
+        size_at: offset of height and width in `header`.
+        header: the bytes before the scan, without metadata.
+        anchors: offsets in the file of every `stride`-th segment of each row, and of the end of the last one's marker.
     """
 
     width: int
@@ -81,7 +80,7 @@ class Restarts(NamedTuple):
         return 8 * self.sampling[1], 8 * self.sampling[0] * self.interval
 
     def is_possible(self, nbytes: int) -> bool:
-        """Whether a file of so many bytes can be like this: what comes from an index may be anything."""
+        """Whether this is possible for a file of `nbytes`: an index may contain anything."""
         if self.sampling not in _SAMPLINGS or not 1 <= self.orientation <= 8 or not self.interval:
             return False
         (rows, columns), anchors = self.grid, self.anchors
@@ -96,11 +95,11 @@ class Restarts(NamedTuple):
 
     @property
     def scan_at(self) -> int:
-        """Where in the file the segments begin: the length of what `has_header` takes."""
+        """Offset of the first segment in the file: the number of bytes that `has_header` takes."""
         return int(self.anchors[0])
 
     def has_header(self, head: bytes) -> bool:
-        """Whether a file begins as this says: the same picture size, orientation and tables.
+        """Whether a file's header matches: the same picture size, orientation and tables.
 
         Args:
             head: the bytes of the file up to `scan_at`.
@@ -109,9 +108,9 @@ class Restarts(NamedTuple):
         return found is not None and found._replace(stride=self.stride, anchors=self.anchors) == self
 
     def window(self, region: Region, scale: int) -> Window:
-        """The segments that the pixels of a region at 1/scale depend on, the region in the file's orientation.
+        """The segments that the pixels of a region at 1/scale depend on; the region is in the file's orientation.
 
-        Chroma is interpolated between two of its samples, of which one may lie in the next segment.
+        Chroma is interpolated between two samples, of which one may lie in the next segment.
         """
         (down, across), (rows, columns) = self.pixels, self.grid
         beside, below = (2 * scale * step if step > 1 else 0 for step in self.sampling)
@@ -124,35 +123,35 @@ class Restarts(NamedTuple):
         )
 
     def share(self, window: Window) -> float:
-        """Of all segments."""
+        """The window's share of all segments."""
         rows, columns = self.grid
         return (window.bottom - window.top) * (window.right - window.left) / (rows * columns)
 
     def ranges(self, window: Window) -> tuple[list[int], list[int]]:
-        """Where in the file the bytes that `splice` wants begin and end: pieces, one per row unless they touch."""
+        """Starts and ends in the file of the pieces that `splice` needs: one per row, or a single one if they touch."""
         starts, ends = self._pieces(window)
         if self._takes_whole_rows(window):
             starts, ends = starts[:1], ends[-1:]
         return [start - _MARKER_NBYTES for start in starts.tolist()], ends.tolist()
 
     def splice(self, window: Window, pieces: bytearray) -> bytes | None:
-        """A JPEG of the window alone.
+        """A JPEG of only the window.
 
         Args:
-            window: what is wanted.
-            pieces: the bytes of its `ranges`, one after the other; they are written to.
+            window: the part of the grid.
+            pieces: the bytes of its `ranges`, concatenated; modified in place.
 
         Returns:
-            None if the markers are not those that belong there: the file is not the one that the anchors are of.
+            None if the markers are not the expected ones: the anchors are not of this file.
         """
         (rows, columns), (top, bottom, left, right) = self.grid, window
         first = left // self.stride * self.stride
         count = min(columns, _ceil(right, self.stride) * self.stride) - first
         if first == 0 and top == 0:
-            pieces[:_MARKER_NBYTES] = bytes((0xFF, _RESTART + 7))  # as if a segment came before
+            pieces[:_MARKER_NBYTES] = bytes((0xFF, _RESTART + 7))  # as if a segment preceded it
         content = np.frombuffer(pieces, np.uint8)
         at, kinds = _markers(content)
-        # In each piece the marker before it comes first, then those that end its segments.
+        # Each piece begins with the marker before its first segment; then come those that end its segments.
         down, across = (1, (bottom - top) * count) if self._takes_whole_rows(window) else (bottom - top, count)
         if len(at) != down * (across + 1):
             return None
@@ -180,7 +179,7 @@ class Restarts(NamedTuple):
         return b"".join((*head, *[view[begin:end] for begin, end in zip(begin_each, end_each, strict=True)]))
 
     def _pieces(self, window: Window) -> tuple[Offsets, Offsets]:
-        """Where the anchors around each row of the window are."""
+        """The anchors at the start and end of each row of the window."""
         per_row = _ceil(self.grid[1], self.stride)
         first, last = window.left // self.stride, _ceil(window.right, self.stride)
         begin, end = window.top * per_row, (window.bottom - 1) * per_row + 1
@@ -191,16 +190,16 @@ class Restarts(NamedTuple):
 
 
 def find_restarts(data: bytes, header: JpegHeader) -> Restarts | None:
-    """Where the segments of a whole JPEG are.
+    """Find the segments of a whole JPEG.
 
     Args:
         data: the file.
-        header: what `read_jpeg_header` made of it.
+        header: what `read_jpeg_header` returned for it.
 
     Returns:
-        None if they form no grid, or if anything is not as it should be: more or fewer of them than the frame needs,
-        markers out of order, padding between them, more than one scan. Damage within a segment is not looked for. It
-        stays there, as it does when everything is decoded.
+        None if they form no grid, or if anything is irregular: more or fewer of them than the frame needs, markers out
+        of order, padding between them, more than one scan. Damage within a segment is not detected; it has the same
+        effect as when the whole picture is decoded.
     """
     found = _without_anchors(data, header) if header.least_nbytes <= len(data) < 1 << 32 else None
     if found is None:
@@ -224,7 +223,7 @@ def find_restarts(data: bytes, header: JpegHeader) -> Restarts | None:
 
 
 def _without_anchors(data: bytes, header: JpegHeader) -> Restarts | None:
-    """What the header of a JPEG says of its segments; None where they cannot be decoded one by one."""
+    """What the header of a JPEG says about its segments; None if they cannot be decoded separately."""
     if not header.is_usual or header.sampling is None or not header.restart_interval:
         return None
     kept, size_at = parts_that_decode(data, header)
@@ -237,7 +236,7 @@ def _without_anchors(data: bytes, header: JpegHeader) -> Restarts | None:
 
 
 def _read_head(head: bytes) -> Restarts | None:
-    """The same of a file's bytes up to its scan; None also if they are anything else."""
+    """The same from a file's bytes up to its scan; None also if they are anything else."""
     try:
         header = read_jpeg_header(head)
     except (ValueError, IndexError, error):
@@ -245,11 +244,11 @@ def _read_head(head: bytes) -> Restarts | None:
     return _without_anchors(head, header) if header.scan_at == len(head) else None
 
 
-_known_head = lru_cache(maxsize=256)(_read_head)  # several windows of one file, or files of one camera
+_known_head = lru_cache(maxsize=256)(_read_head)  # for several windows of one file, or files of one camera
 
 
 def _markers(content: Bytes) -> tuple[Places, Bytes]:
-    """Where in entropy-coded bytes the markers are, and which: FF is data if 00 follows (T.81, B.1.1.5)."""
+    """Offsets and kinds of the markers in entropy-coded bytes: FF is data if 00 follows (T.81, B.1.1.5)."""
     at = (content[:-1] == 0xFF).nonzero()[0]
     kinds = content[at + 1]
     is_marker = kinds != 0

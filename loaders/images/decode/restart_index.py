@@ -1,7 +1,7 @@
-"""The index of a folder of JPEGs with restart markers: where their segments are, in one file beside them.
+"""The index of a folder of JPEGs with restart markers: one file in the folder with the offsets of their segments.
 
-It saves reading a photo whole to find its markers. An entry counts only for a file of the size and time that it had,
-and that still begins with the same header. Reading photos never writes it: `loaders prepare` does.
+With it, a photo need not be read whole to find its markers. An entry is used only for a file that still has the same
+size, modification time and header. Only `loaders prepare` writes the index; reading photos never does.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from loaders.images.decode.restart_table import Table, entry_of, is_of
 NAME = ".loaders-restarts.npy"
 
 _ARRAY_FILE = b"\x93NUMPY\x01\x00"
-_UNSAVED = 1 << 14  # entries at most; earlier ones are forgotten where they are not saved
-_SAVING_SHARE = 0.05  # of the time since the last save, at most
+_UNSAVED = 1 << 14  # entries at most; if they cannot be saved, the earliest are dropped
+_SAVING_SHARE = 0.05  # of the time since the last save that a save may take, at most
 _SAVE_EVERY_S = 1.0
-_FOLDERS = 1 << 16  # whose index is remembered
+_FOLDERS = 1 << 16  # whose index is cached, at most
 
 
 class RestartIndex:
-    """Entries of the files below one folder: those that are saved, and those that this process has added.
+    """Entries of the files below one folder: the saved ones, and those added by this process.
 
     Args:
-        folder: where the index is; None for one that is not saved.
+        folder: the folder of the index; None for an index that is not saved.
     """
 
     def __init__(self, folder: str | None) -> None:
@@ -46,12 +46,12 @@ class RestartIndex:
         return len({*self._table.hashes, *self._added})
 
     def get(self, name: bytes, nbytes: int, mtime_ns: int | None) -> Restarts | None:
-        """What is known of a file; None if that is nothing, or if the file has changed since.
+        """The entry of a file; None if there is none, or if the file has changed since.
 
         Args:
-            name: of the file, as seen from the folder.
+            name: path of the file, relative to the folder.
             nbytes: its size now.
-            mtime_ns: when it was written; None where that is not to be compared.
+            mtime_ns: its modification time now; None to ignore it.
         """
         number, table = _number(name), self._table
         entry, restarts = self._added.get(number, (None, None))
@@ -61,25 +61,25 @@ class RestartIndex:
         return (restarts or table.restarts(entry)) if is_of(entry, nbytes, mtime_ns) else None
 
     def add(self, name: bytes, nbytes: int, mtime_ns: int | None, restarts: Restarts) -> None:
-        """Keep in memory what was found out about a file; the earliest is forgotten where that is too much."""
+        """Add an entry in memory; beyond a limit, the earliest is dropped."""
         self._added[_number(name)] = (entry_of(nbytes, mtime_ns or 0, restarts), restarts)
         while len(self._added) > _UNSAVED:
             self._added.popitem(last=False)
 
     def save_now_and_then(self) -> None:
-        """Save what was added, if that is much, or if the last time is long ago."""
+        """Save the added entries if they are many, or if the last save was long enough ago."""
         waited_s = time.monotonic() - self._saved_at
         is_time = waited_s > _SAVE_EVERY_S and self._took_s < _SAVING_SHARE * waited_s
         if is_time or len(self._added) >= _UNSAVED:
             self.save()
 
     def save(self) -> bool:
-        """Write what was added into the file, with what is there by now.
+        """Write the added entries to the file, merged with its current content.
 
-        Of two processes that save at the same moment one may lose what the other has added; the file is whole.
+        If two processes save at the same time, the entries of one may be lost; the file stays intact.
 
         Returns:
-            False if it cannot be written: no permission, no room.
+            False if it cannot be written: no permission, no space.
         """
         if self._folder is None or is_remote(self._folder):
             return False
@@ -103,9 +103,9 @@ _homes: dict[str, tuple[RestartIndex, str] | None] = {}
 
 
 def known_restarts(path: str, nbytes: int, mtime_ns: int | None) -> Restarts | None:
-    """What an index in the file's folder, or in one above it, says of a file; else what this process has seen of it.
+    """The entry of a file in the index of its folder or of one above it; without an index, what this process remembers.
 
-    It is something that a file of this size can be like. Whether this one is like that, its header says.
+    The entry is possible for a file of this size; only the file's header tells whether it is right.
     """
     home, name = _home(path)
     found = home.get(name, nbytes, mtime_ns)
@@ -113,14 +113,14 @@ def known_restarts(path: str, nbytes: int, mtime_ns: int | None) -> Restarts | N
 
 
 def remember_restarts(path: str, nbytes: int, mtime_ns: int | None, restarts: Restarts) -> None:
-    """Keep in memory what was found out about a file, for as long as this process lives."""
+    """Add an entry in memory, for the lifetime of this process."""
     _homes.pop(os.path.dirname(_absolute(path)), None)  # there may be an index by now
     home, name = _home(path)
     home.add(name, nbytes, mtime_ns, restarts)
 
 
 def index_of(folder: str | os.PathLike[str]) -> RestartIndex:
-    """The index that is, or will be, in a folder."""
+    """The index of a folder, whether or not it has been saved yet."""
     where = os.path.realpath(folder)
     if where not in _indexes:
         _homes.clear()
@@ -147,7 +147,7 @@ def _absolute(path: str) -> str:
 
 
 def _search(start: str) -> tuple[RestartIndex, str] | None:
-    """The nearest index in a folder or above it, and the folder's name as seen from there, with its separator."""
+    """The nearest index in a folder or above it, and the folder's path relative to that, with a trailing separator."""
     folder = start
     while True:
         if folder not in _indexes and _exists(folder):
@@ -156,7 +156,7 @@ def _search(start: str) -> tuple[RestartIndex, str] | None:
             below = start[len(folder) :].lstrip("/" + os.sep)
             return _indexes[folder], below and below + ("/" if is_remote(start) else os.sep)
         above = os.path.dirname(folder)
-        if above in (folder, "") or above.endswith(":"):  # `s3:` is all that is left
+        if above in (folder, "") or above.endswith(":"):  # only `s3:` is left
             return None
         folder = above
 
@@ -167,12 +167,12 @@ def _exists(folder: str) -> bool:
     files, name = file_system(f"{folder}/{NAME}")
     try:
         return bool(files.exists(name))
-    except OSError:  # one may read the photos there and not ask what else there is
+    except OSError:  # the photos may be readable without permission to list
         return False
 
 
 class _IndexFile:
-    """Bytes of an open file. It is not mapped: reading a mapping of a file that was cut short ends the process."""
+    """Bytes of an open file. It is not mapped: reading a mapping of a truncated file kills the process (SIGBUS)."""
 
     def __init__(self, path: str) -> None:
         self._fd = -1
@@ -183,7 +183,7 @@ class _IndexFile:
         found = b""
         try:
             while len(found) < nbytes and (piece := self._read_once(at + len(found), nbytes - len(found))):
-                found += piece  # a second one only beyond two gigabytes
+                found += piece  # more than one only beyond two gigabytes
         except OSError:
             pass
         return found
@@ -200,7 +200,7 @@ class _IndexFile:
 
 
 class _FetchedIndex:
-    """Bytes of a file that is at hand."""
+    """Bytes of a file that is in memory."""
 
     def __init__(self, content: bytes = b"") -> None:
         self._content = content
@@ -220,7 +220,7 @@ def _load(folder: str | None) -> Table:
             file = _IndexFile(os.path.join(folder, NAME))
     except OSError:  # missing
         pass
-    # What NumPy's own reader makes of a damaged header is anybody's guess; all that matters of it is where it ends.
+    # NumPy's own reader is unpredictable on a damaged header, and only the end of the header matters.
     head = file.read(0, 10)
     begin = 10 + int.from_bytes(head[8:10], "little")
     return Table(
@@ -242,4 +242,4 @@ def _number(name: bytes) -> int:
     return int.from_bytes(blake2b(name, digest_size=8).digest(), "little")
 
 
-_loose = RestartIndex(None)  # of files above which there is no index
+_loose = RestartIndex(None)  # for files without an index in any folder above

@@ -1,4 +1,4 @@
-"""The content of an index of restart markers: entries of files, found by the hash of their names; all in one array."""
+"""The content of an index of restart markers: one array, with an entry per file, found by the hash of its name."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _MAGIC = b"restart\x01"  # with the version of the layout
 _HEAD = Struct("<8sQQQ")  # magic, entries, anchors, bytes of headers
 _HASH = np.dtype("<u8")
 _ANCHOR = np.dtype("<u4")
-# Bytes and time of the file, places and lengths of anchors and header, their checksum; then the numbers of `Restarts`.
+# Size and time of the file, offsets and lengths of anchors and header, checksum; then the numbers of `Restarts`.
 _ENTRY = Struct("<QqQQIIIHHHHHBBB7x")
 _HEADER_OF_ENTRY = np.dtype(
     {"names": ["at", "nbytes"], "formats": ["<u8", "<u4"], "offsets": [24, 36], "itemsize": _ENTRY.size}
@@ -30,13 +30,13 @@ Read = Callable[[int, int], bytes]  # (at, nbytes) → those bytes of a file; fe
 
 
 class Table:
-    """What one file holds: hashes of names in order, an entry for each, and what the entries point to.
+    """The content of one file: sorted hashes of names, an entry for each, and what the entries point to.
 
-    Only the hashes are kept in memory. All else is read when it is asked for, and may have changed by then.
+    Only the hashes are kept in memory. The rest is read on demand, and may have changed by then.
 
     Args:
-        read: gives bytes of the file.
-        nbytes: the size of the file. Where it does not fit the first bytes, this is an empty table.
+        read: returns bytes of the file.
+        nbytes: the size of the file. If it does not match the first bytes, the table is empty.
     """
 
     def __init__(self, read: Read, nbytes: int) -> None:
@@ -65,7 +65,7 @@ class Table:
         return entry if len(entry) == _ENTRY.size else None
 
     def restarts(self, entry: bytes) -> Restarts | None:
-        """What an entry says; None if it is damaged."""
+        """The content of an entry; None if it is damaged."""
         _, _, anchors_at, header_at, anchors, header_nbytes, checksum, *numbers = _ENTRY.unpack(entry)
         width, height, interval, stride, size_at, orientation, across, down = numbers
         if anchors_at + anchors > self._counts[1] or header_at + header_nbytes > self._counts[2]:
@@ -79,7 +79,7 @@ class Table:
         return found if _checksum(entry, found) == checksum else None
 
     def with_added(self, added: Added) -> np.ndarray[Any, np.dtype[np.uint8]]:
-        """The content of the file that also holds these. What they replace stays in it, and nothing points there."""
+        """The content of the file with these entries added. The data of replaced entries stays in it, unreferenced."""
         count, anchors_at, headers_nbytes = self._counts
         rest = self._read(self._entries_at, self._headers_at + headers_nbytes - self._entries_at)
         hashes, new_hashes = np.frombuffer(self.hashes, _HASH), np.fromiter(added, _HASH, len(added))
@@ -113,7 +113,7 @@ class Table:
 
 
 def entry_of(nbytes: int, mtime_ns: int, restarts: Restarts) -> bytes:
-    """An entry that points nowhere yet."""
+    """An entry whose offsets are not set yet."""
     numbers = (restarts.width, restarts.height, restarts.interval, restarts.stride, restarts.size_at)
     lengths = len(restarts.anchors), len(restarts.header)
     rest = (*numbers, restarts.orientation, *restarts.sampling)
@@ -122,12 +122,12 @@ def entry_of(nbytes: int, mtime_ns: int, restarts: Restarts) -> bytes:
 
 
 def _checksum(entry: bytes, restarts: Restarts) -> int:
-    """Of all that an entry says, wherever in the file it says it."""
+    """The checksum of an entry and what it points to, without the offsets."""
     checksum = zlib.crc32(entry[:16] + entry[32:40] + entry[44:])
     return zlib.crc32(restarts.header, zlib.crc32(np.ascontiguousarray(restarts.anchors, _ANCHOR).data, checksum))
 
 
 def is_of(entry: bytes, nbytes: int, mtime_ns: int | None) -> bool:
-    """Whether an entry is of a file of this size and time; of any time for None."""
+    """Whether an entry is of a file of this size and time; None matches any time."""
     known_nbytes, known_mtime_ns = _ENTRY.unpack(entry)[:2]
     return bool(known_nbytes == nbytes and mtime_ns in (None, known_mtime_ns))

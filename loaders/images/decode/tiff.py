@@ -1,4 +1,4 @@
-"""TIFF directories, which is also how EXIF stores the orientation of a photo, and the pixels of TIFF files."""
+"""TIFF directories, in which EXIF also stores the orientation of a photo, and the pixels of TIFF files."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SHORT, LONG, LONG8 = 3, 4, 16
 
 _WIDTH, _HEIGHT, _BITS, _PHOTOMETRIC, _SAMPLES, _PLANAR = 0x100, 0x101, 0x102, 0x106, 0x115, 0x11C
 _EXTRA_SAMPLES, _SAMPLE_FORMAT = 0x152, 0x153
-_PIECES = ((0x111, 0x117), (0x144, 0x145))  # where strips lie, and their lengths; and the same of tiles
+_PIECES = ((0x111, 0x117), (0x144, 0x145))  # offsets and lengths of strips, and of tiles
 _PRIVATE = 0xFFFF  # a tag that no reader knows
 _MINISWHITE, _MINISBLACK, _RGB = 0, 1, 2
 _SEPARATE = 2
@@ -41,9 +41,9 @@ class Entry(NamedTuple):
 
     Attributes:
         kind: the type of its values.
-        number: how many it has.
-        at: where the entry is in the file.
-        values_at: where its values are.
+        number: how many values it has.
+        at: offset of the entry in the file.
+        values_at: offset of its values in the file.
     """
 
     kind: int
@@ -56,7 +56,7 @@ class Directory:
     """The first directory of a TIFF file, classic or BigTIFF.
 
     Raises:
-        ValueError, IndexError, struct.error: it is no TIFF, or damaged.
+        ValueError, IndexError, struct.error: it is not a TIFF file, or damaged.
     """
 
     def __init__(self, data: bytes) -> None:
@@ -82,11 +82,11 @@ class Directory:
             if size * count > room:
                 (values_at,) = pointer[order].unpack_from(data, values_at)
             if values_at + size * count > len(data):
-                continue  # it lies outside; readers pass it
+                continue  # its values lie outside; readers skip it
             self.entries.setdefault(tag, Entry(kind, count, at, values_at))
 
     def values(self, tag: int, default: int) -> tuple[int, ...]:
-        """The whole numbers of a tag; the default alone where it is missing, or holds none."""
+        """The integers of a tag; only the default if it is missing, or holds none."""
         entry = self.entries.get(tag)
         if entry is None or entry.kind not in _VALUE or not entry.number:
             return (default,)
@@ -94,7 +94,7 @@ class Directory:
         return form.unpack_from(self._data, entry.values_at)
 
     def value(self, tag: int, default: int) -> int:
-        """The first of them."""
+        """The first integer of a tag, or the default."""
         return self.values(tag, default)[0]
 
     def pieces_end(self) -> int:
@@ -103,7 +103,7 @@ class Directory:
         return max(map(sum, [pair for starts, sizes in pieces for pair in zip(starts, sizes, strict=False)]))
 
     def with_all(self, file: bytearray, tag: int, value: int, count: int | None = None) -> None:
-        """Set all values of a tag, if it is there, in a copy of the file; `count` makes them fewer."""
+        """Set all values of a tag, if present, in a copy of the file; `count` reduces their number."""
         entry = self.entries.get(tag)
         if entry is None or entry.kind not in _VALUE:
             return
@@ -115,7 +115,7 @@ class Directory:
             form.pack_into(file, entry.values_at + number * form.size, value)
 
     def with_part(self, file: bytearray, tag: int, part: int, parts: int) -> None:
-        """Leave one of equal parts of a tag's values, if it is there, in a copy of the file."""
+        """Keep only one of `parts` equal parts of a tag's values, if present, in a copy of the file."""
         entry = self.entries.get(tag)
         if entry is not None and entry.kind in _VALUE:
             self._shorten(file, entry, part * (entry.number // parts), entry.number // parts)
@@ -143,7 +143,7 @@ def first_directory(data: bytes) -> Iterator[tuple[int, int, int | None]]:
     """(tag, type, value) of each entry of the first directory; the value is None unless it is one SHORT or one LONG.
 
     Raises:
-        ValueError, IndexError, struct.error: this is no TIFF, or it is damaged where one has looked so far.
+        ValueError, IndexError, struct.error: it is not a TIFF file, or damaged in what was read so far.
     """
     order = _ORDERS.get(data[:2])
     if order is None or data[:4] not in SIGNATURES[:2]:
@@ -159,15 +159,15 @@ def first_directory(data: bytes) -> Iterator[tuple[int, int, int | None]]:
 
 
 def exif_orientation(exif: bytes) -> int:
-    """The orientation, 1 to 8, that a block of EXIF tells, without its leading `Exif\\0\\0`; 1 if it tells none.
+    """The orientation, 1 to 8, in a block of EXIF without its leading `Exif\\0\\0`; 1 if it has none.
 
     Raises:
-        ValueError, IndexError, struct.error: the block is damaged or unusual; readers disagree about such ones.
+        ValueError, IndexError, struct.error: the block is damaged or unusual; readers disagree about these.
     """
     before = 0
     for tag, kind, value in first_directory(exif):
         if tag == ORIENTATION:
-            # Out of order, or of another type: some readers take it and others do not.
+            # Out of order, or of another type: some readers accept it and others do not.
             if value is None or kind != SHORT or before > ORIENTATION:
                 raise ValueError("unusual orientation")
             return value if 1 <= value <= 8 else 1
@@ -176,7 +176,7 @@ def exif_orientation(exif: bytes) -> int:
 
 
 def any_orientation(exif: bytes) -> int:
-    """The orientation that a block of EXIF tells, usual or not, with its leading `Exif\\0\\0` or without; else 1."""
+    """The orientation in a block of EXIF, usual or not, with or without its leading `Exif\\0\\0`; else 1."""
     try:
         for tag, _, value in first_directory(exif.removeprefix(b"Exif\0\0")):
             if tag == ORIENTATION:
@@ -187,15 +187,15 @@ def any_orientation(exif: bytes) -> int:
 
 
 class TiffHeader(NamedTuple):
-    """What a TIFF file says of its pixels.
+    """How a TIFF file stores its pixels.
 
     Attributes:
         width, height: as stored.
         orientation: 1 to 8.
-        bits: of a sample, the most where they differ.
-        samples: of a pixel.
-        photometric: what they mean (TIFF 6.0, page 37).
-        is_separate: whether each sample has a plane of its own.
+        bits: per sample, the most if they differ.
+        samples: per pixel.
+        photometric: what the samples mean (TIFF 6.0, page 37).
+        is_separate: whether each sample of a pixel is in its own plane.
         sample_format: 1 for unsigned integers.
     """
 
@@ -210,20 +210,20 @@ class TiffHeader(NamedTuple):
 
     @property
     def refusal(self) -> str | None:
-        """Why it has no picture of 8 bits, if so."""
+        """Why it has no 8-bit picture, or None."""
         kind = _FORMATS.get(self.sample_format)
         if kind is not None or self.bits > _MOST_BITS:
             of = f"{self.bits}-bit {kind or 'unsigned'}"
-            return f"the TIFF holds {of} samples, and nothing says which of them are black and white"
+            return f"the TIFF holds {of} samples, and does not define which of them are black and white"
         if self.photometric in (_MINISWHITE, _MINISBLACK) and self.samples > 2:
-            return f"the TIFF holds {self.samples} bands, and nothing says which of them are red, green and blue"
+            return f"the TIFF holds {self.samples} bands, and does not define which of them are red, green and blue"
         if self.samples > 4:
             return f"the TIFF holds {self.samples} samples per pixel; OpenCV decodes no more than 4"
         return None
 
     @property
     def is_deep(self) -> bool:
-        """Whether OpenCV would round, or not decode to 8 bits what it decodes to 16."""
+        """Whether OpenCV has to decode it to 16 bits, as to 8 bits it would round or fail."""
         whole = {_MINISWHITE: (1,), _MINISBLACK: (1,), _RGB: (3, 4)}.get(self.photometric, ())
         return self.bits > 8 and self.samples in whole
 
@@ -236,7 +236,7 @@ def read_tiff_header(data: bytes) -> TiffHeader:
     """Read the first directory.
 
     Raises:
-        ValueError, IndexError, struct.error: it is no TIFF, or damaged.
+        ValueError, IndexError, struct.error: it is not a TIFF file, or damaged.
     """
     found = Directory(data)
     orientation = found.value(ORIENTATION, 1)
@@ -253,10 +253,10 @@ def read_tiff_header(data: bytes) -> TiffHeader:
 
 
 def decode_tiff(data: bytes, header: TiffHeader, mode: str) -> np.ndarray[Any, Any]:
-    """The picture as it is stored, not yet turned upright. uint8 (H, W, 3) RGB, or (H, W).
+    """The picture as stored, not yet turned upright: uint8 (H, W, 3) RGB, or (H, W).
 
-    Of samples with more than 8 bits the 8 highest are kept. Alpha is dropped, and OpenCV is not told what it is, as it
-    would multiply the colours by it.
+    Of samples with more than 8 bits the highest 8 are kept. Alpha is dropped, and declared as unspecified to OpenCV,
+    which would otherwise multiply the colours by it.
 
     Raises:
         UndecodableError, cv2.error: it is damaged, or OpenCV does not know its kind.
@@ -272,7 +272,7 @@ def decode_tiff(data: bytes, header: TiffHeader, mode: str) -> np.ndarray[Any, A
             return pixels if mode == "RGB" else opencv.grey_of(pixels)
         stored = _high_bits(file)
     except UndecodableError as failure:
-        why = "it is cut short" if directory.pieces_end() > len(data) else "it is damaged, or OpenCV knows none like it"
+        why = "it is cut short" if directory.pieces_end() > len(data) else "it is damaged, or unknown to OpenCV"
         raise UndecodableError(f"OpenCV cannot decode its {len(data):,} bytes, {header}: {why}") from failure
     if stored.ndim == 2:
         grey = 255 - stored if header.photometric == _MINISWHITE else stored
@@ -282,7 +282,7 @@ def decode_tiff(data: bytes, header: TiffHeader, mode: str) -> np.ndarray[Any, A
 
 
 def _plane(data: bytes, directory: Directory, header: TiffHeader, sample: int) -> bytearray:
-    """The same file with one of its planes alone, as a grey picture."""
+    """The same file with only one of its planes, as a grey picture."""
     file = bytearray(data)
     for tag, value in ((ORIENTATION, 1), (_PHOTOMETRIC, _MINISBLACK), (_SAMPLES, 1), (_PLANAR, 1)):
         directory.with_all(file, tag, value)
@@ -295,10 +295,10 @@ def _plane(data: bytes, directory: Directory, header: TiffHeader, sample: int) -
 
 
 def _high_bits(file: bytearray) -> np.ndarray[Any, Any]:
-    """The 8 highest bits of each sample; OpenCV fills those of fewer than 16 bits up from below."""
+    """The highest 8 bits of each sample; OpenCV extends samples of fewer than 16 bits at the low end."""
     stored = opencv.decode_unchanged(file)
     if stored.dtype == np.uint8:
         return stored
     if stored.dtype != np.uint16:
-        raise UndecodableError(f"OpenCV cannot decode its {len(file):,} bytes to pixels: it finds {stored.dtype}")
+        raise UndecodableError(f"OpenCV cannot decode its {len(file):,} bytes to pixels: it returns {stored.dtype}")
     return (stored >> 8).astype(np.uint8)

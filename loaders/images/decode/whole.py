@@ -1,4 +1,4 @@
-"""The whole picture of any image file, upright: by OpenCV, of what it would decode otherwise than `read_image` says."""
+"""The whole picture of any image file, upright, corrected where OpenCV differs from what `read_image` documents."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from loaders.images.decode.tiff import decode_tiff
 
 
 def decode_whole(data: bytes, header: Header | None, mode: str) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """The picture; `header` is what `read_header` found of the file, and had no problem with.
+    """The picture; `header` is what `read_header` returned for the file, without a `problem`.
 
     Raises:
-        UndecodableError, cv2.error: it is damaged, or of no kind that OpenCV knows.
+        UndecodableError, cv2.error: it is damaged, or not in a format that OpenCV can decode.
     """
     if data.startswith(png.SIGNATURE):
         data = png.picture_alone(data)

@@ -1,10 +1,10 @@
-"""Writing a folder of photos anew, with restart markers in its JPEGs: `loaders prepare SRC DST`.
+"""Copies a folder of photos, adding restart markers to its JPEGs: `loaders prepare SRC DST`.
 
 | module | what |
 | --- | --- |
-| `photo` | one JPEG, with markers |
-| `outcome` | one file of a folder, written whole or not at all, and what became of it |
-| `claim` | the folder to write to: of one kind, for one run at a time |
-| `folders` | all of a folder, by many processes, going on where it was stopped |
+| `photo` | adds markers to one JPEG |
+| `outcome` | one file of a folder, written atomically, and its outcome |
+| `claim` | claims the target folder: for one method, for one run at a time |
+| `folders` | a whole folder, with several processes, resumable after a stop |
 | `run` | what the command prints |
 """

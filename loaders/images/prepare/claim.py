@@ -1,4 +1,4 @@
-"""The folder that prepared files are written to: of one kind, for one run at a time."""
+"""Claims the folder that prepared files are written to: for one method, for one run at a time."""
 
 from __future__ import annotations
 
@@ -21,23 +21,21 @@ SETTINGS = ".loaders-prepare.json"
 
 @contextmanager
 def claimed(source: Path, target: Path, method: Method) -> Iterator[None]:
-    """While the target is this run's alone. What a killed run left unfinished there is removed first.
+    """Claim the target for this run inside the `with` block. Incomplete files of a killed run are removed first.
 
     Raises:
-        DatasetError: the folders cannot be what they are to be, or another run is at work.
+        DatasetError: the folders are unsuitable, or another run is using the target.
     """
     if not source.is_dir():
         raise DatasetError(f'"{source}" is not a folder.')
     here, there = source.resolve(), target.resolve()
     if here == there or here in there.parents or there in here.parents:
-        raise DatasetError(
-            f'"{target}" and "{source}" lie in each other: the prepared files need a folder of their own.'
-        )
+        raise DatasetError(f'"{target}" and "{source}" overlap: the prepared files need a separate folder.')
     if target.exists() and not target.is_dir():
         raise DatasetError(f'"{target}" is not a folder.')
     file = target / SETTINGS
     if not file.exists() and target.exists() and not all(map(is_unfinished, os.listdir(target))):
-        raise DatasetError(f'"{target}" is not empty, and of no earlier run.\n  Name a new folder.')
+        raise DatasetError(f'"{target}" is not empty, and not from an earlier run.\n  Use a new folder.')
     if not target.exists():
         target.mkdir(parents=True)
         target.chmod(permissions(source.stat()) | 0o700)
@@ -54,22 +52,22 @@ def claimed(source: Path, target: Path, method: Method) -> Iterator[None]:
 
 
 def _open_or_make(path: str, flags: int) -> int:
-    # Not through a link: that might lead to any file at all.
+    # Not through a link: it might point to any file.
     return os.open(path, flags | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
 
 
 def _lock(fd: int, target: Path) -> bool:
-    """Keep other runs out for as long as the file is open, however this process ends.
+    """Lock out other runs for as long as the file is open, however this process ends.
 
     Returns:
-        False where the file system knows no locks.
+        False if the file system does not support locks.
     """
-    if sys.platform == "win32":  # where a file that is open cannot be removed anyway
+    if sys.platform == "win32":  # where an open file cannot be removed anyway
         return True
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        raise DatasetError(f'Another run is at work in "{target}".\n  Wait for its end, or stop it.') from error
+        raise DatasetError(f'Another run is using "{target}".\n  Wait for it to end, or stop it.') from error
     except OSError:
         return False
     return True
@@ -82,10 +80,10 @@ def _remove_unfinished(target: Path) -> None:
 
 
 def _is_of(method: Method, content: str, target: Path) -> bool:
-    """Whether this method is noted already; False if nothing is, or nothing that can be read.
+    """Whether this method is recorded already; False if none is, or if the record is unreadable.
 
     Raises:
-        DatasetError: another one is.
+        DatasetError: another method is recorded.
     """
     try:
         found = json.loads(content)
@@ -93,8 +91,8 @@ def _is_of(method: Method, content: str, target: Path) -> bool:
         return False
     if found != _as_json(method):
         raise DatasetError(
-            f'"{target}" was prepared with {found}, and now {_as_json(method)} is asked for.\n'
-            "  Name another folder, or delete it."
+            f'"{target}" was prepared with {found}, and now {_as_json(method)} is requested.\n'
+            "  Use another folder, or delete this one."
         )
     return True
 

@@ -1,4 +1,4 @@
-"""A folder of files written anew: by many processes, each file whole or not at all, going on where it was stopped."""
+"""Prepares a folder of files: with several processes, each file written atomically, resumable after a stop."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ from loaders.images.prepare.outcome import Outcome, Summary, is_unfinished, perm
 from loaders.images.prepare.photo import DEFAULT_QUALITY, Method
 from loaders.images.walk import walk
 
-_AT_ONCE = 8  # files of one task: what a task costs is little beside that
+_AT_ONCE = 8  # files per task: they take far longer than the overhead of a task
 _TASKS_AHEAD = 4  # per process
 
 
 def choose_method(quality: int | None, max_side: int | None) -> Method:
-    """Lossless unless something is asked for that cannot be.
+    """Lossless, unless an option requires re-encoding.
 
     Raises:
-        MissingExtraError: `jpegtran` is not installed.
+        MissingExtraError: `jpegtran` is needed and not installed.
     """
     if quality is not None or max_side is not None:
         return Method(None, DEFAULT_QUALITY if quality is None else quality, max_side)
     jpegtran = shutil.which("jpegtran")
     if jpegtran is None:
         raise MissingExtraError(
-            "jpegtran is not installed, and only it adds restart markers without changing a pixel: install "
+            "jpegtran, which adds restart markers without changing a pixel, is not installed: install "
             "libjpeg-turbo-progs (Debian, Ubuntu), libjpeg-turbo-utils (Fedora) or jpeg-turbo (Homebrew).\n  Or pass "
-            "--quality or --max-side, to encode the photos anew."
+            "--quality or --max-side, to re-encode the photos."
         )
     return Method(jpegtran)
 
@@ -48,22 +48,21 @@ def choose_method(quality: int | None, max_side: int | None) -> Method:
 def prepare_folder(
     source: Path, target: Path, method: Method, processes: int, progress: Callable[[int, int], None]
 ) -> Summary:
-    """Write all files below `source` to the same places below `target`, JPEGs with restart markers.
+    """Write all files below `source` to the same paths below `target`, JPEGs with restart markers.
 
-    What an earlier run with the same method has finished is not done again, unless its source has changed. It may be
-    killed at any time; nothing half-written has a name that counts.
+    Files that an earlier run with the same method finished are not written again, unless their source has changed. The
+    process may be killed at any time: an incomplete file never has its final name.
 
     Args:
-        source: a folder; links in it are followed. A folder that several ways lead to is written once, and is a link in
-            all other places.
-        target: a folder that is empty, missing, or of an earlier run.
+        source: a folder; links in it are followed. If a folder has several paths, all but the first become links.
+        target: a folder that is empty, missing, or written by an earlier run.
         method: how JPEGs get their markers.
-        processes: how many of them work; 1 is this one.
+        processes: number of processes; 1 uses this one.
         progress: called with (files done, files in all).
 
     Raises:
-        DatasetError: the folders cannot be what they are to be, another run is at work in the target, a worker process
-            was killed, or the index cannot be written.
+        DatasetError: the folders are unsuitable, another run is using the target, a worker process was killed, or the
+            index cannot be written.
         OSError: the source cannot be listed, or a folder cannot be made in the target.
     """
     with claimed(source, target, method):
@@ -88,24 +87,24 @@ def prepare_folder(
                 progress(len(names) - len(ahead) + count, len(names))
         except BrokenProcessPool as error:
             raise DatasetError(
-                "a worker process was killed, likely for want of memory.\n  Run it again, with fewer --workers: it "
-                "goes on where it was."
+                "a worker process was killed, likely for lack of memory.\n  Run it again with fewer --workers: it "
+                "resumes where it stopped."
             ) from error
         finally:
             is_saved = index.save()
         if not is_saved:
-            raise DatasetError(f'"{target / NAME}" cannot be written: is the disk full?\n  Run it again: it goes on.')
+            raise DatasetError(f'"{target / NAME}" cannot be written: is the disk full?\n  Run it again to resume.')
         return summary
 
 
 def _make_folders(source: Path, target: Path, summary: Summary) -> list[str]:
-    """Make all folders below the target, and links to them; what is missing or stale is noted.
+    """Make all folders below the target, and links to them; record in `summary` what is missing or stale.
 
     Returns:
-        The names of all files, as seen from the source.
+        The paths of all files, relative to the source.
     """
     names: list[str] = []
-    known: set[str] = set()  # files, links and folders whose content is not known
+    known: set[str] = set()  # files, links, and folders that could not be listed
     top = os.fsencode(source)
     for folder in walk(top, outside=os.fsencode(target)):
         place = os.fsdecode(os.path.relpath(folder.path, top))
@@ -124,7 +123,7 @@ def _make_folders(source: Path, target: Path, summary: Summary) -> list[str]:
             try:
                 _make_link(target / place, target / os.fsdecode(os.path.relpath(folder.first, top)))
             except FileExistsError:
-                summary.failed.append((place, "it is a link now, and what an earlier run wrote is in its place"))
+                summary.failed.append((place, "it is a link now, but an earlier run wrote something else in its place"))
     names = [name for name in names if _is_of_source(os.path.basename(name))]
     known.update(names)
     summary.stale = sorted(name for name in _files_in(target) if not known.intersection(_itself_and_above(name)))
@@ -132,7 +131,7 @@ def _make_folders(source: Path, target: Path, summary: Summary) -> list[str]:
 
 
 def _make_folder(target: Path, source: os.stat_result) -> None:
-    if target.is_symlink():  # it was reached in another way, in an earlier run
+    if target.is_symlink():  # an earlier run reached it by another path
         target.unlink()
     if not target.is_dir():
         target.mkdir(mode=0o700)
@@ -159,7 +158,7 @@ def _is_of_source(name: str) -> bool:
 
 
 def _files_in(target: Path) -> Iterator[str]:
-    """Names of all files and links to folders as seen from the target, but those that are not from the source."""
+    """Relative paths of all files and links to folders in the target, except those that are not from the source."""
     for folder, folders, files in os.walk(target):
         links = [name for name in folders if os.path.islink(os.path.join(folder, name))]
         for name in filter(_is_of_source, files + links):
@@ -167,7 +166,7 @@ def _files_in(target: Path) -> Iterator[str]:
 
 
 def _known(source: Path, target: Path, name: str, index: RestartIndex) -> Restarts | None:
-    """What the index says of a JPEG that an earlier run wrote, if its source is of the same time still."""
+    """The index's entry of a JPEG that an earlier run wrote, if the source still has the same modification time."""
     try:
         written = written_from(os.stat(source), target)
     except OSError:
@@ -176,13 +175,13 @@ def _known(source: Path, target: Path, name: str, index: RestartIndex) -> Restar
 
 
 def _outcomes(source: Path, target: Path, names: list[str], method: Method, processes: int) -> Iterator[Outcome]:
-    """What became of each file, in the order in which they are finished."""
+    """The outcome of each file, in the order of completion."""
     if processes == 1:
         for name in names:
             yield prepare_file(source / name, target / name, name, method)
         return
     tasks = (names[at : at + _AT_ONCE] for at in range(0, len(names), _AT_ONCE))
-    # Not forked: the progress bar has a thread.
+    # Not forked: the progress bar runs a thread.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes, context, initializer=_begin_worker) as pool:
         running: set[Future[list[Outcome]]] = set()
@@ -200,7 +199,7 @@ def _outcomes(source: Path, target: Path, names: list[str], method: Method, proc
 
 
 def _begin_worker() -> None:
-    """Leave when the parent is gone, also when that was killed; Ctrl-C is the parent's to handle."""
+    """Exit when the parent has ended, even if it was killed; leave Ctrl-C to the parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None

@@ -1,4 +1,4 @@
-"""One file of a folder that is prepared: written anew with markers, or copied, whole or not at all."""
+"""Prepares one file of a folder: written with markers, or copied, in either case atomically."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from loaders.images.decode.restart import Restarts, find_restarts
 from loaders.images.prepare.photo import Method, UnpreparedError, with_markers
 
 _UNFINISHED = (".loaders-", ".part")
-_PERMISSIONS = 0o777  # what is kept of a mode: a copy belongs to who makes it, and must not run as that user or group
+_PERMISSIONS = 0o777  # the bits of a mode that are kept: a copy must not run with the rights of whoever made it
 
 
 class Outcome(NamedTuple):
-    """What became of one file: a JPEG with markers if there are `restarts`, else a copy; or nothing, if it `failed`.
+    """The outcome of one file: a JPEG with markers if there are `restarts`, else a copy; nothing if it `failed`.
 
-    `why` is empty unless a JPEG has no markers now, or it failed; `earlier`: it was there before this run.
+    `why` is empty unless a JPEG got no markers or the file failed; `earlier` says that an earlier run wrote it.
     """
 
     name: str
@@ -36,16 +36,16 @@ class Outcome(NamedTuple):
 
 @dataclass
 class Summary:
-    """What a run has done, for a person to read.
+    """What a run has done, for the user.
 
     Attributes:
-        prepared: JPEGs that have markers now; `as_before` of them had been written by an earlier run.
-        copied: files that are no JPEGs; `copied_before` of them had been written by an earlier run.
-        left: (name, why) of JPEGs that are copied as they were.
-        failed: (name, why) of files and folders that could not be read or written; they are missing.
-        round_trips: links to folders that they lie in, or to the target; they are missing, as they must be.
-        stale: names of files in the target that have no source any more.
-        nbytes: of the JPEGs that this run has prepared, before and after.
+        prepared: JPEGs that have markers now; `as_before` of them were written by an earlier run.
+        copied: files that are not JPEGs; `copied_before` of them were written by an earlier run.
+        left: (name, why) of JPEGs that are copied unchanged.
+        failed: (name, why) of files and folders that could not be read or written; they are missing from the target.
+        round_trips: links to a folder that contains them, or to the target; they are left out on purpose.
+        stale: names of files in the target that no longer have a source.
+        nbytes: total size of the JPEGs that this run has prepared, before and after.
     """
 
     prepared: int = 0
@@ -59,7 +59,7 @@ class Summary:
     nbytes: tuple[int, int] = (0, 0)
 
     def count(self, outcome: Outcome) -> None:
-        """Add what became of a file."""
+        """Add the outcome of a file."""
         if outcome.failed:
             self.failed.append((outcome.name, outcome.why))
         elif outcome.restarts is not None:
@@ -75,10 +75,10 @@ class Summary:
 
 
 def prepare_file(source: Path, target: Path, name: str, method: Method) -> Outcome:
-    """Write one file, unless an earlier run has and its source is still of that time."""
+    """Write one file, unless an earlier run did and its source still has the same modification time."""
     try:
-        if not stat.S_ISREG(os.stat(source).st_mode):  # asked first: opening a device may do something
-            return Outcome(name, why="it is no file", failed=True)
+        if not stat.S_ISREG(os.stat(source).st_mode):  # checked first: opening a device may have side effects
+            return Outcome(name, why="it is not a regular file", failed=True)
         with open(source, "rb") as file:
             status = os.fstat(file.fileno())
             written = written_from(status, target)
@@ -91,7 +91,7 @@ def prepare_file(source: Path, target: Path, name: str, method: Method) -> Outco
                 return Outcome(name, earlier=is_same_size)
             data = start + file.read()
         restarts = None if written is None else _restarts_of(target.read_bytes())
-        if restarts is not None:  # an earlier run was killed before it could note this
+        if restarts is not None:  # an earlier run was killed before it could record this
             return Outcome(name, restarts, earlier=True)
         try:
             found, why = with_markers(data, method), ""
@@ -105,7 +105,7 @@ def prepare_file(source: Path, target: Path, name: str, method: Method) -> Outco
 
 
 def written_from(source: os.stat_result, target: Path) -> os.stat_result | None:
-    """The target as it stands, if it is a file that was written from the source as that stands."""
+    """The status of the target, if it is a file that was written from the source in its current state."""
     try:
         written = os.stat(target)
     except OSError:
@@ -114,12 +114,12 @@ def written_from(source: os.stat_result, target: Path) -> os.stat_result | None:
 
 
 def write_whole(target: Path, fill: Callable[[BinaryIO], object], like: os.stat_result | None = None) -> None:
-    """Let `fill` write a file, which gets its name when it is complete.
+    """Write a file atomically: it gets its name when `fill` has completed it.
 
     Args:
         target: its name.
-        fill: called with the file, open for writing. Until it is complete nobody else may read it.
-        like: a file whose times it gets and whose permissions, but for those to run as its owner or group.
+        fill: called with the file, open for writing. Until it is complete, only its owner may read it.
+        like: status of a file whose times and `permissions` it gets.
     """
     unfinished = target.with_name(secrets.token_hex(8).join(_UNFINISHED))
     try:
@@ -134,12 +134,12 @@ def write_whole(target: Path, fill: Callable[[BinaryIO], object], like: os.stat_
 
 
 def permissions(status: os.stat_result) -> int:
-    """Who may read, write and run a file: its mode without set-user-ID, set-group-ID and sticky bits."""
+    """The permission bits of a file's mode, without set-user-ID, set-group-ID and sticky bits."""
     return status.st_mode & _PERMISSIONS
 
 
 def is_unfinished(name: str) -> bool:
-    """Whether a file is one that `write_whole` did not complete."""
+    """Whether a name is that of a file that `write_whole` did not complete."""
     return name.startswith(_UNFINISHED[0]) and name.endswith(_UNFINISHED[1])
 
 

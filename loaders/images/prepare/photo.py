@@ -1,4 +1,4 @@
-"""One JPEG with restart markers: its coefficients as they were, by `jpegtran`, or encoded anew by OpenCV."""
+"""Adds restart markers to one JPEG: losslessly with `jpegtran`, or by re-encoding with OpenCV."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from loaders.images.decode.restart import find_restarts
 
 DEFAULT_QUALITY = 90
 
-# MCUs from one marker to the next. With 4 a file grows by 2 to 3 %, with 1 by 7 to 13 % (qualities 92 and 75); with
-# more than 8 a window takes along too much that is not seen.
+# MCUs between markers. With 4 a file grows by 2 to 3 %, with 1 by 7 to 13 % (qualities 92 and 75); with more than 8,
+# too much is decoded around a window.
 _INTERVAL = 4
 _LONGEST_INTERVAL = 8
-_PICTURE_INDEX = b"MPF\0"  # where other pictures lie behind this one, which are not written
+_PICTURE_INDEX = b"MPF\0"  # offsets of further pictures in the file, which are not copied
 _SAMPLINGS = {
     (1, 1): cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444,
     (2, 1): cv2.IMWRITE_JPEG_SAMPLING_FACTOR_422,
@@ -33,7 +33,7 @@ _SAMPLINGS = {
 
 
 class UnpreparedError(Exception):
-    """Why a JPEG is left as it is, in the words that the summary will say."""
+    """A JPEG is left unchanged; the text is the reason in the summary."""
 
 
 @dataclass(frozen=True)
@@ -41,9 +41,9 @@ class Method:
     """How JPEGs get their markers.
 
     Attributes:
-        jpegtran: the program; None to encode anew.
-        quality: of what is encoded anew, 1 to 100.
-        max_side: no side of what is encoded anew is longer than this many pixels; None leaves them.
+        jpegtran: path of the program; None to re-encode.
+        quality: of re-encoded JPEGs, 1 to 100.
+        max_side: limit of both sides of re-encoded JPEGs, in pixels; None for no limit.
     """
 
     jpegtran: str | None
@@ -55,13 +55,13 @@ def with_markers(data: bytes, method: Method) -> bytes:
     """A JPEG with restart markers, and with the metadata of `data`.
 
     Raises:
-        UnpreparedError: it is damaged, or of a kind whose windows cannot be decoded.
+        UnpreparedError: it is damaged, or of a kind whose windows cannot be decoded separately.
     """
     header = read_header(data)
     if header is None or header.jpeg is None:
         raise UnpreparedError("its header is damaged or unusual")
     if header.jpeg.components not in (1, 3):
-        raise UnpreparedError(f"it has {header.jpeg.components} colour components, as CMYK")
+        raise UnpreparedError(f"it has {header.jpeg.components} colour components, like CMYK")
     try:
         if method.jpegtran is None:
             found = _encoded(data, header.jpeg, method)
@@ -71,14 +71,14 @@ def with_markers(data: bytes, method: Method) -> bytes:
         raise UnpreparedError(str(error.__cause__ or error).strip()) from error
     made = read_header(found)
     if made is None or made.jpeg is None or find_restarts(found, made.jpeg) is None:
-        raise UnpreparedError("it could not be given restart markers")
+        raise UnpreparedError("restart markers could not be added")
     if made.jpeg.orientation != header.jpeg.orientation:
-        raise UnpreparedError("EXIF that comes behind its first scan would turn it")
+        raise UnpreparedError("EXIF after its first scan would turn it")
     return found
 
 
 def interval(width: int, sampling: tuple[int, int]) -> int:
-    """MCUs between two markers: near 4, and a divisor of a row of the picture, so that segments form a grid."""
+    """MCUs between two markers: near 4, and a divisor of the MCUs in a row, so that segments form a grid."""
     per_row = -(-width // (8 * sampling[0]))
     divisors = [number for number in range(1, _LONGEST_INTERVAL + 1) if per_row % number == 0]
     return min(divisors, key=lambda number: (abs(math.log2(number / _INTERVAL)), -number))
@@ -86,7 +86,7 @@ def interval(width: int, sampling: tuple[int, int]) -> int:
 
 def _transformed(data: bytes, header: JpegHeader, jpegtran: str) -> bytes:
     if header.sampling is None:
-        raise UnpreparedError("its chroma is sampled in an unusual way")
+        raise UnpreparedError("its chroma sampling is unusual")
     pixels = read_image(data)
     if find_restarts(data, header) is not None:
         return data
@@ -95,7 +95,7 @@ def _transformed(data: bytes, header: JpegHeader, jpegtran: str) -> bytes:
     done = subprocess.run(command, input=data, capture_output=True, check=False)
     if done.returncode != 0 or not done.stdout.startswith(SIGNATURE):
         said = done.stderr.decode("utf-8", "replace").strip()
-        raise UnpreparedError(f"jpegtran ended with status {done.returncode}: {said}")
+        raise UnpreparedError(f"jpegtran exited with status {done.returncode}: {said}")
     made = read_header(done.stdout)
     if made is None or made.jpeg is None or metadata(done.stdout, made.jpeg) != metadata(data, header):
         raise UnpreparedError("jpegtran did not keep its metadata")
@@ -105,8 +105,8 @@ def _transformed(data: bytes, header: JpegHeader, jpegtran: str) -> bytes:
 
 
 def _encoded(data: bytes, header: JpegHeader, method: Method) -> bytes:
-    read_image(data)  # which refuses what is damaged
-    # As stored: EXIF goes on saying which side is up.
+    read_image(data)  # raises if it is damaged
+    # As stored: EXIF, which is kept, still has the orientation.
     picture: Any = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     height, width = picture.shape[:2]
     if method.max_side is not None and max(height, width) > method.max_side:
@@ -122,6 +122,6 @@ def _encoded(data: bytes, header: JpegHeader, method: Method) -> bytes:
         raise UnpreparedError("OpenCV could not encode it")
     plain = encoded.tobytes()
     kept = [segment for segment in metadata(data, header) if segment[4:8] != _PICTURE_INDEX]
-    # Behind JFIF's own segment, which is the first.
+    # After JFIF's own segment, which is the first.
     at = 4 + int.from_bytes(plain[4:6], "big") if plain[2:4] == b"\xff\xe0" else 2
     return b"".join((plain[:at], *kept, plain[at:]))

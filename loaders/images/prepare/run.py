@@ -1,4 +1,4 @@
-"""`loaders prepare` in the terminal: a bar while it works, then what it has done."""
+"""`loaders prepare` in the terminal: a progress bar, then a summary."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ def run_prepare(
     """Prepare a folder and print what was done.
 
     Returns:
-        The status to exit with: 1 if files are missing, or of an earlier run and without a source.
+        The exit status: 1 if files are missing, or if files of an earlier run no longer have a source; else 0.
 
     Raises:
-        DatasetError, MissingExtraError: nothing was done, and why.
+        DatasetError, MissingExtraError: the folder could not be prepared.
     """
     method = choose_method(quality, max_side)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -40,7 +40,7 @@ def run_prepare(
                 workers or whole_cores(),
                 lambda done, total: bar.update(task, completed=done, total=total),
             )
-        except OSError as error:  # of a folder; files that cannot be read or written are listed
+        except OSError as error:  # of a folder; files that cannot be read or written are in the summary
             raise DatasetError(str(error)) from error
     for line in _lines(summary):
         console.print(line)
@@ -49,14 +49,14 @@ def run_prepare(
 
 def _lines(summary: Summary) -> list[str]:
     before, after = summary.nbytes
-    earlier = f", {summary.as_before:,} of them by an earlier run" if summary.as_before else ""
+    earlier = f", {summary.as_before:,} of them from an earlier run" if summary.as_before else ""
     lines = [f"{summary.prepared:,} JPEGs have restart markers{earlier}."]
     if before:
-        lines.append(f"Those of this run: {decimal(before)} before, {decimal(after)} now ({after / before - 1:+.1%}).")
+        lines.append(f"This run's JPEGs: {decimal(before)} before, {decimal(after)} now ({after / before - 1:+.1%}).")
     if summary.copied:
-        earlier = f", {summary.copied_before:,} of them by an earlier run" if summary.copied_before else ""
+        earlier = f", {summary.copied_before:,} of them from an earlier run" if summary.copied_before else ""
         lines.append(f"{summary.copied:,} other files copied{earlier}.")
-    for files, what in ((summary.left, "JPEGs copied as they are"), (summary.failed, "files are missing")):
+    for files, what in ((summary.left, "JPEGs copied unchanged"), (summary.failed, "files are missing")):
         if files:
             lines.append(f"{len(files):,} {what}:")
             lines += [f"  {printable(name)}: {why}" for name, why in sorted(files)[:_NAMED]]
@@ -64,12 +64,12 @@ def _lines(summary: Summary) -> list[str]:
             lines.append(f"  and {len(files) - _NAMED:,} more")
     if summary.round_trips:
         lines.append(
-            f"{len(summary.round_trips):,} links lead to a folder that they lie in, or to the prepared one, and are "
+            f"{len(summary.round_trips):,} links lead to a folder that contains them, or to the target, and are "
             f"left out: {_named(summary.round_trips)}"
         )
     if summary.stale:
         lines.append(
-            f"{len(summary.stale):,} files of an earlier run have no source any more and would still be read: delete "
+            f"{len(summary.stale):,} files of an earlier run no longer have a source and would still be read: delete "
             f"them: {_named(summary.stale)}"
         )
     return lines

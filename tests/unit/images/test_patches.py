@@ -80,7 +80,7 @@ def test_a_photo_without_room_for_a_patch_is_named(name, size, tmp_path):
     path = tmp_path / "small.jpg"
     path.write_bytes(FILES["plain"] if "turned" in name else FILES[name])
     with pytest.raises(
-        FieldShapeError, match=r'sample 7 \(".*small\.jpg"\), field "image": 131 x 97 pixels hold no'
+        FieldShapeError, match=r'sample 7 \(".*small\.jpg"\), field "image": 131 x 97 pixels cannot hold'
     ) as told:
         RandomPatches(size).read(path, index=7)
     assert (told.value.index, told.value.field) == (7, "image")

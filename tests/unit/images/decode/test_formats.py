@@ -110,7 +110,7 @@ def test_a_png_with_a_chunk_that_readers_must_know_is_refused_and_others_do_no_h
     file = pillow("PNG", RGB)
     assert np.array_equal(read_image(with_iccp(file)), RGB)
     strange = with_iccp(file).replace(b"iCCP", b"CgBI")
-    with pytest.raises(DecodeError, match=r"a chunk b'CgBI'"):
+    with pytest.raises(DecodeError, match=r"a critical chunk b'CgBI'"):
         read_image(strange)
     late = file[:8] + with_iccp(file)[33:-12] + file[8:]
     for read in (read_image, image_size):
@@ -227,7 +227,7 @@ def test_what_is_no_source_is_an_error_of_ours_and_a_type_error(source):
     for read in (read_image, image_size):
         for kind in (DecodeError, TypeError):
             with pytest.raises(
-                kind, match=rf"^sample 3: a {type(source).__name__} is no path, no URL and no enc"
+                kind, match=rf"^sample 3: a {type(source).__name__} is neither a path, a URL nor enc"
             ) as caught:
                 read(source, index=3)
         assert caught.value.index == 3

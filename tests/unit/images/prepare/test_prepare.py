@@ -96,8 +96,8 @@ def test_encoded_anew_every_jpeg_has_markers_and_all_else_is_copied(source, tmp_
         assert (source / name).stat().st_mtime_ns == (tmp_path / "target" / name).stat().st_mtime_ns
     assert f"{len(jpegs)} JPEGs have restart markers." in done.output
     assert f"{len(before) - len(jpegs) - 3} other files copied." in done.output
-    assert "3 JPEGs copied as they are:" in done.output
-    assert "  cmyk.jpg: it has 4 colour components, as CMYK" in done.output
+    assert "3 JPEGs copied unchanged:" in done.output
+    assert "  cmyk.jpg: it has 4 colour components, like CMYK" in done.output
     assert re.search(r"  cut\.jpg: the JPEG is cut short: its [\d,]+ bytes end before the picture does", done.output)
     assert "  unusual.jpg: its header is damaged or unusual" in done.output
 
@@ -145,7 +145,7 @@ def test_an_orientation_that_no_decoder_sees_turns_nothing(tmp_path):
     before = placed(jpeg(photo(200, 150), progressive=True), b"\xff\xda", segment(0xE1, b"Exif\0\0" + exif(6)))
     write(tmp_path / "source", {"1.jpg": before})
     done = prepare(tmp_path / "source", tmp_path / "target", "--quality", 85, "--workers", 1)
-    assert "1.jpg: EXIF that comes behind its first scan would turn it" in done.output
+    assert "1.jpg: EXIF after its first scan would turn it" in done.output
     assert (tmp_path / "target" / "1.jpg").read_bytes() == before
 
 
@@ -177,11 +177,11 @@ def test_jpegtran_changes_no_pixel_and_keeps_what_is_told(jpegtran, tmp_path):
 
 WRONG = {
     "changed its pixels": lambda picture: jpeg(picture, restart=1, quality=80),
-    "could not be given restart markers": lambda picture: jpeg(picture),
+    "restart markers could not be added": lambda picture: jpeg(picture),
     "did not keep its metadata": lambda picture: with_exif(jpeg(picture, restart=1), exif(1)),
-    "ended with status 0": lambda picture: b"",
+    "exited with status 0": lambda picture: b"",
     "cut short": lambda picture: jpeg(picture, restart=1)[:-50],
-    "ended with status 1: Corrupt JPEG data": None,
+    "exited with status 1: Corrupt JPEG data": None,
 }
 
 
@@ -194,7 +194,7 @@ def test_what_jpegtran_spoils_is_copied_as_it_was_and_named(why, jpegtran, tmp_p
     done = prepare(tmp_path / "source", tmp_path / "target", "--workers", 1)
     assert done.exit_code == 0, done.output
     assert (tmp_path / "target" / "1.jpg").read_bytes() == jpeg(picture)
-    assert "1 JPEGs copied as they are:" in done.output
+    assert "1 JPEGs copied unchanged:" in done.output
     assert why in done.output
 
 
@@ -212,13 +212,13 @@ def test_again_does_nothing_but_what_has_changed(source, tmp_path):
     assert prepare(source, target, "--quality", 85, "--workers", 1).exit_code == 0
     before = {path: (path.stat().st_ino, path.read_bytes()) for path in target.rglob("*.jpg")}
     again = prepare(source, target, "--quality", 85, "--workers", 1)
-    assert "7 JPEGs have restart markers, 7 of them by an earlier run." in again.output
+    assert "7 JPEGs have restart markers, 7 of them from an earlier run." in again.output
     prepared = [path for path in before if restarts_of(before[path][1]) is not None]
     assert all(path.stat().st_ino == before[path][0] for path in prepared)
     write(source, {"cat/1.jpg": jpeg(photo(210, 150)), "cat/new.jpg": jpeg(photo(77, 55))})
     (target / "cat" / "grey.jpg").unlink()
     third = prepare(source, target, "--quality", 85, "--workers", 1)
-    assert "8 JPEGs have restart markers, 5 of them by an earlier run." in third.output
+    assert "8 JPEGs have restart markers, 5 of them from an earlier run." in third.output
     assert read_image(target / "cat" / "1.jpg").shape == (150, 210, 3)
     assert prepare(source, target, "--quality", 85, "--workers", 1).output.startswith(
         "8 JPEGs have restart markers, 8 of"
@@ -230,7 +230,7 @@ def test_files_whose_source_is_gone_or_elsewhere_are_named_and_the_status_says_s
     (source / "cat/1.jpg").rename(source / "dog/1.jpg")
     again = prepare(source, tmp_path / "target", "--quality", 90)
     assert again.exit_code == 1
-    assert "1 files of an earlier run have no source any more" in again.output
+    assert "1 files of an earlier run no longer have a source" in again.output
     assert os.path.join("cat", "1.jpg") in again.output
     (tmp_path / "target/cat/1.jpg").unlink()
     assert prepare(source, tmp_path / "target", "--quality", 90).exit_code == 0
@@ -256,13 +256,13 @@ def test_other_settings_need_another_folder(source, tmp_path):
 @pytest.mark.parametrize(
     ("source_name", "target_name", "told"),
     [
-        ("source", "source", "lie in each other"),
-        ("source", "source/cat/below", "lie in each other"),
-        ("source/cat", "source", "lie in each other"),
+        ("source", "source", "overlap"),
+        ("source", "source/cat/below", "overlap"),
+        ("source/cat", "source", "overlap"),
         ("nowhere", "target", "is not a folder"),
-        ("source", "source/labels.csv", "lie in each other"),
+        ("source", "source/labels.csv", "overlap"),
         ("source", "file", "is not a folder"),
-        ("source", "full", "is not empty, and of no earlier run"),
+        ("source", "full", "is not empty, and not from an earlier run"),
     ],
 )
 def test_folders_that_cannot_be_meant_are_refused(source, tmp_path, source_name, target_name, told):
@@ -290,7 +290,10 @@ def test_what_cannot_be_read_is_missing_and_the_exit_status_says_so(source, tmp_
     (source / "cat" / "around").symlink_to(source)
     done = prepare(source, tmp_path / "target", "--quality", 85, "--workers", 1)
     assert done.exit_code == 1
-    assert "2 files are missing:\n  cat/lost.jpg: No such file or directory\n  socket: it is no file" in done.output
+    assert (
+        "2 files are missing:\n  cat/lost.jpg: No such file or directory\n  socket: it is not a regular file"
+        in done.output
+    )
     assert not (tmp_path / "target" / "cat" / "around").exists()
 
 

@@ -78,7 +78,7 @@ def test_a_second_run_at_the_same_time_is_refused_and_takes_nothing_away(source,
         (target / ".loaders-0.part").write_bytes(b"of the first run")
         done = prepare(source, target)
         assert done.exit_code == 1
-        assert f'Another run is at work in "{target}"' in done.output.replace("\n", "")
+        assert f'Another run is using "{target}"' in done.output.replace("\n", "")
         assert (target / ".loaders-0.part").exists()
     assert prepare(source, target).exit_code == 0  # the first one is over, and has left that
     assert not (target / ".loaders-0.part").exists()
@@ -111,7 +111,7 @@ def test_what_an_earlier_run_copied_is_not_copied_again(source, tmp_path):
     assert prepare(source, target).exit_code == 0
     before = {name: (target / name).stat().st_ino for name in content(target)}
     again = prepare(source, target)
-    assert "1 other files copied, 1 of them by an earlier run." in again.output
+    assert "1 other files copied, 1 of them from an earlier run." in again.output
     assert "cut.jpg: the JPEG is cut short" in again.output
     assert {name: (target / name).stat().st_ino for name in content(target)} == before
     status = (source / "notes.txt").stat()
@@ -142,7 +142,7 @@ def test_links_that_lead_to_themselves_or_round_end_nothing(source, tmp_path):
     done = prepare(source, tmp_path / "target")
     assert done.exit_code == 1
     assert "1 files are missing:\n  loop: Too many levels of symbolic links" in done.output
-    assert "1 links lead to a folder that they lie in" in done.output
+    assert "1 links lead to a folder that contains them" in done.output
     assert content(tmp_path / "target") == ["cat/1.jpg", "dog/2.jpg", "notes.txt"]
 
 
@@ -162,7 +162,7 @@ def test_folders_that_link_to_each_other_are_written_once_and_read_as_before(sou
     assert names(target) == names(source)
     assert prepare(source, target).exit_code == 0
     (source / "cat again").unlink()
-    assert "have no source any more and would still be read: delete them: cat again" in " ".join(
+    assert "no longer have a source and would still be read: delete them: cat again" in " ".join(
         prepare(source, target).output.split()
     )
 
@@ -181,7 +181,7 @@ def test_a_folder_that_became_a_link_is_named_and_nothing_is_written_through_the
     (source / "dog").symlink_to("dogs")
     done = prepare(source, target)
     assert done.exit_code == 1
-    assert "dog: it is a link now, and what an earlier run wrote is in its place" in done.output
+    assert "dog: it is a link now, but an earlier run wrote something else in its place" in done.output
     (target / "dog" / "2.jpg").unlink()
     (target / "dog").rmdir()
     assert prepare(source, target).exit_code == 0
@@ -200,7 +200,10 @@ def test_a_pipe_or_a_device_is_missing_and_nothing_waits_for_it(source, tmp_path
     (source / "cat" / "zero.jpg").symlink_to("/dev/zero")
     done = prepare(source, tmp_path / "target")
     assert done.exit_code == 1
-    assert "2 files are missing:\n  cat/0.jpg: it is no file\n  cat/zero.jpg: it is no file" in done.output
+    assert (
+        "2 files are missing:\n  cat/0.jpg: it is not a regular file\n  cat/zero.jpg: it is not a regular file"
+        in done.output
+    )
 
 
 def test_a_folder_that_cannot_be_listed_is_missing_and_all_others_are_written(source, tmp_path, monkeypatch):
@@ -217,7 +220,7 @@ def test_a_folder_that_cannot_be_listed_is_missing_and_all_others_are_written(so
     done = prepare(source, tmp_path / "target")
     assert done.exit_code == 1
     assert "1 files are missing:\n  cat: Permission denied" in done.output
-    assert "no source any more" not in done.output  # of what is in there nothing is known
+    assert "no longer have a source" not in done.output  # of what is in there nothing is known
     assert (tmp_path / "target" / "dog" / "new.jpg").exists()
 
 
