@@ -1,4 +1,4 @@
-"""Samples from arrays that lie in memory or in memory-mapped `.npy` files."""
+"""Samples from arrays in memory or in memory-mapped `.npy` files."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from loaders.errors import DatasetError
 class ArrayDataset(IndexedDataset):
     """Row i of every field: `ArrayDataset({"image": "images.npy", "label": labels})`.
 
-    Rows are read-only views: nothing is copied, and nothing that holds or changes a sample can change the dataset. Copy
-    a row before writing into it. (torch's own `default_collate` warns of them once; `numpy_collate` does not.)
+    Rows are read-only views: nothing is copied, and the dataset cannot be changed through a sample. Copy a row before
+    writing to it. (torch's own `default_collate` warns once that it is not writable; `numpy_collate` does not.)
 
     Args:
         fields: name → array with one row per sample, or the path of a `.npy` file. A file is memory-mapped, and only
-            its path is pickled, so that workers share its pages however they are started; an array is pickled whole
-            under spawn, so give large ones as files.
+            its path is pickled, so workers share its pages with any start method; an array is pickled whole under
+            spawn, so pass large ones as files.
         transform: sample → sample, applied to the dict.
 
     Sample:
-        {name: ndarray, or NumPy scalar where the array has one dimension; dtype as stored}
+        {name: ndarray, or NumPy scalar if the array has one dimension; dtype as stored}
 
     Raises:
-        DatasetError: no fields, fields of different length, or a file that holds no array with rows.
+        DatasetError: no fields, fields of different lengths, or a file that is not one array with rows.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class ArrayDataset(IndexedDataset):
         lengths = {name: len(array) for name, array in self._arrays().items()}
         if len(set(lengths.values())) != 1:
             found = ", ".join(f"{name!r} has {length:,}" for name, length in lengths.items()) or "there are none"
-            raise DatasetError(f"The fields of a dataset need one row per sample each: {found}.")
+            raise DatasetError(f"All fields of a dataset must have one row per sample: {found}.")
         self._length = next(iter(lengths.values()))
 
     def __len__(self) -> int:
@@ -69,13 +69,13 @@ def _open(name: str, field: Any) -> np.ndarray[Any, Any]:
     if isinstance(field, (str, os.PathLike)):
         try:
             array = np.load(field, mmap_mode="r")
-        except (ValueError, EOFError) as error:  # what NumPy raises for a file in another format, or cut short
+        except (ValueError, EOFError) as error:  # raised by NumPy for another format or a truncated file
             raise DatasetError(
                 f"field {name!r}: {os.fspath(field)!r} cannot be mapped as a .npy file: {error}"
             ) from error
         if not isinstance(array, np.ndarray):
             raise DatasetError(
-                f"field {name!r}: {os.fspath(field)!r} is an archive; save each array as a .npy of its own."
+                f"field {name!r}: {os.fspath(field)!r} is an archive; save each array as its own .npy file."
             )
         array = array.view(np.ndarray)
     else:

@@ -1,4 +1,4 @@
-"""Samples from image files: a list of them, or a folder with one folder per class."""
+"""Samples from image files, given as a list or as a folder with one subfolder per class."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ _NAMES_SHOWN = 4
 class PackedPaths:
     """A read-only list of paths in two arrays.
 
-    A list of a million str is a million objects, and reading one writes its reference count: in forked workers each
-    read copies the page it lies on. Here there is nothing to count.
+    A list of a million str is a million objects, and reading one writes its reference count: in a forked worker that
+    copies the page it is on. The arrays contain no objects.
 
-    Items are str, as `os.fsdecode` gives them: names that are no text survive.
+    Items are str, as `os.fsdecode` returns them: names that are not valid text are preserved.
     """
 
     def __init__(self, paths: Iterable[str | bytes | os.PathLike[str]]) -> None:
@@ -51,30 +51,31 @@ class PackedPaths:
 
 
 class ImageFiles(IndexedDataset):
-    """Images by path, with a label each if there are any: `ImageFiles(table["path"], table["label"])`.
+    """Images by path, each with a label if there are labels: `ImageFiles(table["path"], table["label"])`.
 
     Args:
-        paths: the image files, in the order of the samples. Kept as `PackedPaths`.
-        labels: one per path: an ndarray (a row may be a vector or a mask), a table's column, or any sequence. Kept as
-            an ndarray, of dtype object where the labels have no common shape.
+        paths: the image files, in the order of the samples. Stored as `PackedPaths`.
+        labels: one per path: an ndarray (a row may be a vector or a mask), a table's column, or any sequence. Stored as
+            an ndarray, of dtype object if the labels have no common shape.
         transform: sample → sample, applied to the dict.
-        crop: what of each image is decoded, and to what size it is resized: `RandomResizedCrop`, `CenterCrop`,
-            `Resize`, or `RandomPatches`, which may make several samples of one file; before the transform. None decodes
-            all of it. In a `loaders.DataLoader` without a transform the pixels are written where the batch has them.
-        normalize: (mean, std), one number per channel, of pixels scaled to 0 … 1. The image comes out as float32
-            (3, H, W), `(x / 255 - mean) / std`; after the transform, which must leave it uint8. In a
-            `loaders.DataLoader` it is written where the batch has it. For training on a CPU: where there is an
-            accelerator, bytes cross to it in a quarter of the time, and `loaders.Normalize` does the rest there.
+        crop: the region of each image to decode, and the size to resize it to, before the transform:
+            `RandomResizedCrop`, `CenterCrop`, `Resize`, or `RandomPatches`, which may make several samples of one file.
+            None decodes the whole image. In a `loaders.DataLoader`, without a transform, the pixels are written
+            directly into the batch.
+        normalize: (mean, std), one number per channel, for pixels scaled to 0 … 1. Applied after the transform, which
+            must leave the image uint8; the result is float32 (3, H, W), `(x / 255 - mean) / std`. In a
+            `loaders.DataLoader` it is written directly into the batch. For training on a CPU; for an accelerator copy
+            uint8, a quarter of the bytes, and normalise there with `loaders.Normalize`.
 
     Sample:
         {"image": uint8 (H, W, 3) RGB as `read_image` gives it, "label": int, str, NumPy scalar or ndarray}; no "label"
-        without labels. Integers of any width are Python's int, which collate to int64 as losses want them.
+        without labels. Integers of any width become Python ints, which collate to int64 as losses require.
 
     Raises:
         DatasetError: paths and labels differ in length.
-        ValueError: `normalize` is not (mean, std), or the crop stacks several windows, of which it takes one.
+        ValueError: `normalize` is not (mean, std), or is used with a crop that stacks several windows.
         DecodeError: on reading; names the sample's index and path.
-        FieldNameError, FieldDtypeError, FieldShapeError: on reading; the transform left nothing that can be normalised.
+        FieldNameError, FieldDtypeError, FieldShapeError: on reading; the result of the transform cannot be normalised.
     """
 
     def __init__(
@@ -88,7 +89,7 @@ class ImageFiles(IndexedDataset):
     ) -> None:
         super().__init__(transform)
         if crop is not None and not isinstance(crop, Crop):
-            raise TypeError(f"crop is {crop!r}: expected a step of decoding, such as loaders.RandomResizedCrop(224).")
+            raise TypeError(f"crop is {crop!r}: expected a loaders.Crop, such as loaders.RandomResizedCrop(224).")
         self.crop = crop
         self.normalize = normalize
         self._planes = None if normalize is None else _planes_of(normalize)
@@ -129,13 +130,13 @@ class ImageFiles(IndexedDataset):
 
     @property
     def read_into(self) -> Callable[[SupportsIndex, Any], None]:
-        """`read_into(index, out)` writes a sample into the arrays of `out`, which has its structure.
+        """`read_into(index, out)` writes a sample into the arrays of `out`, which has the same structure.
 
-        It is there where that saves a copy of the image: with `normalize`, and with a `crop` of one size if no
-        transform comes behind it. A subclass that reads in its own way has none.
+        It exists where it saves a copy of the image: with `normalize`, or with a `crop` of fixed size, no transform,
+        and labels of one shape. A subclass that overrides the indexing has none.
 
         Raises:
-            AttributeError: it is not there.
+            AttributeError: it does not exist.
         """
         if owns_read_into(type(self)):
             if self._planes is not None:
@@ -158,13 +159,13 @@ class ImageFiles(IndexedDataset):
         assert planes is not None
         image = self._checked_image(sample, position)
         if out["image"].shape[1:] != image.shape[:2]:
-            copy_into(out, {**sample, "image": planes(image)}, position, self.describe)  # which says what is wrong
+            copy_into(out, {**sample, "image": planes(image)}, position, self.describe)  # raises: shapes differ
         with AUGMENT:
             planes(image, out["image"])
         copy_into(without_image(out), without_image(sample), position, self.describe)
 
     def _checked_image(self, sample: Any, index: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
-        """The image of a sample that comes from the transform, fit to be normalised."""
+        """The image of a sample after the transform, checked to be uint8 (H, W, 3) and not empty."""
         image = sample.get("image") if isinstance(sample, dict) else None
         kind: type[SampleError]
         if isinstance(image, np.ndarray) and image.dtype == np.uint8:
@@ -177,15 +178,15 @@ class ImageFiles(IndexedDataset):
         else:
             kind, found = FieldNameError, f"a {type(sample).__name__} without one"
         raise kind(
-            f'{describe_sample(index, self.describe(index))}, field "image": the transform gave {found}; normalize= '
-            "needs uint8 (H, W, 3) in a dict.\n  Leave its own normalisation and ToTensorV2 out.",
+            f'{describe_sample(index, self.describe(index))}, field "image": the transform returned {found}; '
+            "normalize= needs uint8 (H, W, 3) in a dict.\n  Remove normalisation and ToTensorV2 from the transform.",
             index=index,
             source=self.describe(index),
             field="image",
         )
 
     def describe(self, index: SupportsIndex) -> str:
-        """The path of the sample's file, fit for printing."""
+        """The path of the sample's file, as printable text."""
         return printable(self._path_of(in_range(index, len(self))))
 
     def __repr__(self) -> str:
@@ -200,20 +201,20 @@ class ImageFiles(IndexedDataset):
 class ImageFolder(ImageFiles):
     """A folder of photos with one folder per class: `train/cat/1.jpg`, `train/cat/more/2.png`, `train/dog/3.jpg`.
 
-    Folders inside a class belong to it, links are followed, hidden files and folders are ignored, as are files that lie
-    in the root beside the classes. The order of classes and of images is that of their names, and torchvision's. A
-    folder that several links of one class lead to counts once there. A pipe, a device or a broken link with the name of
-    an image counts, and is an error when it is read.
+    Folders inside a class folder belong to that class. Links are followed; hidden files and folders, and files directly
+    in the root, are ignored. Classes and images are sorted by name, as in torchvision. A folder that a class reaches by
+    several links counts once. A pipe, a device or a broken link with the name of an image counts as an image, and
+    reading it raises an error.
 
     Args:
         root: the folder that holds the class folders.
         transform: sample → sample, applied to the dict.
-        extensions: endings that make a file an image, in lower case; upper case in file names counts too.
-        crop: what of each image is decoded, and to what size: `RandomResizedCrop(224)`; as in `ImageFiles`.
+        extensions: file name endings of images; case is ignored.
+        crop: the region to decode and its size, such as `RandomResizedCrop(224)`; as in `ImageFiles`.
         normalize: (mean, std), for float32 (3, H, W); as in `ImageFiles`.
 
     Attributes:
-        classes: names of the class folders, sorted. A class without images keeps its place, and a warning names it.
+        classes: names of the class folders, sorted. A class without images keeps its label, and a warning names it.
         class_to_idx: name → label.
         paths: the image files, in the order of the samples.
         labels: int64 (N,).
@@ -222,7 +223,7 @@ class ImageFolder(ImageFiles):
         {"image": uint8 (H, W, 3) RGB as `read_image` gives it, "label": int}
 
     Raises:
-        DatasetError: `root` is no folder, a folder cannot be listed, or no class folder holds an image.
+        DatasetError: `root` is not a folder, a folder cannot be listed, or no class folder holds an image.
         DecodeError: on reading; names the sample's index and path.
         Others: as in `ImageFiles`.
     """
@@ -248,7 +249,7 @@ class ImageFolder(ImageFiles):
         if len(empty) == len(images):
             raise DatasetError(
                 f'No images in "{printable(os.fspath(root))}": it holds {len(images)} class folders and none of them '
-                f"has a file ending in {known}.\n  Images belong into a folder per class, root/cat/1.jpg; "
+                f"has a file ending in {known}.\n  Put images into one folder per class, root/cat/1.jpg; "
                 "for a flat list of files use ImageFiles."
             )
         if empty:
@@ -294,9 +295,9 @@ def _as_rows(labels: Any) -> np.ndarray:
 def _class_folders(root: str | os.PathLike[str]) -> list[bytes]:
     if not os.path.isdir(root):
         raise DatasetError(
-            f'"{printable(os.fspath(root))}" is not a folder; ImageFolder wants the one with the classes.'
+            f'"{printable(os.fspath(root))}" is not a folder; ImageFolder needs the one that holds the class folders.'
         )
-    # Names as bytes: they sort as text does, and those that are no text need no care.
+    # Names as bytes: they sort as text does, and names that are not valid text need no special handling.
     try:
         with os.scandir(os.fsencode(root)) as entries:
             return sorted(entry.path for entry in entries if is_folder(entry) and not entry.name.startswith(b"."))

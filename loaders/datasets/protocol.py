@@ -1,4 +1,4 @@
-"""What a dataset is, and the indexing that those of this package share."""
+"""The dataset protocol, and the indexing that this package's datasets share."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from loaders.timing.stages import AUGMENT
 
 @runtime_checkable
 class Dataset(Protocol):
-    """Anything with a length and samples by number.
+    """Anything with a length and samples by index.
 
     A sample is a dict, tuple, namedtuple or dataclass of ndarrays, scalars and strings, never of tensors. An index past
     the end raises IndexError. For worker processes a dataset must survive pickling and forking, and should be cheap to
-    make: open files when they are first read.
+    construct: open files on first read.
 
-    A dataset may also have `describe(index) -> str`: what messages call the sample, usually its path.
+    A dataset may also have `describe(index) -> str`: the name of the sample in messages, usually its path.
     """
 
     def __len__(self) -> int: ...
@@ -28,7 +28,7 @@ class Dataset(Protocol):
 
 
 class IndexedDataset(ABC):
-    """Indexing like a list's, and the transform: a subclass says how many samples there are and how to read one."""
+    """Indexing like that of a list, and the transform; a subclass defines `__len__` and `_read`."""
 
     def __init__(self, transform: Callable[[Any], Any] | None) -> None:
         self.transform = transform
@@ -41,7 +41,7 @@ class IndexedDataset(ABC):
         """The sample before the transform; 0 <= index < len(self)."""
 
     def describe(self, index: SupportsIndex) -> str:
-        """What messages call the sample besides its number; empty where there is nothing to add."""
+        """The name of the sample in messages, next to its index; empty if it has none."""
         return ""
 
     def __getitem__(self, index: SupportsIndex) -> Any:
@@ -57,16 +57,16 @@ class IndexedDataset(ABC):
             raise
 
     def __iter__(self) -> Iterator[Any]:
-        # Without this, an IndexError inside a transform would end a `for` loop as if the dataset were over.
+        # Without this, an IndexError inside a transform would end a `for` loop as if the dataset were exhausted.
         return (self[position] for position in range(len(self)))
 
 
 def in_range(index: SupportsIndex, length: int) -> int:
-    """The position that `index` means, counted from the end if negative.
+    """`index` as a position in [0, length); a negative one counts from the end.
 
     Raises:
-        IndexError: it lies outside.
-        TypeError: it is no integer; slices are not supported.
+        IndexError: it is out of range.
+        TypeError: it is not an integer; slices are not supported.
     """
     position = operator.index(index)
     if not -length <= position < length:

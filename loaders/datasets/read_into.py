@@ -1,4 +1,4 @@
-"""`read_into`: where a dataset's own may stand for indexing, and `copy_into`, which writes any sample."""
+"""When a dataset's `read_into` may replace indexing, and `copy_into`, which writes any sample."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from loaders.errors import FieldDtypeError, FieldNameError, FieldShapeError, des
 from loaders.nested import leaves
 from loaders.timing.stages import WRITE
 
-# What says what a sample is: the second is that of `IndexedDataset`.
+# The methods that define what a sample is; `_read` is that of `IndexedDataset`.
 _READ_BY = {"__getitem__", "_read"}
 
 
 def owns_read_into(kind: type) -> bool:
-    """Whether `read_into` writes what indexing gives: it is of the class that says what a sample is, or of one below.
+    """Whether `read_into` writes what indexing returns: the class that defines the indexing, or a subclass, defines it.
 
-    Not so in a subclass that reads in its own way and inherits `read_into`, nor in a wrapper that passes on, by
-    `__getattr__`, that of the dataset inside.
+    False for a subclass that overrides the indexing and inherits `read_into`, and for a wrapper whose `__getattr__`
+    forwards to the dataset inside.
     """
     for each in kind.__mro__:
         if "read_into" in vars(each):
@@ -30,21 +30,21 @@ def owns_read_into(kind: type) -> bool:
 
 
 def own_read_into(dataset: Any) -> Callable[[Any, Any], None] | None:
-    """`dataset.read_into` where it may stand for indexing; a property that raises AttributeError says that none may."""
+    """`dataset.read_into` if it may replace indexing; None if not, or if it is a property raising AttributeError."""
     return getattr(dataset, "read_into", None) if owns_read_into(type(dataset)) else None
 
 
 def copy_into(out: Any, sample: Any, index: int, describe: Callable[[int], str]) -> None:
-    """Write the values of a sample into the arrays of `out`, which has its structure.
+    """Write the values of a sample into the arrays of `out`, which has the same structure.
 
     Args:
-        out: arrays, as `read_into` is given them.
+        out: arrays, as passed to `read_into`.
         sample: arrays and numbers.
-        index: the number of the sample, for the message of an error.
-        describe: of the dataset, likewise.
+        index: of the sample, for error messages.
+        describe: the dataset's method, for error messages.
 
     Raises:
-        FieldNameError, FieldShapeError, FieldDtypeError: the sample is not like `out`. Nothing is cast.
+        FieldNameError, FieldShapeError, FieldDtypeError: the sample does not match `out`. Nothing is cast.
     """
     places, values = list(leaves(out)), list(leaves(sample))
     if [path for path, _ in places] != [path for path, _ in values]:
@@ -76,12 +76,12 @@ def copy_into(out: Any, sample: Any, index: int, describe: Callable[[int], str])
 
 
 def without_image(fields: dict[str, Any]) -> dict[str, Any]:
-    """The fields but the one named "image", which has a way of its own."""
+    """The fields without "image", which is written separately."""
     return {name: value for name, value in fields.items() if name != "image"}
 
 
 def settle(result: np.ndarray[Any, Any], out: np.ndarray[Any, Any]) -> None:
-    """Write the result of a crop into `out`, unless it is there: a subclass may change what the crop has written."""
+    """Copy the result of a crop to `out`, unless it is `out`: a subclass of Crop may return another array."""
     if result is not out:
         with WRITE:
             out[...] = result

@@ -1,4 +1,4 @@
-"""Datasets that wrap others: which dataset and index a sample really comes from, and what it is called."""
+"""Datasets that wrap others: the dataset and index that a sample comes from, and its description."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def _kind(dataset: Any) -> tuple[str, str]:
 
 
 def resolve(dataset: Any, key: Any) -> tuple[Any, Any]:
-    """The dataset and index that `dataset[key]` ends at: torch's Subset and ConcatDataset are looked through."""
+    """The dataset and index that `dataset[key]` reads in the end; torch's Subset and ConcatDataset are unwrapped."""
     while True:
         kind = _kind(dataset)
         if kind in _SUBSETS:
@@ -45,20 +45,20 @@ def bases(dataset: Any) -> Iterator[Any]:
 
 
 def reads_batches(dataset: Any) -> bool:
-    """True for datasets with a `__getitems__` of their own: a Subset only passes it on."""
+    """Whether the dataset has a `__getitems__`; a Subset's only counts if the dataset inside has one."""
     while _kind(dataset) in _SUBSETS:
         dataset = dataset.dataset
     return callable(getattr(dataset, "__getitems__", None))
 
 
 def describe(dataset: Any, key: Any, *, passed_on: bool = False) -> str | None:
-    """What the dataset says the sample is, usually its path; None if it says nothing.
+    """The dataset's description of the sample, usually its path; None if there is none.
 
-    What a wrapper's `__getattr__` passes on is the word of the dataset inside, where the index may mean another sample.
-    It counts only with `passed_on`.
+    A `describe` that a wrapper's `__getattr__` forwards to the dataset inside is used only with `passed_on`: there the
+    index may mean another sample.
     """
     try:
         base, index = resolve(dataset, key)
         return str(base.describe(index)) if hasattr(base if passed_on else type(base), "describe") else None
-    except Exception:  # the sample is at fault already: its description must not hide the error that is being told
+    except Exception:  # usually called to report an error, which a failing description must not hide
         return None

@@ -1,4 +1,4 @@
-"""What a thread calls while it reads its first samples: transforms with random state, and torch's `get_worker_info`."""
+"""Records what a thread calls while it reads its first samples: stateful transforms and torch's `get_worker_info`."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ class Called(NamedTuple):
     """A transform that was called.
 
     Attributes:
-        transform: it itself.
-        where: the module, function and line that called it.
+        transform: the object.
+        where: module, function and line of the caller.
     """
 
     transform: Any
@@ -22,14 +22,14 @@ class Called(NamedTuple):
 
 
 class Calls:
-    """Looks at every call of this thread inside a `with` block. Python's profiler is used for it, if nobody else does.
+    """Inspects every call of this thread inside a `with` block, by `sys.setprofile` unless a profiler is already set.
 
     Args:
-        watch: False for nothing of all that.
+        watch: False to do nothing.
 
     Attributes:
-        transforms: stateful ones that were called; not those that another of them calls, which answers for them.
-        asked: who asked torch which worker reads.
+        transforms: the stateful ones that were called, except by another one or by one that keys itself.
+        asked: the callers of torch's `get_worker_info`.
     """
 
     def __init__(self, *, watch: bool = True) -> None:
@@ -54,7 +54,7 @@ class Calls:
 
     def _look(self, frame: FrameType, event: str, argument: Any) -> None:
         if event == "return" and frame is self._opener:
-            sys.setprofile(None)  # an interrupt came before the block was entered, or before it was left
+            sys.setprofile(None)  # an interrupt came before the block was entered or exited
         if event != "call":
             return
         code = frame.f_code
@@ -74,7 +74,7 @@ def _first_argument(frame: FrameType) -> Any:
 
 
 def _is_answered_for(frame: FrameType | None) -> bool:
-    """Whether a frame, or one that called it, belongs to a transform that is keyed or keys itself."""
+    """Whether a frame, or one of its callers, belongs to a transform that is keyed or keys itself."""
     while frame is not None:
         if frame.f_code.co_name == "__call__":
             kind = type(_first_argument(frame))

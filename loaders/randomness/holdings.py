@@ -1,6 +1,6 @@
-"""How Python objects hold others: by attributes, in containers, closures, defaults, by class, by the names in code.
+"""How Python objects hold others: in attributes, containers, closures, defaults, classes, and names in code.
 
-`parts` looks one step further from an object; `with_parts` makes a copy of it that holds something else instead.
+`parts` lists what an object holds directly; `with_parts` copies an object with some of its parts replaced.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ import numpy as np
 
 from loaders.nested import rebuild
 
-# Longer lists and dicts are data; transforms come in short ones, near the dataset.
+# Longer lists and dicts are data; transforms are held in short ones.
 _MANY = 1000
 _ATOMS = (str, bytes, bytearray, int, float, complex, bool, type(None), np.dtype, CodeType, range)
-# These run before anything is read.
+# These run before any sample is read.
 _BUILDERS = {"__init__", "__new__", "__post_init__", "__setstate__", "__init_subclass__", "__class_getitem__"}
-# Where installed packages lie, and what is looked through by name alone: neither holds a pipeline of the user's.
+# Folders of installed packages, and packages known by name: neither holds a pipeline of the user.
 _INSTALLED = ("site-packages", "dist-packages")
 _LIBRARIES = sys.stdlib_module_names - {"__main__"} | {
     "loaders",
@@ -38,13 +38,13 @@ _LIBRARIES = sys.stdlib_module_names - {"__main__"} | {
 
 
 class Part(NamedTuple):
-    """What an object holds.
+    """An object that another one holds.
 
     Attributes:
-        path: what to call it, appended to what the holder is called; of globals and classes it is a whole one.
-        value: what is held.
-        key: for `with_parts`; None where the holder cannot be given another.
-        local: True where each thread has its own.
+        path: its name, appended to the holder's; for globals and members of classes it is complete.
+        value: the object.
+        key: for `with_parts`; None if it cannot be replaced.
+        local: True if each thread has its own.
     """
 
     path: str
@@ -54,11 +54,11 @@ class Part(NamedTuple):
 
 
 def parts(holder: Any, package: str) -> list[Part]:
-    """What `holder` holds, as far as it could hold a transform: no numbers, texts, arrays, modules.
+    """What `holder` holds, except numbers, strings and numeric arrays, which cannot hold a transform.
 
     Args:
         holder: anything.
-        package: the top package of the user's code. Of other installed packages neither classes nor code are looked at.
+        package: top-level package of the user's code. Classes and code of other installed packages are not searched.
     """
     return [part for part in _parts(holder, package) if type(part.value) not in _ATOMS and not _is_data(part.value)]
 
@@ -100,7 +100,7 @@ def _parts(holder: Any, package: str) -> Iterator[Part]:
         if len(holder) <= _MANY:
             yield from (Part(f"[{name!r:.40}]", value, ("item", name)) for name, value in list(holder.items()))
     elif not _has_attributes(holder) and gc.is_tracked(holder):
-        # Of a type that is written in C: a generator, an iterator, a view …
+        # Of a type written in C: a generator, an iterator, a view …
         among = gc.get_referents(holder)
         if len(among) <= _MANY:
             yield from (Part("", value) for value in among if not isinstance(value, (type, ModuleType)))
@@ -115,7 +115,7 @@ def _dict_of(holder: Any) -> dict[str, Any] | None:
     if isinstance(holder, threading.local):
         return holder.__dict__  # this thread's
     try:
-        found = object.__getattribute__(holder, "__dict__")  # never a proxy's idea of it
+        found = object.__getattribute__(holder, "__dict__")  # not what a proxy returns
     except (AttributeError, TypeError):
         return None
     return found if isinstance(found, dict) else None
@@ -137,15 +137,15 @@ def _attributes(holder: Any, package: str) -> Iterator[Part]:
         try:
             yield Part(f".{name}", member.__get__(holder), ("attribute", name))
         except AttributeError:
-            continue  # not filled
+            continue  # not set
     if not isinstance(holder, (FunctionType, MethodType)):
         if type(type(holder)) is not type:
-            yield Part("", type(holder))  # for what its own class, a metaclass, holds
+            yield Part("", type(holder))  # for what its metaclass holds
         yield from _class_parts(type(holder), package, ".", set(own))
 
 
 def _class_parts(kind: type[Any], package: str, before: str, hidden: set[str]) -> Iterator[Part]:
-    """What the class of an object holds, and its bases: attributes that nothing hides, and the code of methods."""
+    """What a class and its bases hold: attributes that are not overridden, and the code of methods."""
     for each in kind.__mro__:
         if not _is_users(each.__module__, package):
             continue
@@ -157,7 +157,7 @@ def _class_parts(kind: type[Any], package: str, before: str, hidden: set[str]) -
                 if name not in _BUILDERS:
                     yield Part(f"{each.__qualname__}.{name}", value)
             elif not (name.startswith("__") or name == "_abc_impl" or isinstance(value, MemberDescriptorType)):
-                # An attribute of the object comes before that of its class.
+                # Can be replaced on an object: its own attribute takes precedence over that of its class.
                 yield Part(f"{before}{name}", value, ("attribute", name) if before == "." else None)
 
 
@@ -165,7 +165,7 @@ def _function_parts(function: FunctionType, package: str) -> Iterator[Part]:
     code, name = function.__code__, function.__qualname__
     for variable, cell in zip(code.co_freevars, function.__closure__ or (), strict=True):
         if variable == "__class__":
-            continue  # of `super()`
+            continue  # for `super()`
         yield Part(f" of {name}, variable {variable}", _content(cell), ("cell", variable))
     for number, value in enumerate(function.__defaults__ or ()):
         yield Part(f" of {name}, default {number}", value, ("default", number))
@@ -183,7 +183,7 @@ def _content(cell: CellType) -> Any:
 
 
 def _names_in(function: FunctionType, package: str) -> Iterator[tuple[str, Any]]:
-    """(path, value) of the globals that a function of the user's names, and of the attributes of modules among them."""
+    """(path, value) of the globals named in a user's function, and of the named attributes of modules among them."""
     module = function.__globals__.get("__name__", "")
     if not _is_users(module, package):
         return
@@ -191,7 +191,7 @@ def _names_in(function: FunctionType, package: str) -> Iterator[tuple[str, Any]]
     if names.keys() & {"globals", "getattr", "vars", "eval"}:
         names |= dict.fromkeys(_texts_of(function.__code__))
     spaces: list[tuple[str, dict[str, Any]]] = [(module, function.__globals__)]
-    # What is imported where it is used is in no namespace of the function's.
+    # A module imported inside the function is not among its globals.
     spaces += [(name, vars(sys.modules[name])) for name in names if _is_users(name, package) and name in sys.modules]
     seen = set()
     while spaces:
@@ -236,10 +236,10 @@ def _is_users(module: Any, package: str) -> bool:
 
 
 def with_parts(holder: Any, own: dict[Any, Any]) -> Any:
-    """A shallow copy of `holder` that holds `own`, by the keys of its parts; `holder` itself where it has no copy."""
+    """A shallow copy of `holder` with its parts replaced by those in `own`, by key; `holder` if it cannot be copied."""
     try:
         return _with_parts(holder, own)
-    except Exception:  # noqa: BLE001  whatever a class of the user's does when it is copied: then this one is shared
+    except Exception:  # noqa: BLE001  copying runs the user's code; if it fails, the original is shared
         return holder
 
 

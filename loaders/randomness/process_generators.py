@@ -1,8 +1,8 @@
 """The process's own generators (Python's, NumPy's legacy one, torch's), keyed for the samples that draw from them.
 
-Seeding the three takes longer than a small sample takes to read, and most datasets never draw from them. So at first
-they are only watched, run by run. The first run in which they have moved is done again with every sample under its own
-key, and so are all runs behind it: what a run gives depends on its keys alone, either way.
+Seeding the three takes longer than reading a small sample, and most datasets never draw from them. So at first their
+states are only compared before and after each run. The first run that changes them is repeated with every sample keyed,
+and all later runs are keyed: either way the result of a run depends only on its keys.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from loaders.randomness.streams import Domain, keyed_word
 
 # 624 words of a Mersenne twister, and its position.
 _TWISTER_NBYTES = 625 * 4
-# NumPy makes this view of its generator when it is first asked for, which takes a millisecond: not in every worker.
+# NumPy creates this object on first access, which takes a millisecond: done here once, not in every forked worker.
 _ = np.random.get_bit_generator().ctypes  # type: ignore[attr-defined]  # missing in NumPy's stubs alone
 
 
@@ -26,9 +26,9 @@ class ProcessGenerators:
     """Watches the generators of this process, and keys them once something draws from them.
 
     Args:
-        shared: True where they are also the caller's (no worker process): they are put back behind every run, so that a
-            model's dropout goes on undisturbed.
-        keyed: True to key from the start: for what cannot be done again.
+        shared: True outside of worker processes, where the caller uses them too: they are restored after every run, so
+            that reading does not affect a model's dropout.
+        keyed: True to key from the start, for samples that cannot be read again.
     """
 
     def __init__(self, *, shared: bool, keyed: bool) -> None:
@@ -39,7 +39,7 @@ class ProcessGenerators:
         self._touched = False  # since `begin`
 
     def begin(self) -> None:
-        """A run begins."""
+        """Start a run."""
         self._touched = self.keyed
         if not self._shared and (self.keyed or self._left is not None):
             return
@@ -48,14 +48,14 @@ class ProcessGenerators:
             torch = _torch()
             self._callers = random.getstate(), legacy, torch and torch.get_rng_state()
         if not self.keyed:
-            # NumPy keeps every second normal number for the next call, which would leave no trace in the fingerprint.
+            # NumPy keeps every second normal number for the next call, which would then not change the fingerprint.
             if legacy.get("has_gauss"):
                 self._touched = True
                 np.random.set_state({**legacy, "has_gauss": 0, "gauss": 0.0})
             self._left = _fingerprint()
 
     def enter(self, domain: Domain, seed: int, epoch: int, position: int) -> None:
-        """What is drawn from here on belongs to this key."""
+        """Seed the generators by this key, unless they are only watched."""
         if not self.keyed:
             return
         word = keyed_word(domain, seed, epoch, position)
@@ -65,12 +65,12 @@ class ProcessGenerators:
             torch.default_generator.manual_seed(word)
 
     def drew(self) -> bool:
-        """Whether the run that ends here drew without keys. Then it is to be done once more, with them."""
+        """Whether the run that ends here drew without keys. It must then be repeated, now with keys."""
         if self.keyed:
             return False
         now = _fingerprint()
         if self._left is not None and self._left[-1] is None and (torch := _torch()) is not None:
-            # Imported by what was read, which is not yet drawing from it.
+            # torch was imported during the run, which alone is not a draw.
             unused = torch.Generator().manual_seed(torch.default_generator.initial_seed())
             self._left = (*self._left[:-1], _bytes(unused))
         if now == self._left:
@@ -80,7 +80,7 @@ class ProcessGenerators:
         return True
 
     def end(self) -> None:
-        """Give the generators back to the caller as they were."""
+        """Restore the caller's generators if this run changed them."""
         if self._callers is not None and self._touched:
             python, legacy, torchs = self._callers
             random.setstate(python)
@@ -98,7 +98,7 @@ def _torch() -> Any:
 def _fingerprint() -> tuple[Any, ...]:
     """What changes whenever one of the generators is drawn from or seeded."""
     legacy = np.random.get_bit_generator()  # type: ignore[attr-defined]  # missing in NumPy's stubs alone
-    # Its state by the address that NumPy documents for C: `get_state` takes 36 µs, as much as reading several samples.
+    # Read at the address that NumPy documents for C: `get_state` takes 36 µs, as long as reading several samples.
     twister = type(legacy) is np.random.MT19937
     state = ctypes.string_at(legacy.ctypes.state_address, _TWISTER_NBYTES) if twister else repr(np.random.get_state())
     torch = _torch()

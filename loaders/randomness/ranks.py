@@ -1,4 +1,4 @@
-"""Which of several training processes is this? What one draws, the others must not draw as well."""
+"""The rank of this training process, so that ranks do not draw the same random numbers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 def process_rank() -> tuple[int, int]:
     """(rank, number of ranks) of this process: torch.distributed's where it runs, else the launcher's, else (0, 1)."""
-    # Looked up, never imported: who has not loaded it does not run it.
+    # Looked up, never imported: if it is not loaded, it is not initialised.
     distributed: Any = sys.modules.get("torch.distributed")
     if distributed is not None and distributed.is_available() and distributed.is_initialized():
         return int(distributed.get_rank()), int(distributed.get_world_size())
@@ -24,7 +24,7 @@ def drawing_rank(rank: int, ranks: int) -> tuple[int, int]:
     """The rank and number of ranks that random numbers are keyed by.
 
     Args:
-        rank, ranks: what the sampler shards over. Where it knows of no ranks (a sampler of the user's, a Subset for
-            each rank, a stream), the processes themselves are told apart.
+        rank, ranks: those of the sampler. If it does not shard (a sampler of the user, a Subset for each rank, a
+            stream), those of the process are used.
     """
     return (rank, ranks) if ranks > 1 else process_rank()

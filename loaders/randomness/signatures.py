@@ -1,4 +1,4 @@
-"""Which objects are transforms with random state, by the methods that their classes have."""
+"""Recognises transforms with random state by the methods of their classes."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from typing import Any
 
 
 def is_stateful(kind: type[Any]) -> bool:
-    """Whether a class has the methods by which its random state can be set, as albumentations has them."""
-    # Asked of the type: objects that answer to any name, such as proxies, are no transforms.
+    """Whether a class has a method that sets its random state, as in albumentations."""
+    # Checked on the type: objects that have every attribute, such as proxies, are not transforms.
     return takes(kind, "set_random_state", 2) or takes(kind, "set_random_seed", 1)
 
 
 def takes(kind: type[Any], name: str, count: int) -> bool:
-    """Whether a class has a method of that name for so many arguments. One with others is something else."""
+    """Whether a class has a method of that name that accepts `count` positional arguments."""
     method = getattr(kind, name, None)
     if not callable(method):
         return False
@@ -22,6 +22,6 @@ def takes(kind: type[Any], name: str, count: int) -> bool:
         inspect.signature(method).bind(*[None] * (count if bound else count + 1))
     except TypeError:
         return False
-    except ValueError:  # written in C, and silent about it
+    except ValueError:  # written in C, without a signature
         return True
     return True

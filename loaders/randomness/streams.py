@@ -2,7 +2,7 @@
 
 One function makes every key: (domain, seed, epoch, position) address a Philox stream (Salmon et al. 2011, "Parallel
 random numbers: as easy as 1, 2, 3"). The generator is counter-based: two streams differ by key or by the upper half of
-the counter, so they never overlap, and going to a position costs the same wherever it is.
+the counter, so they never overlap, and seeking to any position takes the same time.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Domain(enum.IntEnum):
 
 
 class KeyedGenerator:
-    """A NumPy generator and a Python one that can be sent to any key, reusing their memory."""
+    """A NumPy generator and a Python one that can be set to any key, reusing their memory."""
 
     def __init__(self) -> None:
         self._counter = np.zeros(4, np.uint64)
@@ -51,12 +51,12 @@ class KeyedGenerator:
         self.python = random.Random(0)
 
     def rekey(self, domain: Domain, seed: int, epoch: int, position: int, stream: int = 0) -> np.random.Generator:
-        """Go to the start of a stream; `python` is left alone."""
+        """Set `numpy` to the start of a stream and return it; `python` is unchanged."""
         self._key[0] = seed & _MASK
         self._key[1] = (epoch << 8 | domain) & _MASK
         self._counter[2] = position & _MASK
         self._counter[3] = stream
-        # Not kept apart: a copy or pickle of this object must go on steering the generator that it hands out.
+        # The bit generator is not stored separately: a copy of this object must set the state of its own.
         self.numpy.bit_generator.state = self._state
         return self.numpy
 
@@ -81,13 +81,13 @@ _current = _Current()
 
 
 def enter_sample(seed: int, epoch: int, position: int, domain: Domain = Domain.SAMPLE) -> None:
-    """From here on this thread reads the sample at `position` of `epoch`, or does what `domain` says with a batch."""
+    """Key what this thread draws by the sample at `position` of `epoch`, or by a batch in a `domain` for batches."""
     _current.key = (domain, seed, epoch, position)
     _current.entered = False
 
 
 def leave_sample() -> None:
-    """This thread reads no sample any more."""
+    """This thread is done with its sample."""
     _current.key = None
 
 
@@ -95,7 +95,7 @@ Reading = tuple[Any, bool, KeyedGenerator]
 
 
 def set_aside() -> Reading:
-    """What this thread reads, to be taken up again: a loader may be iterated in the middle of another's sample."""
+    """Suspend the sample that this thread reads: a loader may be iterated inside another's `__getitem__`."""
     reading = _current.key, _current.entered, _current.generator
     if _current.key is not None:
         _current.key, _current.generator = None, KeyedGenerator()
@@ -103,7 +103,7 @@ def set_aside() -> Reading:
 
 
 def take_up(reading: Reading) -> None:
-    """This thread reads again what was set aside."""
+    """Resume the sample that `set_aside` returned."""
     _current.key, _current.entered, _current.generator = reading
 
 
@@ -111,15 +111,14 @@ def sample_rng() -> np.random.Generator:
     """The random generator of the sample that is being read. Draw from it in `__getitem__` and transforms.
 
     In a `loaders.DataLoader` it is keyed by (seed, epoch, position in the epoch): the same sample draws the same
-    numbers whatever the engine and the number of workers; a second call for the same sample goes on where the first
-    one stopped.
+    numbers with any engine and any number of workers; a second call for it continues where the first one stopped.
 
-    Outside of one no position in an epoch is known. There every call gives a new generator keyed by the seed of the
-    process's own global generator and 63 bits drawn from it: torch's where torch is loaded (a stock DataLoader seeds it
-    per worker and epoch, `torch.manual_seed` in the main process), else NumPy's (`np.random.seed`).
+    Outside of one the position is unknown: every call returns a new generator, keyed by the process's global one. If
+    torch is loaded, that is torch's seed and 63 bits drawn from it (a stock DataLoader seeds it per worker and epoch,
+    `torch.manual_seed` in the main process), else 63 bits drawn from NumPy's (`np.random.seed`).
 
     Returns:
-        A Philox generator. Not to be kept after the sample is done.
+        A Philox generator, valid until the sample is done.
     """
     if _current.key is None:
         return np.random.Generator(np.random.Philox(key=_draw_process_key()))
@@ -130,11 +129,11 @@ def sample_rng() -> np.random.Generator:
 
 
 def _draw_process_key() -> int:
-    # Looked up, never imported: a NumPy-only process stays one, and there torch's seeds mean nothing.
+    # Looked up, never imported: a NumPy-only process must not load torch, and does not set its seed.
     torch: Any = sys.modules.get("torch")
     if torch is not None and hasattr(torch, "default_generator"):
-        # torch seeds its Mersenne twister with the low 32 bits of a seed, so two workers of a long run could agree by
-        # chance; the whole seed in the key keeps them apart. The device is named because a default may be set.
+        # torch seeds its Mersenne twister with the low 32 bits of a seed, so two workers of a long run could draw the
+        # same by chance; the whole seed in the key prevents that. The device is explicit because a default may be set.
         drawn = int(torch.empty((), dtype=torch.int64, device="cpu").random_())
         return int(torch.default_generator.initial_seed()) << 64 | drawn
     return int(np.random.randint(0, 2**63 - 1, dtype=np.int64))

@@ -1,4 +1,4 @@
-"""Transforms with random state of their own, found wherever a dataset reaches them and keyed before every sample."""
+"""Transforms with their own random state: found wherever a dataset holds them, and keyed before every sample."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from loaders.randomness.holdings import parts, with_parts
 from loaders.randomness.signatures import is_stateful, takes
 from loaders.randomness.streams import Domain, KeyedGenerator
 
-# A search ends here: whatever holds more objects holds data.
+# Maximum number of objects in a search: whatever holds more holds data.
 _MANY = 20_000
 _LEVELS = 16
-# A part's path that begins with one of these goes on from its holder's.
+# A part's path that begins with one of these is appended to its holder's.
 _JOINED = ("", ".", "[", "(", " ")
 
 
@@ -30,8 +30,8 @@ class Found(NamedTuple):
 
     Attributes:
         path: how it is reached: "dataset.transform", "my_module.AUGMENT" …
-        value: it itself.
-        local: True where each thread has its own already.
+        value: the object.
+        local: True if each thread already has its own.
     """
 
     path: str
@@ -49,21 +49,21 @@ def _is_generator(value: Any) -> bool:
 
 
 class Search:
-    """What the code that makes a sample can reach, breadth first, each object once.
+    """A breadth-first search of what the code that makes a sample can reach; each object is visited once.
 
     Args:
-        roots: name → the dataset, the collate_fn.
+        roots: name → dataset or collate_fn.
 
     Attributes:
-        transforms: that can be keyed, in an order that depends on nothing but the roots.
-        generators: that a sample may draw from, which nobody keys.
+        transforms: those that can be keyed, in an order that depends on the roots alone.
+        generators: those that a sample may draw from, and that are not keyed.
     """
 
     def __init__(self, roots: dict[str, Any]) -> None:
         self.transforms: list[Found] = []
         self.generators: list[Found] = []
         package = _package_of(roots["dataset"])
-        seen: dict[int, Any] = {}  # held, so that an id stays that of one object
+        seen: dict[int, Any] = {}  # holds the objects, so that no id is reused
         ahead = deque((path, root, False) for path, root in roots.items())
         while ahead and len(seen) < _MANY:
             path, value, local = ahead.popleft()
@@ -85,7 +85,7 @@ class Search:
 
 @dataclass
 class _Keyed:
-    """A transform, what it is steered by, and whether it takes that instead of a seed."""
+    """A transform, its keyed generator, and whether it takes generators instead of a seed."""
 
     path: str
     transform: Any
@@ -110,11 +110,11 @@ class KeyedTransforms:
     one with `set_random_seed(seed)` alone is given a seed.
 
     Args:
-        dataset, collate: where to look.
-        shared: those that other threads reach as well.
+        dataset, collate: what to search.
+        shared: transforms that other threads use too.
 
     Attributes:
-        notes: what cannot be keyed, in words for the user.
+        notes: messages for the user about what cannot be keyed.
     """
 
     def __init__(self, dataset: Any, collate: Any = None, shared: Sequence[Found] = ()) -> None:
@@ -133,28 +133,28 @@ class KeyedTransforms:
         return bool(self._found)
 
     def rekey(self, seed: int, epoch: int, position: int, domain: Domain = Domain.TRANSFORM) -> None:
-        """Send every transform to the stream of this sample; of this batch in the domain COLLATE."""
+        """Set every transform to the stream of this sample or, in the domain COLLATE, of this batch."""
         first = 0 if domain is Domain.TRANSFORM else 1  # the first stream of a batch is that of `sample_rng`
         for stream, keyed in enumerate(self._found, first):
             if keyed.refuses:
                 continue
             try:
                 keyed.rekey(domain, seed, epoch, position, stream)
-            except Exception as error:  # noqa: BLE001  told below: a method of that name that is for something else
+            except Exception as error:  # noqa: BLE001  a method of that name for another purpose; reported in `notes`
                 keyed.refuses = True
                 self.notes.append(_REFUSED.format(keyed.path, type(keyed.transform).__name__, error))
 
     def look_again(self, called: Sequence[Called], *, threaded: bool, alone: bool, stream: bool) -> bool:
-        """Search once more, after the first samples were read: some code makes its transforms only then.
+        """Search again after the first samples were read: some code creates its transforms only then.
 
         Args:
             called: the transforms that were called.
-            threaded: True where other threads read the same dataset.
-            alone: True where nobody else reads: then a generator of the dataset's is not drawn from in two places.
-            stream: True where what was read cannot be read again.
+            threaded: True if other threads read the same dataset.
+            alone: True for a single reader: a generator of the dataset is then drawn from in one place only.
+            stream: True if what was read cannot be read again.
 
         Returns:
-            Whether there are others now. They are keyed from here on.
+            Whether the transforms have changed. The new ones are keyed from here on.
         """
         search = Search(self._roots)
         before = {id(keyed.transform) for keyed in self._found}
@@ -178,12 +178,12 @@ class KeyedTransforms:
         return True
 
 
-_ADVICE = "What it draws depends on who reads which sample"
-_SHARED = "{} ({}) is shared by all worker threads, which mix up its random state. Hold it in the dataset itself."
+_ADVICE = "What it draws depends on which worker reads which sample"
+_SHARED = "{} ({}) is shared by all worker threads, which corrupt its random state. Hold it in the dataset itself."
 _REFUSED = "{} ({}) refuses a seed: {}. " + _ADVICE + "; draw from loaders.sample_rng()."
-_LATE = "{} ({}) was made while the first batch was read, whose random numbers it drew unkeyed. Make it in __init__."
+_LATE = "{} ({}) was made while the first batch was read, so its draws for that batch are unkeyed. Make it in __init__."
 _UNREACHED = (
-    "{} calls a {} that is made for this sample alone, or held where the loader does not find it. "
+    "{} calls a {} that is made for this sample alone, or held where the loader cannot find it. "
     + _ADVICE
     + ": hold it in an attribute of the dataset."
 )
@@ -199,7 +199,7 @@ def _roots(dataset: Any, collate: Any) -> dict[str, Any]:
 
 
 def _print_of(generator: Any) -> Any:
-    """What changes when a generator is drawn from."""
+    """The state of a generator, which changes when it is drawn from."""
     if isinstance(generator, np.random.Generator):
         return pickle.dumps(generator.bit_generator.state)
     if isinstance(generator, np.random.RandomState):
@@ -208,10 +208,10 @@ def _print_of(generator: Any) -> Any:
 
 
 def with_own_transforms(dataset: Any, collate: Any = None) -> tuple[Any, Any, list[Found]]:
-    """(dataset, collate_fn, shared) for one thread: stateful transforms are its own, everything else is shared.
+    """(dataset, collate_fn, shared) for one thread: stateful transforms are copied, everything else is shared.
 
-    One Compose that two threads share mixes up their random states and gives wrong results silently. `shared` are those
-    that cannot be told apart: globals of a module, for example.
+    Two threads that share a Compose corrupt its random state and silently get wrong results. `shared` lists the
+    transforms that could not be copied: globals of a module, for example.
     """
     package = _package_of(dataset)
     seen: set[int] = set()
@@ -223,9 +223,9 @@ def with_own_transforms(dataset: Any, collate: Any = None) -> tuple[Any, Any, li
 
 
 def _own(holder: Any, package: str, seen: set[int], copies: dict[int, Any], levels: int = _LEVELS) -> Any:
-    """`holder`, or a copy of it if there are transforms below it."""
+    """`holder`, or a copy of it with its own transforms if it holds any."""
     if is_stateful(type(holder)) or isinstance(holder, KeyedGenerator):
-        return copy.deepcopy(holder, copies)  # the same copy wherever it is met again
+        return copy.deepcopy(holder, copies)  # the same copy wherever it is reached again
     if id(holder) in seen or not levels:
         return copies.get(id(holder), holder)
     seen.add(id(holder))

@@ -1,4 +1,4 @@
-"""What the samplers share: sharding over ranks, iteration in blocks, and a state of a few numbers."""
+"""The base class of the samplers: sharding over ranks, iteration in blocks, and a state of a few numbers."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from loaders.sampling.permutation import MAX_N, Indices
 from loaders.sampling.shard import Tail, epoch_length, find_rank
 
 _VERSION = 1
-# Long enough that NumPy's cost per call vanishes, short enough that the block's arrays stay in the cache.
+# Long enough that NumPy's cost per call is negligible, short enough that a block's arrays stay in the CPU cache.
 _BLOCK = 1 << 14
 
 
 class _Walk:
-    """How far one iteration has come: `ahead` are the keys of its block that were not taken yet."""
+    """The progress of one iteration; `ahead` yields the keys of its block that are not taken yet."""
 
     def __init__(self, epoch: int, end: int) -> None:
         self.epoch = epoch
@@ -29,17 +29,17 @@ class _Walk:
 
 
 class KeyedSampler(ABC):
-    """An order of `n` positions per epoch, shared out over ranks.
+    """An order of `n` positions per epoch, sharded over ranks.
 
-    Rank r of w takes positions r, r + w, r + 2w, …: all ranks' batches number k are together the same samples for any
-    w, as long as w · batch_size is the same. A subclass says which sample belongs to a position, as a pure function of
-    the epoch and the position: so nothing is stored, any position can be asked for, and resuming costs nothing.
+    Rank r of w takes positions r, r + w, r + 2w, …: batch k of all ranks together contains the same samples for any w,
+    as long as w · batch_size is the same. A subclass defines which sample belongs to a position, as a pure function of
+    epoch and position: nothing is stored, any position can be computed directly, and resuming costs nothing.
 
     Attributes:
         n: positions in an epoch, before the tail.
-        length: positions in an epoch over all ranks, with what the tail adds or takes away.
-        epoch: the epoch that the next iteration goes through; `set_epoch` sets it.
-        rank, num_replicas: which share is this one's.
+        length: positions in an epoch over all ranks, after padding or dropping the tail.
+        epoch: the epoch of the next iteration, set by `set_epoch`.
+        rank, num_replicas: this sampler's share.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class KeyedSampler(ABC):
 
     @abstractmethod
     def _identity(self) -> dict[str, Any]:
-        """What fixes the order besides `n`, `seed` and `tail`: plain values that a state must agree with."""
+        """What determines the order besides `n`, `seed` and `tail`: plain values that a state must match."""
 
     def _keys(self, rows: Indices) -> list[Any]:
         """The rows of `_at` as the keys that the dataset takes."""
@@ -72,18 +72,18 @@ class KeyedSampler(ABC):
         return keys
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch that the next iteration goes through, as with torch's DistributedSampler."""
+        """Set the epoch of the next iteration, as with torch's DistributedSampler."""
         epoch = operator.index(epoch)
         if epoch < 0:
             raise ValueError(f"epoch should not be negative, but got {epoch}")
         self.epoch = epoch
 
     def positions(self) -> range:
-        """The positions in the epoch that are this rank's: sample j of this sampler stands at `positions()[j]`."""
+        """This rank's positions in the epoch: sample j of this sampler is at `positions()[j]`."""
         return range(self.rank, self.length, self.num_replicas)
 
     def indices(self, start: int, stop: int) -> Indices:
-        """What stands at positions `start` to `stop` of the epoch, all ranks together.
+        """The indices at positions `start` to `stop` of the epoch, over all ranks.
 
         Returns:
             int64 (stop - start,), or (stop - start, 2) where keys are pairs.
@@ -97,18 +97,18 @@ class KeyedSampler(ABC):
 
     def _padded(self, positions: range, epoch: int) -> Indices:
         at = np.arange(positions.start, positions.stop, positions.step, dtype=np.int64)
-        # What pads the epoch is its own beginning.
+        # An epoch is padded with its own beginning.
         return self._at(at % self.n if positions.stop > self.n else at, epoch)
 
     def __len__(self) -> int:
         return len(self.positions())
 
     def __iter__(self) -> Iterator[Any]:
-        """The keys of this rank's share; after `load_state_dict`, once, of what is left of it."""
+        """The keys of this rank's share; the first iteration after `load_state_dict` yields the rest of it."""
         return chain.from_iterable(self._blocks())
 
     def _blocks(self) -> Iterator[Iterator[Any]]:
-        # A generator begins with the first key asked for: an iterator that is dropped unused changes nothing.
+        # A generator starts when its first key is requested: an iterator that is never used changes nothing.
         resumed, self._resumed = self._resumed, None
         walk = self._walk = _Walk(self.epoch, resumed.end if resumed and resumed.epoch == self.epoch else 0)
         rest = range(walk.end + self.rank, self.length, self.num_replicas)
@@ -120,24 +120,25 @@ class KeyedSampler(ABC):
         walk.end = self.length
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the iteration that began last has come to, in numbers, strings and lists of them.
+        """The progress of the iteration that was started last, as numbers, strings and lists of them.
 
-        "position" counts the samples of the epoch that were taken over all ranks, which go in step: a state fits any
-        rank, and any world size that makes the epoch as long (see `batch_size`). A loader that draws ahead may put the
-        position that it has delivered in its place.
+        "position" counts the samples taken in this epoch over all ranks, which advance in step: a state fits any rank,
+        and any world size for which the epoch has the same length (see `batch_size`). A loader that takes keys ahead
+        may replace it with the position that it has delivered.
         """
-        # A list's iterator knows exactly how much is left of it, at no cost while iterating.
+        # The length hint of a list's iterator is exact, and costs nothing while iterating.
         taken = self._walk.end - operator.length_hint(self._walk.ahead) * self.num_replicas
         position = min(taken, self.length) if self._walk.epoch == self.epoch else 0
         return {**self._must_agree(), "epoch": self.epoch, "position": position}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Let the next iteration go on where `state` was taken; the epoch becomes the state's.
+        """Resume the next iteration where `state` was taken, in the epoch of the state.
 
-        Costs the same wherever it is. A state of a finished epoch leaves nothing of it: choose the next by `set_epoch`.
+        Takes the same time at any position. After the state of a finished epoch the next iteration is empty: call
+        `set_epoch` for the next epoch.
 
         Raises:
-            StateError: the state is of another order of samples, or is no such state. Nothing has changed then.
+            StateError: the state is of another order of samples, or is not a valid one. The sampler is then unchanged.
         """
         differences = [
             f"{name} is {state[name]!r} in the state and {mine!r} here" if name in state else f"the state has no {name}"
@@ -150,11 +151,11 @@ class KeyedSampler(ABC):
         if differences:
             raise StateError(
                 f"This state does not fit this {type(self).__name__}: {'; '.join(differences)}.\n  Make the sampler as "
-                "it was when the state was taken. If only length differs, the world size changed: give batch_size= so "
+                "it was when the state was taken. If only length differs, the world size changed: pass batch_size= so "
                 "that num_replicas * batch_size stays the same."
             )
         self.epoch = epoch
-        # Of shares that differ in length, the longest one ends past the epoch when it is counted for all ranks.
+        # With shares of different lengths, the position at the end of the longest one may exceed the epoch.
         self._walk = self._resumed = _Walk(epoch, min(position, self.length))
 
     def _must_agree(self) -> dict[str, Any]:

@@ -19,24 +19,23 @@ from loaders.sampling.shard import Tail
 class Mixture:
     """Mixes datasets: `DataLoader(mixture, batch_size=64, sampler=mixture.sampler())`.
 
-    An epoch is cut into blocks of a little more than two samples of the rarest dataset. At the end of every block,
-    counted from the first epoch on, each dataset has had its exact share to within one sample; inside, datasets
-    alternate in a pattern of the epoch, turned anew for each block. Each dataset is walked through in an order of its
-    own, goes on with the next epoch where it stood, and is reshuffled when it is exhausted: no sample comes again
-    before all the others had their turn, but for the block in which one round ends and the next begins.
+    An epoch is divided into blocks with a little more than two samples of the rarest dataset. At the end of every
+    block, counted from the first epoch on, each dataset has had its exact share to within one sample; within a block,
+    datasets alternate in a pattern that is fixed per epoch and rotated for each block. Each dataset is read in its own
+    shuffled order, continues in the next epoch where it stopped, and is reshuffled when it is exhausted: no sample is
+    repeated before all others were read, except in the block in which one round ends and the next begins.
 
-    The sampler's keys are pairs (dataset number, index in it), so that workers need to know no epoch.
-    `mixture[position]` is a sample of the first epoch: a loader without the sampler mixes too, but has that one epoch
-    again and again.
+    The sampler's keys are pairs (dataset number, index in it), so that workers do not need the epoch.
+    `mixture[position]` is a sample of the first epoch: a loader without the sampler mixes too, but repeats that epoch.
 
     Args:
-        datasets: each with a length and samples by number.
-        ratios: of the samples of an epoch, one per dataset, positive, in any unit.
+        datasets: each with a length and samples by index.
+        ratios: shares of the samples of an epoch, one per dataset, positive, in any unit.
         seed: fixes everything that is random.
-        num_samples: in an epoch; by default as many as all the datasets have.
+        num_samples: in an epoch; by default the sum over all datasets.
 
     Raises:
-        DatasetError: no or empty datasets, ratios that do not fit, or an epoch that is too short for them.
+        DatasetError: no datasets, an empty one, invalid ratios, or an epoch that is too short for them.
     """
 
     def __init__(
@@ -59,8 +58,8 @@ class Mixture:
         self._block = int(2 * edges[-1] / min(self.ratios)) + 1
         if self._length < self._block:
             raise DatasetError(
-                f"An epoch of {self._length:,} samples is too short for the ratios {self.ratios}: give num_samples= of "
-                f"{self._block:,} at least, for more than two samples of each dataset."
+                f"An epoch of {self._length:,} samples is too short for the ratios {self.ratios}: pass num_samples= of "
+                f"at least {self._block:,}, for more than two samples of each dataset."
             )
         self._turn_key = draw_keys(KeyedGenerator().rekey(Domain.MIXTURE, self.seed, 0, 0), 1)[0]
 
@@ -75,7 +74,7 @@ class Mixture:
         return (self[position] for position in range(len(self)))
 
     def describe(self, key: SupportsIndex | tuple[int, int]) -> str:
-        """What the dataset calls the sample; else its number there."""
+        """The dataset's description of the sample; else its index in the dataset."""
         number, index = self._resolve(key)
         describe = getattr(self.datasets[number], "describe", None)
         return (str(describe(index)) if describe else "") or f"sample {index} of dataset {number}"
@@ -89,11 +88,11 @@ class Mixture:
     def sampler(
         self, *, rank: int | None = None, num_replicas: int | None = None, tail: Tail = "pad", batch_size: int = 1
     ) -> MixtureSampler:
-        """Keys for a DataLoader over this mixture, epoch after epoch. Arguments as in `ShardedSampler`."""
+        """The sampler for a DataLoader over this mixture. Arguments as in `ShardedSampler`."""
         return MixtureSampler(self, rank, num_replicas, tail, batch_size)
 
     def locate(self, positions: Indices, epoch: int = 0) -> Indices:
-        """The dataset and the index in it that stand at positions of an epoch.
+        """The dataset number and the index in it at each of the given positions of an epoch.
 
         Args:
             positions: int64 (N,), in [0, len(self)).
@@ -122,7 +121,7 @@ class Mixture:
         return located
 
     def _slots(self, slots: Indices, sizes: Indices, blocks: Indices, epoch: int) -> Indices:
-        """Slots of blocks in another order: the epoch's pattern, turned by a hash of the block's number."""
+        """Permute slots within their blocks: by the epoch's pattern, rotated by a hash of the block's number."""
         turns = blocks.astype(np.uint64)
         scramble(turns, self._turn_key, turns, np.empty_like(turns))
         scale(turns, sizes.astype(np.uint64))

@@ -1,12 +1,13 @@
 """A shuffle that is computed, not stored: a keyed bijection on [0, n), evaluated for a block of positions at once.
 
-Small n are shuffled in a table, every permutation as likely as any other. Larger n go through a Feistel network over
-two halves, [0, a) and [0, b) with a·b just above n (Black and Rogaway 2002, "Ciphers with arbitrary finite domains");
-the few results past n walk on along their cycle until they fall inside. The bijective shuffle of Mitchell et al. 2021
-("Bandwidth-optimal random shuffling for GPUs") is the same over a power of two, where up to half of all must walk.
+For small n a table is shuffled, every permutation with the same probability. For larger n a Feistel network is used
+over two halves, [0, a) and [0, b) with a·b just above n (Black and Rogaway 2002, "Ciphers with arbitrary finite
+domains"); the few results outside of [0, n) are enciphered again until they fall inside (cycle walking). The bijective
+shuffle of Mitchell et al. 2021 ("Bandwidth-optimal random shuffling for GPUs") is the same over a power of two, where
+up to half of all results are outside.
 
-Rounds: with this hash, and at n = 65, four and five show in the differences of neighbours; from six on nothing was
-found at any n. Eight are used, and only for n above 4,096.
+Rounds: with this hash, at n = 65, four and five rounds leave structure in the differences of neighbours; with six or
+more none was found at any n. Eight are used, and only for n above 4,096.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ def draw_keys(generator: np.random.Generator, count: int) -> Words:
 
 
 def scramble(values: Words, key: Words, out: Words, scratch: Words) -> None:
-    """A keyed hash of every value into `out`; its upper halves are the better ones. `out` may be `values`."""
+    """Write a keyed hash of every value to `out`; the upper 32 bits are of better quality. `out` may be `values`."""
     np.multiply(values, key[0], out=out)
     np.add(out, key[1], out=out)
     np.right_shift(out, _HALF, out=scratch)
@@ -56,23 +57,23 @@ def scale(hashes: Words, size: int | Words) -> None:
 
 
 class Permutation:
-    """A bijection on [0, n), fixed by the words that `generator` gives next.
+    """A bijection on [0, n), determined by the next words of `generator`.
 
-    Memory is constant: a table of at most 32 KiB, else 24 keys.
+    Memory is constant: a table of at most 32 KiB, else 24 words.
     """
 
     def __init__(self, n: int, generator: np.random.Generator) -> None:
         self.n = n
         self._table: Indices | None = None
         if n <= _TABLE_N:
-            # 64 random bits per position: no two agree in practice, and `stable` fixes the result where they would.
+            # 64 random bits per position: no two are equal in practice, and if they are, `stable` defines the result.
             self._table = np.argsort(np.asarray(generator.bit_generator.random_raw(n), np.uint64), kind="stable")
         else:
             self._keys = draw_keys(generator, _ROUNDS)
             self._sides = (a := math.isqrt(n - 1) + 1, -(-n // a))
 
     def __call__(self, positions: Indices) -> Indices:
-        """Where the positions go, int64 of the same shape (N,). All must lie in [0, n)."""
+        """The images of the positions, int64 of the same shape (N,). All must be in [0, n)."""
         if self._table is not None:
             return self._table[positions]
         result = self._encipher(positions.astype(np.uint64))
@@ -105,5 +106,5 @@ class Permutation:
 
 @functools.lru_cache(maxsize=64)
 def permutation(n: int, domain: Domain, seed: int, epoch: int, stream: int = 0) -> Permutation:
-    """The permutation of [0, n) that belongs to a key. Making one costs under a millisecond; the last ones are kept."""
+    """The permutation of [0, n) for a key. Making one takes less than a millisecond; the last 64 used are cached."""
     return Permutation(n, KeyedGenerator().rekey(domain, seed, epoch, 0, stream))

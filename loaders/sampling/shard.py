@@ -1,4 +1,4 @@
-"""Which positions of an epoch are whose: ranks, world sizes, and what happens at the end."""
+"""How the positions of an epoch are divided: ranks, world sizes, and the tail."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def find_rank(rank: int | None, num_replicas: int | None) -> tuple[int, int]:
         ValueError: one is known and the other is not, or rank is outside [0, num_replicas).
     """
     if rank is None and num_replicas is None:
-        # Looked up, never imported: without torch in the process nobody has initialised it.
+        # Looked up, never imported: if torch is not loaded, it is not initialised.
         distributed: Any = getattr(sys.modules.get("torch"), "distributed", None)
         if distributed is not None and distributed.is_available() and distributed.is_initialized():
             return int(distributed.get_rank()), int(distributed.get_world_size())
@@ -44,7 +44,7 @@ def _from_environment(name: str) -> int | None:
 
 
 def epoch_length(n: int, tail: Tail, global_batch: int) -> int:
-    """How many positions an epoch of `n` samples has over all ranks."""
+    """The number of positions in an epoch of `n` samples, over all ranks."""
     if tail not in get_args(Tail):
         raise ValueError(f'tail should be "pad", "drop" or "uneven", but got {tail!r}')
     if tail == "uneven":

@@ -1,4 +1,4 @@
-"""Each sample once an epoch, shuffled or in order."""
+"""Each sample once per epoch, shuffled or in order."""
 
 from __future__ import annotations
 
@@ -12,30 +12,30 @@ from loaders.sampling.shard import Tail
 
 
 class ShardedSampler(KeyedSampler):
-    """Shuffles `n` samples without a list of them, and shares them out over ranks.
+    """Shuffles `n` samples without a list of them, and shards them over ranks.
 
-    For `sampler=` of any DataLoader, in place of torch's RandomSampler and DistributedSampler: the first index of a
-    billion comes as soon as that of a thousand, in constant memory. Call `set_epoch` before each epoch, on every rank.
-    Lightning and Accelerate deal samples out to the ranks themselves: there give rank=0 and num_replicas=1, or tell
-    Lightning `use_distributed_sampler=False`.
+    For `sampler=` of any DataLoader, in place of torch's RandomSampler and DistributedSampler: the first of a billion
+    indices takes no longer than the first of a thousand, in constant memory. Call `set_epoch` before each epoch, on
+    every rank. Lightning and Accelerate shard samples over the ranks themselves: there pass rank=0 and num_replicas=1,
+    or to Lightning `use_distributed_sampler=False`.
 
     Args:
-        n: how many samples there are, `len(dataset)`; at most 2⁴⁰.
-        shuffle: a new order each epoch, fixed by (seed, epoch); else 0, 1, 2, ….
+        n: number of samples, `len(dataset)`; at most 2⁴⁰.
+        shuffle: a new order each epoch, determined by (seed, epoch); else 0, 1, 2, ….
         seed: the same on all ranks.
-        rank, num_replicas: which share of how many. By default torch.distributed's where it is initialised, else the
-            environment's (RANK and WORLD_SIZE, as torchrun sets them), else the only one.
-        tail: where the global batch, num_replicas · batch_size samples, does not divide `n`: "pad" repeats samples from
-            the beginning of the epoch's order until it does, "drop" leaves out what remains, "uneven" does neither, so
-            that shares differ by one sample at most.
-        batch_size: of one rank; a sampler cannot see its loader's. Give it if the epoch is to be the same on another
-            number of ranks. By default the tail goes by num_replicas alone, as in torch's DistributedSampler.
+        rank, num_replicas: this share, and the number of shares. By default those of torch.distributed if it is
+            initialised, else of the environment (RANK and WORLD_SIZE, as torchrun sets them), else 0 and 1.
+        tail: if the global batch, num_replicas · batch_size samples, does not divide `n`: "pad" repeats samples from
+            the beginning of the epoch's order until it does, "drop" leaves out the remainder, "uneven" does neither, so
+            shares differ in length by at most one sample.
+        batch_size: of one rank; a sampler cannot see its loader's. Pass it if the epoch must be the same on another
+            number of ranks. By default the tail depends on num_replicas alone, as in torch's DistributedSampler.
 
     Yields:
         int, an index in [0, n).
 
     Raises:
-        ValueError, TypeError: an argument is outside of what it may be.
+        ValueError, TypeError: an argument is invalid.
     """
 
     def __init__(

@@ -95,7 +95,7 @@ def test_no_code_of_a_file_is_run(path: Path, tmp_path: Path) -> None:
         try:
             assert same(cache[2], Samples()[2])  # of a class that nothing shows to be the dataset's: read anew
         except DatasetError as error:
-            assert "describes none" in str(error)  # noqa: PT017  either is right
+            assert "has an invalid description" in str(error)  # noqa: PT017  either is right
     assert not mark.exists()
 
 
@@ -135,7 +135,7 @@ def test_what_is_written_is_no_pickle(path: Path) -> None:
 def test_a_description_of_nothing_that_can_be_is_an_error_that_names_file_and_sample(path: Path, node: Any) -> None:
     forge(path, 3, [json.dumps(node).encode(), bytes(96)])
     cache = opened(path)
-    with pytest.raises(DatasetError, match=r'cache" is damaged: what it holds of sample 3 describes none'):
+    with pytest.raises(DatasetError, match=r'cache" is damaged: the record of sample 3 has an invalid description'):
         cache[3]
     assert same(cache[4], Samples()[4])
 
@@ -146,7 +146,7 @@ def test_a_description_of_nothing_that_can_be_is_an_error_that_names_file_and_sa
 def test_a_description_that_is_no_json_is_an_error(path: Path, description: bytes) -> None:
     words_of(path)[TABLE + 3] = words_of(path)[TABLE + 1]  # where there is room behind
     forge(path, 3, [description])
-    with pytest.raises(DatasetError, match="describes none"):
+    with pytest.raises(DatasetError, match="has an invalid description"):
         opened(path)[3]
 
 
@@ -245,7 +245,7 @@ def test_a_file_that_is_cut_short_in_use_ends_no_process(
 def test_a_loader_over_a_file_that_is_cut_short_raises(path: Path) -> None:
     loader = DataLoader(opened(path), 1, num_workers=1, collate_fn=len)
     os.truncate(path, 4096)
-    with pytest.raises(DatasetError, match=r"was changed while it is in use: it has 4,096 bytes, not 131,072"):
+    with pytest.raises(DatasetError, match=r"was changed while in use: it has 4,096 bytes, not 131,072"):
         list(loader)
 
 
@@ -254,7 +254,7 @@ def test_a_descriptor_that_other_code_has_closed_is_an_error_and_not_another_fil
     other = os.open(path.parent / "other", os.O_RDWR | os.O_CREAT)
     os.truncate(other, ROOM)
     os.dup2(other, cache._records._fd)
-    with pytest.raises(DatasetError, match="other code of this process has closed the descriptor"):
+    with pytest.raises(DatasetError, match="other code in this process has closed the descriptor"):
         cache[2]
     number = cache._records._fd
     del cache

@@ -1,4 +1,4 @@
-"""Decoded samples kept in shared memory or in a file.
+"""A cache of decoded samples, in shared memory or in a file.
 
-Imports the dataset protocol, `images` and `system`; nothing but the public interface imports it.
+Imports the dataset protocol, `images` and `system`; only the public interface imports it.
 """

@@ -1,4 +1,4 @@
-"""A dataset's samples kept in shared memory, or in a file, as they are first read."""
+"""A dataset's samples, cached in shared memory or in a file when they are first read."""
 
 from __future__ import annotations
 
@@ -24,46 +24,46 @@ from loaders.timing.stages import AUGMENT, READ
 class DecodedCache(IndexedDataset):
     """The samples of another dataset, each read once: `DecodedCache(ImageFolder("train"), 40 << 30, augment)`.
 
-    Whoever reads a sample first keeps a copy of it for all: threads, worker processes however they are started, later
-    epochs. Workers may be killed at any moment: a sample is there once it is complete. Two that read the same sample
-    at once both get it.
+    The first reader of a sample stores a copy for all others: threads, worker processes of any start method, later
+    epochs. Workers may be killed at any moment: a sample becomes visible only when it is complete. Concurrent readers
+    of one sample all get it.
 
-    Nothing is thrown out: when `nbytes` are reached, or the machine has no more memory, the samples that found no
-    place are read from the dataset each time. Memory is reserved as it is needed, and given back when this object and
-    all workers are gone; it has no name under /dev/shm.
+    Nothing is evicted: once `nbytes` are used up, or the machine is out of memory, the remaining samples are read from
+    the dataset each time. Memory is allocated as needed, and freed when this object and all workers are gone; it has no
+    name under /dev/shm.
 
-    With `path` the samples lie in a file that outlives the run, and that any number of runs may fill and read at
-    once: the ranks of one machine, say. It is opened again only for the same number of samples and the same `nbytes`,
-    and if nothing that the dataset is made of has changed: everything that pickling it would save (paths, labels,
-    settings, not the code of functions), and size and modification time of up to 256 of its files, evenly spaced.
-    Anything else is refused, never overwritten, as is a file that others than this user may write; it is made readable
-    by this user alone. Each record carries a checksum, verified when a process first reads it. A path under /dev/shm is
-    memory that no limit but `nbytes` protects.
+    With `path` the samples are stored in a file that outlives the run; several runs, such as the ranks of one machine,
+    may fill and read it at once. It is reopened only with the same number of samples, the same `nbytes` and an
+    unchanged dataset: everything that pickling it would save (paths, labels, settings, not the code of functions), and
+    size and modification time of up to 256 of its files, evenly spaced. Any other file is refused, never overwritten,
+    as is one that other users may write to; the file is created with access for this user alone. Each record has a
+    checksum, verified when a process first reads it. Under /dev/shm the file takes memory, limited by `nbytes` alone.
 
-    In a file samples are plain data, and nothing that stands in one is ever run: None, numbers, str, bytes, NumPy
-    scalars, arrays without Python objects (of subclasses only `np.memmap`, which comes back as an ndarray), tensors,
-    and dict, OrderedDict, list, tuple, namedtuples and dataclasses of these. Of samples with classes of your own each
-    process reads one from the dataset, which shows it the class. In memory samples are anything that can be pickled.
+    In a file samples are plain data, and reading them runs no code from it: None, numbers, str, bytes, NumPy scalars,
+    arrays without Python objects (of subclasses only `np.memmap`, which comes back as an ndarray), tensors, and dict,
+    OrderedDict, list, tuple, namedtuples and dataclasses of these. For samples with classes of your own, each process
+    first reads one from the dataset to learn the class. In memory, samples may be anything that can be pickled.
 
-    Samples must be the same each time they are read: random crops and flips belong into `crop` and `transform`, behind
-    the cache. `crop` reads the pixels it needs where they are kept, and writes them where the batch is. Datasets that
-    are seen to have a transform or a random crop are refused; of others that draw random numbers the first draw is kept
-    for ever. A `crop` that is not random, such as `Resize`, belongs to the dataset: what it leaves takes less room.
+    Samples must be the same each time they are read: random crops and flips belong in `crop` and `transform`, which are
+    applied after the cache. `crop` reads the pixels it needs from the cache and writes its result into the batch.
+    Datasets with a recognisable transform or random crop are refused; for others that draw random numbers, the result
+    of the first draw stays cached. A `crop` that is not random, such as `Resize`, belongs in the dataset: its result
+    takes less memory.
 
     Args:
-        dataset: samples by number; arrays are kept as their bytes, of views only what they show.
-        nbytes: at most so many bytes, table included (8 per sample).
+        dataset: samples by index; of an array that is a view, only the viewed elements are stored.
+        nbytes: maximum size in bytes, including the table (8 per sample).
         transform: sample → sample, applied to a copy each time.
-        crop: `RandomResizedCrop(224, flip=0.5)`: what is seen of each sample's "image", before the transform.
-        path: the file, on a local disk or in memory; made if there is none.
+        crop: applied to each sample's "image" before the transform, such as `RandomResizedCrop(224, flip=0.5)`.
+        path: the file, on a local disk or in memory; created if it does not exist.
 
     Sample:
         as the dataset's; its arrays are writable and belong to the reader.
 
     Raises:
-        DatasetError: the dataset transforms its samples, `nbytes` is too little, or the file is of something else.
-            On reading: a sample that cannot be kept, or the file is damaged or was cut short while in use. On pickling
-            outside the start of a worker: it has no path.
+        DatasetError: the dataset transforms its samples, `nbytes` is too small, or the file was made for something
+            else. On reading: a sample cannot be cached, or the file is damaged or was truncated while in use. On
+            pickling, except to start a worker: it has no path.
     """
 
     def __init__(
@@ -80,8 +80,8 @@ class DecodedCache(IndexedDataset):
         self.crop = crop
         if _transforms(dataset):
             raise DatasetError(
-                f"the {type(dataset).__name__} has a transform or a random crop: its first result would be kept.\n"
-                "  Put it behind the cache: DecodedCache(dataset, nbytes, transform, crop=crop)."
+                f"the {type(dataset).__name__} has a transform or a random crop: its first result would be cached.\n"
+                "  Pass it to the cache instead: DecodedCache(dataset, nbytes, transform, crop=crop)."
             )
         self._length = len(dataset)
         fingerprint = bytes(32) if path is None else fingerprint_of(dataset, self._length)
@@ -104,7 +104,7 @@ class DecodedCache(IndexedDataset):
         return map_tree(_own, self._read_first(index)) if sample is ABSENT else sample
 
     def _kept(self, index: int) -> Any:
-        """The sample, to be looked at: its arrays are those that are kept."""
+        """The sample, to be read only: its arrays may be those of the cache or of the dataset."""
         sample = self._records.view(index)
         self._records.count_read(sample is not ABSENT)
         return self._read_first(index) if sample is ABSENT else sample
@@ -119,10 +119,10 @@ class DecodedCache(IndexedDataset):
             else:
                 kept = (
                     "plain data in its file: arrays, numbers, text and bytes, in dicts, lists, tuples, namedtuples and "
-                    "dataclasses.\n  Give the sample as these, or leave path= out: memory keeps what can be pickled"
+                    "dataclasses.\n  Build samples from these, or omit path=: memory stores what can be pickled"
                 )
             raise DatasetError(
-                f"{self._named(index)} cannot be kept: {error}.\n  DecodedCache keeps {kept}."
+                f"{self._named(index)} cannot be cached: {error}.\n  DecodedCache stores {kept}."
             ) from error
         return sample
 
@@ -138,10 +138,10 @@ class DecodedCache(IndexedDataset):
         return image
 
     def read_into(self, index: SupportsIndex, out: Any) -> None:
-        """Write the sample into the arrays of `out`, which has its structure: one copy, from the cache to there.
+        """Write the sample into the arrays of `out`, which has the same structure; a cached one is copied once.
 
         Raises:
-            FieldNameError, FieldShapeError, FieldDtypeError: the sample is not like `out`. Nothing is cast.
+            FieldNameError, FieldShapeError, FieldDtypeError: the sample does not match `out`. Nothing is cast.
         """
         position = in_range(index, len(self))
         as_ours = owns_read_into(type(self))
@@ -154,7 +154,7 @@ class DecodedCache(IndexedDataset):
         copy_into(out, sample, position, self.describe)
 
     def describe(self, index: SupportsIndex) -> str:
-        """What the dataset says the sample is."""
+        """The dataset's description of the sample; empty if it has none."""
         return describe(self.dataset, index) or ""
 
     def _named(self, index: int) -> str:
@@ -162,7 +162,7 @@ class DecodedCache(IndexedDataset):
 
     @property
     def cached_count(self) -> int:
-        """Number of samples that are kept."""
+        """Number of cached samples."""
         return self._records.count
 
     @property
@@ -172,27 +172,27 @@ class DecodedCache(IndexedDataset):
 
     @property
     def hit_rate(self) -> float:
-        """Reads served from the cache / all reads, by all processes, since it was made or opened; nan before any.
+        """Reads served from the cache / all reads, of all processes, since this one made or opened it; nan before any.
 
-        Threads, and processes whose numbers differ by a multiple of 64, may lose each other's counts.
+        Threads, and processes whose ids differ by a multiple of 64, may overwrite each other's counts.
         """
         return self._records.hit_rate
 
     def __getattr__(self, name: str) -> Any:
-        # `classes` and the like, but not `__getitems__`: it would read past the cache.
+        # For `classes` and the like, but not `__getitems__`, which would bypass the cache.
         if name.startswith("_") or name == "dataset":
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
         return getattr(self.dataset, name)
 
     def __repr__(self) -> str:
-        state = {FULL: ", full", MACHINE_FULL: ", stopped: the machine has no more room"}.get(self._records.refused, "")
+        state = {FULL: ", full", MACHINE_FULL: ", stopped: the machine is out of space"}.get(self._records.refused, "")
         used, room = self.cached_nbytes / 2**20, self._records.nbytes / 2**20
         kept = f"{self.cached_count} of {len(self)} samples in {used:,.1f} of {room:,.1f} MiB{state}"
         return f"DecodedCache({type(self.dataset).__name__}, {kept}, hit rate {self.hit_rate:.0%})"
 
 
 def _transforms(dataset: Any) -> bool:
-    """Whether samples are seen to come out of something that may be random."""
+    """Whether the dataset has a transform, a random crop or another keyed transform."""
     for base in bases(dataset):
         if isinstance(base, IndexedDataset) and base.transform is not None:
             return True
@@ -202,5 +202,5 @@ def _transforms(dataset: Any) -> bool:
 
 
 def _own(leaf: Any) -> Any:
-    # What the dataset or the cache holds is not the reader's to write into.
+    # A read-only array may belong to the dataset or the cache: the reader gets a writable copy.
     return leaf.copy() if isinstance(leaf, np.ndarray) and not leaf.flags.writeable else leaf

@@ -1,8 +1,8 @@
 """Samples as plain data, for files: a description in JSON, and the bytes of their arrays. Reading one runs no code.
 
-Kept are None, bool, int, float, complex, str, bytes, bytearray, NumPy scalars, arrays and tensors that are just memory,
-and dict, OrderedDict, list, tuple, namedtuples and dataclasses of these. Classes are those of samples that this process
-has written itself: a file names them, and chooses none.
+Supported are None, bool, int, float, complex, str, bytes, bytearray, NumPy scalars, arrays and tensors that are just
+memory, and dict, OrderedDict, list, tuple, namedtuples and dataclasses of these. A class name in a file is looked up
+only among the classes of samples that this process has encoded itself.
 """
 
 from __future__ import annotations
@@ -24,42 +24,42 @@ from loaders.batch.spec import is_plain, tensor_as_array
 from loaders.nested import children, is_dataclass, is_namedtuple
 
 _SHORTEST = {"separators": (",", ":"), "check_circular": False}
-# Kind, byte order and size, and the unit of dates: no Python objects, and nothing that NumPy would have to interpret.
+# Byte order, kind and size, and the unit of dates: no Python objects, and nothing that NumPy would have to parse.
 _DTYPE = re.compile(r"[<>|=][biufcmMSUV]\d+(\[\d*\w+\])?")
 _TORCH_DTYPE = re.compile(r"bool|(b?float|u?int|complex)\d+(_\w+)?")
-# What a description that nobody has written may raise.
+# What decoding a damaged or forged description may raise.
 _DAMAGED = (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, RecursionError, MemoryError)
 
-_seen: WeakValueDictionary[str, type] = WeakValueDictionary()  # by name: classes of samples that were written
+_seen: WeakValueDictionary[str, type] = WeakValueDictionary()  # name → class of encoded samples
 
 
 class NotPlainError(TypeError):
-    """A sample holds something that has no plain description."""
+    """A sample contains a value that has no plain description."""
 
 
 class UnknownClassError(LookupError):
-    """A sample is of a class that this process has seen no sample of."""
+    """A sample contains a class of which this process has encoded no instance."""
 
 
 def encode(sample: Any) -> tuple[bytes, list[np.ndarray[Any, Any]]]:
     """The description of a sample, and the bytes of its arrays, uint8 (N,) each.
 
     Raises:
-        NotPlainError: something in it has none; the message names the field.
+        NotPlainError: a value in it cannot be described; the message names the field.
     """
     pieces: list[np.ndarray[Any, Any]] = []
     try:
         return json.dumps(_described(sample, "", pieces), **_SHORTEST).encode(), pieces  # type: ignore[arg-type]
     except RecursionError as error:
-        raise NotPlainError("its containers are nested too deep, or hold themselves") from error
+        raise NotPlainError("its containers are nested too deep, or contain themselves") from error
 
 
 def decode(description: Any, pieces: Sequence[np.ndarray[Any, Any]]) -> Any:
-    """The sample again; its arrays are over `pieces`, uint8 (N,) each.
+    """The sample; its arrays are views of `pieces`, uint8 (N,) each.
 
     Raises:
-        UnknownClassError: it is of a class that is not known here.
-        ValueError: no sample is described like this.
+        UnknownClassError: it contains a class that this process does not know.
+        ValueError: the description is invalid.
     """
     try:
         return _value(json.loads(bytes(description)), pieces)
@@ -74,12 +74,12 @@ def _described(value: Any, path: str, pieces: list[np.ndarray[Any, Any]]) -> Any
     if value is None or kind in (bool, float, str):
         return value
     if kind is int:
-        return value if value.bit_length() <= 64 else ["int", hex(value)]  # no limit to hexadecimal digits
+        return value if value.bit_length() <= 64 else ["int", hex(value)]  # Python limits decimal digits only
     if kind is complex:
         return ["complex", value.real, value.imag]
     if kind in (bytes, bytearray):
         return [kind.__name__, _piece(np.frombuffer(value, np.uint8), pieces)]
-    if kind in (np.str_, np.bytes_):  # whose dtypes may have no size
+    if kind in (np.str_, np.bytes_):  # their dtypes may have size 0
         return [kind.__name__, _described(value.item(), path, pieces)]
     if isinstance(value, np.generic):
         return ["scalar", *_array_described(np.asarray(value), path, pieces)]
@@ -103,7 +103,7 @@ def _described(value: Any, path: str, pieces: list[np.ndarray[Any, Any]]) -> Any
         return [kind.__name__, *nodes]
     names = [name for name, _ in below]
     if more := getattr(value, "__dict__", {}).keys() - names:
-        raise NotPlainError(f"{_where(path)} is a {kind.__name__} with attributes beside its fields, {sorted(more)}")
+        raise NotPlainError(f"{_where(path)} is a {kind.__name__} with attributes besides its fields, {sorted(more)}")
     _seen[_name_of(kind)] = kind
     return ["named", _name_of(kind), names, *nodes]
 
@@ -123,13 +123,13 @@ def _piece(piece: np.ndarray[Any, Any], pieces: list[np.ndarray[Any, Any]]) -> i
 
 
 def _dtype_described(dtype: np.dtype[Any]) -> Any:
-    """None if it cannot be."""
+    """The dtype as JSON, or None if it cannot be described."""
     if dtype.subdtype is not None:
         base, shape = dtype.subdtype
         below = _dtype_described(base)
         return below and [below, list(shape)]
     if dtype.names is not None:
-        parts = [dtype.fields[name] for name in dtype.names]  # type: ignore[index]  # there are some where names are
+        parts = [dtype.fields[name] for name in dtype.names]  # type: ignore[index]  # never None if there are names
         formats = [_dtype_described(part[0]) for part in parts]
         offsets = [part[1] for part in parts]
         known = None not in formats
@@ -161,7 +161,7 @@ def _value(node: Any, pieces: Sequence[np.ndarray[Any, Any]]) -> Any:
         *described, name = rest
         array = _array(described, pieces)
         if not _TORCH_DTYPE.fullmatch(name):
-            raise ValueError(f"{name!r} is no dtype of torch's")
+            raise ValueError(f"{name!r} is not a dtype of torch")
         return rebuild_tensor(array, list(range(array.ndim)), name)
     [*content] = rest
     if tag == "int":
@@ -172,14 +172,14 @@ def _value(node: Any, pieces: Sequence[np.ndarray[Any, Any]]) -> Any:
         return pieces[content[0]].tobytes() if tag == "bytes" else bytearray(pieces[content[0]])
     if tag in ("str_", "bytes_"):
         return np.str_(content[0]) if tag == "str_" else np.bytes_(_value(content[0], pieces))
-    raise ValueError(f"{tag!r} is nothing that a sample holds")
+    raise ValueError(f"{tag!r} is not a known tag")
 
 
 def _array(described: list[Any], pieces: Sequence[np.ndarray[Any, Any]]) -> np.ndarray[Any, Any]:
     number, dtype_node, shape, axes = described
     dtype, piece = _dtype(dtype_node), pieces[number]
     if dtype.hasobject or dtype.itemsize == 0 or min(shape, default=0) < 0 or number < 0:
-        raise ValueError(f"no array has dtype {dtype} and shape {shape}")
+        raise ValueError(f"no array can have dtype {dtype} and shape {shape}")
     if math.prod(shape) * dtype.itemsize != piece.nbytes:
         raise ValueError(f"{dtype} of shape {shape} does not take {piece.nbytes} bytes")
     dense: np.ndarray[Any, Any] = np.ndarray(tuple(shape), dtype, piece).transpose(axes)
@@ -195,7 +195,7 @@ def _dtype(node: Any) -> np.dtype[Any]:
     elif _DTYPE.fullmatch(node):
         made = node
     else:
-        raise ValueError(f"{node!r} is no dtype of plain numbers, dates or text")
+        raise ValueError(f"{node!r} is not a dtype of plain numbers, dates or text")
     dtype: np.dtype[Any] = np.dtype(made)
     return dtype
 
@@ -206,11 +206,11 @@ def _named(name: str, names: list[str], values: list[Any]) -> Any:
         raise UnknownClassError(name)
     is_tuple = issubclass(kind, tuple)
     if names != (list(kind._fields) if is_tuple else [field.name for field in dataclasses.fields(kind)]):
-        raise UnknownClassError(name)  # one of the same name
+        raise UnknownClassError(name)  # another class of the same name
     if is_tuple:
         if len(values) != len(names):
             raise ValueError(f"{len(values)} values for {len(names)} fields")
-        return tuple.__new__(kind, values)  # not the constructor: it may do anything
+        return tuple.__new__(kind, values)  # not the constructor, which may run any code
     made = object.__new__(kind)
     for each, value in zip(names, values, strict=True):
         object.__setattr__(made, each, value)

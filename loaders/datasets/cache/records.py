@@ -1,8 +1,8 @@
-"""Samples in memory that processes share: written once each, read by all, and nobody ever waits for the dead.
+"""Samples in memory that processes share: each is written once and read by all; a killed process blocks no other.
 
-The memory is an anonymous file or one with a path: a header, a table with one word per sample, and records, one behind
-the other. A record's place is claimed first, its bytes follow, and at last its offset is stored into the table, which
-is what makes it present. A process that is killed before that leaves a gap that nobody reads.
+The memory is an anonymous file or one with a path: a header, a table with one word per sample, and the records in
+sequence. A writer claims the space of a record, writes its bytes, and then stores its offset in the table, which makes
+it visible. A process that is killed before that leaves a gap that is never read.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from loaders.datasets.cache.file import (
 from loaders.datasets.cache.storage import Bytes, File, Mapping, Words, close, identity
 from loaders.errors import DatasetError
 
-if sys.platform != "win32":  # where other datasets can be used
+if sys.platform != "win32":  # on Windows this module can be imported, but no cache made
     import fcntl
     from multiprocessing.reduction import DupFd
 
@@ -49,37 +49,38 @@ if sys.platform != "win32":  # where other datasets can be used
 
 ABSENT: Any = object()
 
-# Words of a record. The pieces follow, each on a line of its own: what describes the sample, and its arrays' bytes. In
-# memory the description is a pickle. In a file it is JSON: whoever can write the file could have a pickle run anything.
+# Words of a record. The pieces follow, each aligned to 64 bytes: the description of the sample, and its arrays' bytes.
+# In memory the description is a pickle. In a file it is JSON, because a manipulated pickle could run any code.
 _INDEX, _NBYTES, _CHECKSUM, _PIECES, _SIZES = range(5)
 
-# Memory is looked for so many bytes ahead.
+# Available memory is checked this many bytes ahead.
 _GROWTH = 16 << 20
-# As the arena of the batches does, this much is left to the rest of the machine.
+# Left to the rest of the machine; the arena of the batches leaves as much.
 _HEADROOM = 64 << 20
-# A place is claimed in a few microseconds. Who cannot have the lock for so long finds it orphaned: a process was
-# killed in those microseconds while a child of it, forked in them, lives.
+# A claim holds the lock for a few microseconds. A lock that cannot be acquired for this long is orphaned: its process
+# was killed while holding it, but a child forked meanwhile still shares it.
 _PATIENCE_S = 5.0
 _NO_ROOM = (errno.ENOSPC, errno.ENOMEM, errno.EDQUOT, errno.EFBIG)
-_PARTS_AT_ONCE = 1000  # Linux takes 1024
+_PARTS_AT_ONCE = 1000  # Linux accepts 1024
 _CHECKED_AT_ONCE = 1 << 20
-_AT_ONCE = 4096  # read of a record at first: small ones are read in one
+_AT_ONCE = 4096  # bytes of a record read first, enough for a small one
 
 ROOM_LEFT, FULL, MACHINE_FULL = range(3)
 
 
 class SharedRecords:
-    """Room for `length` samples in at most `nbytes` bytes, in this process and in all that it is passed to.
+    """Space for `length` samples in at most `nbytes` bytes, shared by this process and all that it is passed to.
 
     Args:
         length: number of samples.
-        nbytes: of the whole; taken as it fills.
-        path: a file that outlives the processes; None for memory that is gone with the last of them.
-        fingerprint: 32 bytes that tell one dataset from another; a file with others is refused.
+        nbytes: maximum size, all included; allocated as it fills.
+        path: a file that outlives the processes; None for memory that is freed with the last of them.
+        fingerprint: 32 bytes that identify the dataset; a file with different ones is refused.
 
     Raises:
-        DatasetError: `nbytes` holds not even the table, or the file at `path` is of something else.
-        OSError: the file cannot be made or opened.
+        DatasetError: `nbytes` is too small for the table, the file at `path` was made for something else, or this is
+            not Linux.
+        OSError: the file cannot be created or opened.
     """
 
     def __init__(
@@ -92,9 +93,9 @@ class SharedRecords:
         self._first = first_record(length)
         least = self._first + mmap.PAGESIZE
         if self.nbytes < least:
-            raise DatasetError(f"nbytes={nbytes:,} is too little: the table of {length:,} samples takes {least:,}.")
+            raise DatasetError(f"nbytes={nbytes:,} is too small: the table of {length:,} samples takes {least:,}.")
         if not os.path.exists("/proc/self/fd") or not hasattr(os, "memfd_create"):
-            raise DatasetError("DecodedCache needs Linux: locks that end with their process, memory without a name.")
+            raise DatasetError("DecodedCache needs Linux, for memfd_create and /proc/self/fd.")
         if self.path is not None:
             self._start(open_file(self.path, length, self.nbytes, fingerprint))
         else:
@@ -108,8 +109,8 @@ class SharedRecords:
         self._patience_s = _PATIENCE_S
         weakref.finalize(self, close, fd, self._identity)
         self._storage = Mapping(fd, self.nbytes) if self.path is None else File(fd, self.nbytes, self.path)
-        # What a file holds may have been cut off by a power failure: looked at when it is first read. Where each
-        # sample's record was found to be whole.
+        # Offset at which each sample's record was verified. A power failure may leave incomplete records in a file, so
+        # each is verified when it is first read.
         self._whole_at = np.zeros(self.length, np.int64) if self.path is not None else None
         if self.path is not None:
             self._find_tail()
@@ -128,7 +129,7 @@ class SharedRecords:
             table = self._table
             nowhere = (table < self._first) | (table > self.nbytes - _SIZES * 8) | (table % 64 != 0)
             for index in np.flatnonzero(nowhere & (table != 0))[:1].tolist():
-                self._place(index, int(table[index]))  # which says so
+                self._place(index, int(table[index]))  # raises
             self._tail()
             last = int(table.max(initial=0))
             if last and self._lock(fd):
@@ -143,8 +144,9 @@ class SharedRecords:
             return SharedRecords, (self.length, self.nbytes, self.path, self._fingerprint)
         if get_spawning_popen() is None:
             raise DatasetError(
-                "a DecodedCache without a path is memory of these processes: it is passed to worker processes as they "
-                "are started, and cannot be pickled otherwise.\n  Give it a path=: then a copy opens the same file."
+                "a DecodedCache without a path is memory shared by these processes: it is passed to worker processes "
+                "as they are started, and cannot be pickled otherwise.\n  Give it a path=: an unpickled copy opens "
+                "the same file."
             )
         return _attach, (self.length, self.nbytes, DupFd(self._fd))
 
@@ -154,11 +156,11 @@ class SharedRecords:
     # -- reading
 
     def get(self, index: int) -> Any:
-        """The sample, with arrays of its own, or ABSENT."""
+        """The sample with its own copies of the arrays, or ABSENT."""
         return self._read(index, copied=True)
 
     def view(self, index: int) -> Any:
-        """The sample, to be looked at, or ABSENT: in memory its arrays are read-only and those that are kept."""
+        """The sample, to be read only, or ABSENT; in memory its arrays are read-only views of the cache."""
         return self._read(index, copied=False)
 
     def _read(self, index: int, *, copied: bool) -> Any:
@@ -185,12 +187,12 @@ class SharedRecords:
         try:
             return plain.decode(description, arrays)
         except plain.UnknownClassError:
-            return ABSENT  # until the dataset has given one
+            return ABSENT  # until the dataset has returned one
         except ValueError as error:
-            raise self._damaged(f"what it holds of sample {index} describes none: {error}") from error
+            raise self._damaged(f"the record of sample {index} has an invalid description: {error}") from error
 
     def _place(self, index: int, offset: int) -> int:
-        """The offset, if a record may be there."""
+        """The offset, checked to be one where a record may start."""
         if not self._first <= offset <= self.nbytes - _SIZES * 8 or offset % 64:
             raise self._damaged(f"its table has sample {index} at byte {offset:,}")
         return offset
@@ -206,7 +208,7 @@ class SharedRecords:
         raise self._damaged(f"the record of sample {index} has pieces that do not fit into it")
 
     def _is_whole(self, index: int, offset: int, words: Words) -> bool:
-        """Whether the record that begins with these words is the sample's, as it was written."""
+        """Whether the record that begins with these words is the sample's, and intact."""
         if self._whole_at is None:
             return True
         number, nbytes, checksum = words[:_PIECES].tolist()
@@ -227,10 +229,10 @@ class SharedRecords:
     # -- writing
 
     def put(self, index: int, sample: Any) -> bool:
-        """Keep the sample if there is room for it.
+        """Store the sample if there is space for it; returns whether it is stored.
 
         Raises:
-            pickle.PicklingError, TypeError, AttributeError: it cannot be pickled, or in a file not be described.
+            pickle.PicklingError, TypeError, AttributeError: it cannot be pickled or, in a file, not be described.
             DatasetError: the file is damaged.
         """
         nbytes, parts = self._record(index, sample)
@@ -238,31 +240,30 @@ class SharedRecords:
             return False
         offset = self._word(TABLE + index)
         if offset and self._is_whole(index, offset, self._storage.words(self._place(index, offset) // 8, _SIZES)):
-            return True  # another process was sooner, or its class was unknown
+            return True  # another process was first, or the class was unknown here
         if self._tail() + nbytes > self.nbytes:
             self._storage.store(REFUSED_AT, FULL)
             return False
         try:
             with self._descriptor() as fd:
                 offset_or_none = self._claim(fd, nbytes)
-                # Through the descriptor: on a full machine a write is refused, a store into the mapping a bus error.
+                # By the descriptor: without free memory a write fails, but a store into the mapping is a bus error.
                 if offset_or_none is None or not _write(fd, parts, offset_or_none):
                     return False
-                # Processors other than x86 may show stores in another order. Between letting go of a lock and taking
-                # one none passes.
+                # Processors other than x86 may reorder stores, but not across releasing and then acquiring a lock.
                 fence = threading.Lock()
                 for _ in range(2):
                     with fence:
                         pass
                 self._storage.store(TABLE + index, offset_or_none)
-        except OSError as error:  # also if no descriptor is left, or somebody closed ours: no reason to fail a read
+        except OSError as error:  # also if no descriptor is free, or ours was closed: must not fail a read
             if error.errno in _NO_ROOM:
                 self._storage.store(REFUSED_AT, MACHINE_FULL)
             return False
         return True
 
     def _record(self, index: int, sample: Any) -> tuple[int, list[Any]]:
-        """The bytes of a record, in parts, and how many these are."""
+        """The size of a record in bytes, and its bytes in parts."""
         if self.path is None:
             description, buffers = pack(sample, writable=True)
             pieces = [memoryview(description), *(buffer.raw() for buffer in buffers)]
@@ -283,17 +284,17 @@ class SharedRecords:
 
     @contextmanager
     def _descriptor(self) -> Iterator[int]:
-        """An open file of this call alone: a lock on one that is inherited or shared is shared, too."""
+        """A descriptor opened for this call alone: a lock on an inherited or shared one is itself shared."""
         fd = os.open(f"/proc/self/fd/{self._fd}", os.O_RDWR | os.O_CLOEXEC)
         try:
             if identity(fd) != self._identity:
-                raise OSError(errno.EBADF, "the descriptor of the cache is that of another file")
+                raise OSError(errno.EBADF, "the descriptor of the cache refers to another file")
             yield fd
         finally:
             os.close(fd)
 
     def _claim(self, fd: int, nbytes: int) -> int | None:
-        """The offset of `nbytes` that are this record's alone; None if there are none."""
+        """Claim `nbytes` for one record: their offset, or None if there is no space or the lock cannot be acquired."""
         if not self._lock(fd):
             return None
         try:
@@ -313,7 +314,7 @@ class SharedRecords:
             fcntl.flock(fd, fcntl.LOCK_UN)
 
     def _tail(self) -> int:
-        """Where the next record goes."""
+        """The offset of the next record."""
         tail = self._word(TAIL_AT)
         if not self._first <= tail <= self.nbytes or tail % 64:
             raise self._damaged(f"it says that its records end at byte {tail:,}")
@@ -331,23 +332,23 @@ class SharedRecords:
                     return False
                 time.sleep(2e-5)
 
-    # -- what is told
+    # -- statistics
 
     def count_read(self, served: bool) -> None:
-        """One more read, in a counter of this process; threads, and processes 64 numbers apart, may miss some."""
+        """Count a read in this process's counter; threads, and processes whose ids are 64 apart, may lose some."""
         at = COUNTERS + os.getpid() % PROCESSES * LINE
         reads, hits = self._storage.words(at, 2).tolist()
         self._storage.store(at, reads + 1, hits + served)
 
     def _counted(self) -> np.ndarray[Any, Any]:
-        """All reads so far, and those of them that were served."""
+        """All reads so far, and those served from the cache; int64 (2,)."""
         lines = self._storage.words(COUNTERS, PROCESSES * LINE).reshape(PROCESSES, LINE)
         counts: np.ndarray[Any, Any] = lines[:, :2].sum(axis=0)
         return counts
 
     @property
     def hit_rate(self) -> float:
-        """Reads served / all reads by all processes since this process made or opened the records; nan if none."""
+        """Reads served / all reads, of all processes, since this one made or opened the records; nan if none."""
         reads, served = (self._counted() - self._before).tolist()
         return served / reads if reads else float("nan")
 
@@ -358,17 +359,17 @@ class SharedRecords:
 
     @property
     def used_nbytes(self) -> int:
-        """Bytes taken, table included."""
+        """Bytes in use, table included."""
         return self._word(TAIL_AT)
 
     @property
     def refused(self) -> int:
-        """ROOM_LEFT; FULL if a sample did not fit; MACHINE_FULL if memory, or the disk, had no more."""
+        """ROOM_LEFT; FULL if a sample did not fit; MACHINE_FULL if memory or disk space ran out."""
         return self._word(REFUSED_AT)
 
 
 def _write(fd: int, parts: list[Any], offset: int) -> bool:
-    """Whether all of the parts could be written."""
+    """Write the parts in sequence; returns whether all bytes were written."""
     for first in range(0, len(parts), _PARTS_AT_ONCE):
         some = parts[first : first + _PARTS_AT_ONCE]
         nbytes = sum(memoryview(part).nbytes for part in some)
@@ -379,12 +380,12 @@ def _write(fd: int, parts: list[Any], offset: int) -> bool:
 
 
 def _behind(offset: int, pieces: int) -> int:
-    """Where the first of so many pieces of the record at `offset` begins."""
+    """Where the first of `pieces` pieces begins, in a record at `offset`."""
     return whole_lines(offset + (_SIZES + pieces) * 8)
 
 
 def _attach(length: int, nbytes: int, descriptor: Any) -> SharedRecords:
-    """The same records in a process that was passed their descriptor."""
+    """The same records in a process that received their descriptor."""
     records = SharedRecords.__new__(SharedRecords)
     records.length, records.nbytes, records.path = length, nbytes, None
     records._first = first_record(length)

@@ -1,6 +1,6 @@
-"""Where the words and bytes of a cache lie: in a mapping of memory without a name, or in a file with a path.
+"""Where the words and bytes of a cache are stored: in mapped anonymous memory, or in a file with a path.
 
-A file is read by system calls and never mapped: a mapping of a file that somebody cuts short ends the process.
+A file is read by system calls and never mapped: if a mapped file is truncated, access kills the process (SIGBUS).
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ import numpy as np
 from loaders.errors import DatasetError
 
 Words = np.ndarray[Any, np.dtype[np.int64]]
-Bytes = Any  # uint8 (N,); typed NumPy knows no buffers before Python 3.12
+Bytes = Any  # uint8 (N,); before Python 3.12 NumPy's types accept no buffers
 
 
 class Mapping:
     """`nbytes` bytes of memory, mapped from `fd`."""
 
     def __init__(self, fd: int, nbytes: int) -> None:
-        # Each mapping duplicates the descriptor, unless it is told not to.
+        # mmap duplicates the descriptor unless trackfd is False.
         options: Any = {"trackfd": False} if sys.version_info >= (3, 13) else {}
         memory: Any = mmap.mmap(fd, nbytes, **options)
         self._words = np.frombuffer(memory, np.int64)
@@ -31,10 +31,10 @@ class Mapping:
         self._bytes.flags.writeable = False
 
     def check(self) -> None:
-        """Nothing: nobody else can reach it."""
+        """Do nothing: no other program can resize this memory."""
 
     def words(self, at: int, count: int) -> Words:
-        """int64 (count,) from word `at` on; the memory itself."""
+        """int64 (count,) from word `at` on; a view of the memory."""
         return self._words[at : at + count]
 
     def store(self, at: int, *values: int) -> None:
@@ -43,12 +43,12 @@ class Mapping:
             self._words[at + number] = value
 
     def read(self, start: int, nbytes: int) -> Bytes:
-        """uint8 (nbytes,), read-only: the memory itself."""
+        """uint8 (nbytes,); a read-only view of the memory."""
         return self._bytes[start : start + nbytes]
 
 
 class File:
-    """A file of `nbytes` bytes, by its descriptor."""
+    """A file of `nbytes` bytes, accessed by its descriptor."""
 
     def __init__(self, fd: int, nbytes: int, path: str) -> None:
         self._fd = fd
@@ -57,17 +57,17 @@ class File:
         self._identity = identity(fd)
 
     def check(self) -> None:
-        """Nothing, if it is all there.
+        """Check that the file still has its size.
 
         Raises:
-            DatasetError: it was cut short, or other code has closed the descriptor.
+            DatasetError: it was resized, or other code has closed the descriptor.
         """
         try:
             status = os.fstat(self._fd)
         except OSError:
             status = None
         if status is None or (status.st_dev, status.st_ino) != self._identity:
-            raise DatasetError(f'"{self._path}": other code of this process has closed the descriptor of the cache.')
+            raise DatasetError(f'"{self._path}": other code in this process has closed the descriptor of the cache.')
         if status.st_size != self._nbytes:
             raise self._cut_short(status.st_size)
 
@@ -82,7 +82,7 @@ class File:
         os.pwrite(self._fd, struct.pack(f"{len(values)}q", *values), at * 8)
 
     def read(self, start: int, nbytes: int) -> Bytes:
-        """uint8 (nbytes,), the caller's own."""
+        """uint8 (nbytes,); a copy."""
         content: Bytes = np.empty(nbytes, np.uint8)
         done = 0
         while done < nbytes:  # no call reads more than 2 GiB
@@ -94,21 +94,21 @@ class File:
 
     def _cut_short(self, nbytes: int) -> DatasetError:
         return DatasetError(
-            f'"{self._path}" was changed while it is in use: it has {nbytes:,} bytes, not {self._nbytes:,}.\n'
+            f'"{self._path}" was changed while in use: it has {nbytes:,} bytes, not {self._nbytes:,}.\n'
             "  Delete it and start again."
         )
 
 
 def identity(fd: int) -> tuple[int, int]:
-    """What tells the file of a descriptor from all others."""
+    """What identifies the file of a descriptor: device and inode."""
     status = os.fstat(fd)
     return status.st_dev, status.st_ino
 
 
 def close(fd: int, was: tuple[int, int]) -> None:
-    """Close the descriptor, unless it has become that of another file."""
+    """Close the descriptor, unless it now refers to another file."""
     try:
         if identity(fd) == was:
             os.close(fd)
-    except OSError:  # somebody has closed it
+    except OSError:  # already closed
         pass

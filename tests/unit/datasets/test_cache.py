@@ -155,7 +155,7 @@ def test_a_machine_that_is_full_fails_no_read(monkeypatch, happens):
             assert [sample["label"] for sample in epoch(cache)] == list(range(8))
     assert len(dataset.reads) == 16
     assert cache.cached_count == 0
-    assert ("no more room" in repr(cache)) == (happens is not _disk_full_halfway)
+    assert ("out of space" in repr(cache)) == (happens is not _disk_full_halfway)
 
 
 def test_memory_is_taken_as_it_fills_and_never_more_than_nbytes():
@@ -182,7 +182,7 @@ def test_memory_has_no_name_and_its_two_descriptors_are_gone_with_it():
 
 
 def test_too_little_room_for_the_table_is_refused():
-    with pytest.raises(DatasetError, match=r"nbytes=100,000 is too little: the table of 1,000,000 samples takes 8,0"):
+    with pytest.raises(DatasetError, match=r"nbytes=100,000 is too small: the table of 1,000,000 samples takes 8,0"):
         DecodedCache(range(1_000_000), 100_000)
 
 
@@ -246,7 +246,7 @@ def test_a_transform_in_front_of_the_cache_is_refused(folder):
         Own(),
         DecodedCache(plain, ROOM, len),
     ):
-        with pytest.raises(DatasetError, match="Put it behind the cache"):
+        with pytest.raises(DatasetError, match="Pass it to the cache instead"):
             DecodedCache(dataset, ROOM)
     DecodedCache(DecodedCache(plain, ROOM), ROOM, crop)
 
@@ -297,7 +297,7 @@ def test_a_sample_that_cannot_be_pickled_is_named():
         def __getitem__(self, index):
             return {"lock": threading.Lock()}
 
-    with pytest.raises(DatasetError, match=r'sample 2 \("counted/2"\) cannot be kept: .*lock'):
+    with pytest.raises(DatasetError, match=r'sample 2 \("counted/2"\) cannot be cached: .*lock'):
         DecodedCache(Locks(), ROOM)[2]
 
 

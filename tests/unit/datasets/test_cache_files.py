@@ -133,7 +133,7 @@ def test_other_labels_settings_and_sizes_are_refused(folder, path):
 @pytest.mark.parametrize("content", [b"", b"somebody's thesis", bytes(ROOM)])
 def test_a_file_of_something_else_is_never_touched(folder, path, content):
     path.write_bytes(content)
-    with pytest.raises(DatasetError, match="it is no cache"):
+    with pytest.raises(DatasetError, match="it is not a cache"):
         DecodedCache(ImageFolder(folder), ROOM, path=path)
     assert path.read_bytes() == content
 
@@ -154,7 +154,7 @@ def test_it_is_made_for_this_user_alone(folder, path):
 def test_a_file_that_others_may_write_is_refused(folder, path, mode):
     epoch(DecodedCache(ImageFolder(folder), ROOM, path=path))
     path.chmod(mode)
-    with pytest.raises(DatasetError, match=rf"other users may write into it \(mode {mode:o}\)"):
+    with pytest.raises(DatasetError, match=rf"other users may write to it \(mode {mode:o}\)"):
         DecodedCache(ImageFolder(folder), ROOM, path=path)
     path.chmod(0o644)
     assert DecodedCache(ImageFolder(folder), ROOM, path=path).cached_count == 8
@@ -163,13 +163,13 @@ def test_a_file_that_others_may_write_is_refused(folder, path, mode):
 def test_a_file_of_another_user_is_refused(folder, path, monkeypatch):
     DecodedCache(ImageFolder(folder), ROOM, path=path)
     monkeypatch.setattr(os, "geteuid", lambda: os.stat(path).st_uid + 1)
-    with pytest.raises(DatasetError, match="it is another user's"):
+    with pytest.raises(DatasetError, match="it belongs to another user"):
         DecodedCache(ImageFolder(folder), ROOM, path=path)
 
 
 def test_what_is_no_regular_file_is_refused(folder, path):
     os.mkfifo(path)
-    with pytest.raises(DatasetError, match="it is no regular file"):
+    with pytest.raises(DatasetError, match="it is not a regular file"):
         DecodedCache(ImageFolder(folder), ROOM, path=path)
 
 
@@ -190,7 +190,7 @@ def test_a_class_of_this_package_that_moves_to_another_module_changes_nothing(fo
 def test_a_file_that_was_cut_short_is_refused(folder, path):
     epoch(DecodedCache(ImageFolder(folder), ROOM, path=path))
     os.truncate(path, ROOM // 2)
-    with pytest.raises(DatasetError, match="it is no cache"):
+    with pytest.raises(DatasetError, match="it is not a cache"):
         DecodedCache(ImageFolder(folder), ROOM, path=path)
 
 
@@ -206,7 +206,7 @@ def test_a_dataset_that_cannot_be_pickled_cannot_be_recognised(path):
             return 1
 
     dataset = Local()
-    with pytest.raises(DatasetError, match=r"Local cannot be told from another one.*pickle"):
+    with pytest.raises(DatasetError, match=r"Local cannot be recognised again.*pickle"):
         DecodedCache(dataset, ROOM, path=path)
     dataset.files[0].close()
     dataset.files = [len, Local, lambda: 1]  # by their names

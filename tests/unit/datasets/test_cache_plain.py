@@ -51,7 +51,7 @@ NOT_PLAIN = {
 
 @pytest.mark.parametrize("kind", NOT_PLAIN)
 def test_samples_of_other_kinds_are_refused_by_their_type(path, kind):
-    with pytest.raises(DatasetError, match=f"sample 0 cannot be kept: .* is a {NOT_PLAIN[kind]}"):
+    with pytest.raises(DatasetError, match=f"sample 0 cannot be cached: .* is a {NOT_PLAIN[kind]}"):
         DecodedCache(Listed([SAMPLES[kind](0)]), ROOM, path=path)[0]
 
 
@@ -124,13 +124,13 @@ def test_memory_mapped_arrays_come_back_as_arrays(path, tmp_path):
         (deque([1]), 'field "a.1.b" is a deque'),
         (np.array([None], object), 'field "a.1.b" is an array of dtype object'),
         (np.zeros(2, [("x", object)]), r'field "a.1.b" is an array of dtype \[\('),
-        (Odd(1), r'field "a.1.b" is a Odd with attributes beside its fields, \[.secret.\]'),
+        (Odd(1), r'field "a.1.b" is a Odd with attributes besides its fields, \[.secret.\]'),
         (slice(1), 'field "a.1.b" is a slice'),
     ],
 )
 def test_what_is_not_plain_is_refused_by_the_name_of_its_field(path, value, named):
     cache = DecodedCache([0, {"a": (1, {"b": value})}], ROOM, path=path)
-    with pytest.raises(DatasetError, match=f"^sample 1 cannot be kept: {named}.*\n.*keeps plain data in its file"):
+    with pytest.raises(DatasetError, match=f"^sample 1 cannot be cached: {named}.*\n.*stores plain data in its file"):
         cache[1]
     assert cache.cached_count == 0
 
@@ -142,7 +142,7 @@ def test_a_sample_that_holds_itself_is_refused(path):
             sample.append(sample)
             return sample
 
-    with pytest.raises(DatasetError, match="sample 0 cannot be kept: its containers are nested too deep"):
+    with pytest.raises(DatasetError, match="sample 0 cannot be cached: its containers are nested too deep"):
         DecodedCache(Circle([0]), ROOM, path=path)[0]
 
 

@@ -196,16 +196,18 @@ def test_a_damaged_file_is_named_by_the_loader(tmp_path, workers, normalize):
 @pytest.mark.parametrize(
     ("transform", "error", "message"),
     [
-        (lambda sample: (sample["image"], 3), FieldNameError, "gave a tuple without one"),
-        (lambda sample: {"label": 3}, FieldNameError, "gave a dict without one"),
-        (lambda sample: {"image": sample["image"].astype(np.float32)}, FieldDtypeError, r"gave float32 \(24, 24, 3\)"),
-        (lambda sample: {"image": torch.zeros(3)}, FieldDtypeError, "gave Tensor"),
-        (lambda sample: {"image": sample["image"][..., 0]}, FieldShapeError, r"gave uint8 \(24, 24\)"),
+        (lambda sample: (sample["image"], 3), FieldNameError, "a tuple without one"),
+        (lambda sample: {"label": 3}, FieldNameError, "a dict without one"),
+        (lambda sample: {"image": sample["image"].astype(np.float32)}, FieldDtypeError, r"float32 \(24, 24, 3\)"),
+        (lambda sample: {"image": torch.zeros(3)}, FieldDtypeError, "Tensor"),
+        (lambda sample: {"image": sample["image"][..., 0]}, FieldShapeError, r"uint8 \(24, 24\)"),
     ],
 )
 def test_a_transform_must_leave_what_can_be_normalised(root, transform, error, message):
     dataset = ImageFolder(root, transform, crop=CenterCrop(24), normalize=(MEAN, STD))
-    with pytest.raises(error, match=rf'^sample 1 \(".*"\), field "image": the transform {message}; normalize= needs'):
+    with pytest.raises(
+        error, match=rf'^sample 1 \(".*"\), field "image": the transform returned {message}; normalize= needs'
+    ):
         dataset[1]
 
 
@@ -241,7 +243,7 @@ def test_nothing_is_cast_into_a_row(root, transform, error, message):
 
 @pytest.mark.parametrize("crop", [224, "center", CenterCrop])
 def test_a_crop_is_a_crop(root, crop):
-    with pytest.raises(TypeError, match=r"expected a step of decoding, such as loaders.RandomResizedCrop\(224\)"):
+    with pytest.raises(TypeError, match=r"expected a loaders.Crop, such as loaders.RandomResizedCrop\(224\)"):
         ImageFolder(root, crop=crop)
 
 

@@ -114,7 +114,7 @@ def test_keys_mean_the_same_draws_for_ever():
     ("weights", "message"),
     [
         ([], "positive and finite sum"),
-        ([0, 0], "positive and finite sum, but 2 have 0"),
+        ([0, 0], "positive and finite sum, but 2 have the sum 0"),
         ([1e308, 1e308], "positive and finite sum"),
         ([1, -1], "not negative"),
         ([1, float("nan")], "finite"),
