@@ -1,7 +1,7 @@
 """Feeds PyTorch from NumPy-native datasets: one host write, no copy after it, safe to hold.
 
-Importing this package imports neither torch nor albumentations: names resolve on first use. Errors that are not named
-here are in `loaders.errors`.
+Importing this package imports neither torch nor albumentations: names resolve on first use. Errors that are not
+exported here are in `loaders.errors`.
 """
 
 from __future__ import annotations

@@ -26,19 +26,19 @@ def main() -> None:
 def bench(
     target: Annotated[str, typer.Argument(help="A folder of images, or module:factory, or file.py:factory.")],
     workers: Annotated[
-        str, typer.Option(help="Numbers of workers, such as 0,1,2,4; by default 0 up to the cores.")
+        str, typer.Option(help="Numbers of workers, such as 0,1,2,4; by default 0 to the number of cores.")
     ] = "",
     methods: Annotated[str, typer.Option(help="process, thread, or both.")] = "process",
-    vs: Annotated[str, typer.Option(help="torch: measure torch's own DataLoader beside ours.")] = "",
+    vs: Annotated[str, typer.Option(help="torch: also measure torch's own DataLoader.")] = "",
     batch_size: Annotated[int, typer.Option(min=1, help="Samples in a batch, unless the target is a loader.")] = 64,
-    crop: Annotated[int, typer.Option(min=0, help="Pixels of the random crops of a folder's images; 0: whole.")] = 224,
-    rounds: Annotated[int, typer.Option(min=1, help="How often each is measured, each time in a new process.")] = 3,
-    seconds: Annotated[float, typer.Option(min=0.05, help="About how long an epoch is to take.")] = 1.0,
-    samples: Annotated[int | None, typer.Option(min=1, help="Samples of an epoch, instead of --seconds.")] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write all figures there.")] = None,
-    plot_file: Annotated[Path | None, typer.Option("--plot", help="Draw them there: PNG, SVG or PDF.")] = None,
+    crop: Annotated[int, typer.Option(min=0, help="Side of the random crops, in pixels; 0: whole images.")] = 224,
+    rounds: Annotated[int, typer.Option(min=1, help="Measurements of each setup, each in a new process.")] = 3,
+    seconds: Annotated[float, typer.Option(min=0.05, help="Approximate length of an epoch.")] = 1.0,
+    samples: Annotated[int | None, typer.Option(min=1, help="Samples per epoch, instead of --seconds.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write all figures to this file.")] = None,
+    plot_file: Annotated[Path | None, typer.Option("--plot", help="Plot them to this file: PNG, SVG or PDF.")] = None,
 ) -> None:
-    """Measure loaders over a dataset, beside the most that the dataset and the machine allow."""
+    """Measure loaders over a dataset, compared with the most that the dataset and the machine allow."""
 
     def run(console: Console) -> int:
         from loaders.benchmark.command import run_bench
@@ -66,15 +66,15 @@ def bench(
 def doctor(
     target: Annotated[
         str | None,
-        typer.Argument(help="A folder of images, or module:factory, or file.py:factory; else the machine alone."),
+        typer.Argument(help="A folder of images, or module:factory, or file.py:factory; else only the machine."),
     ] = None,
-    samples: Annotated[int, typer.Option(min=1, help="How many samples are read.")] = 32,
+    samples: Annotated[int, typer.Option(min=1, help="How many samples to read.")] = 32,
     batch_size: Annotated[int, typer.Option(min=1, help="Samples in a batch, unless the target is a loader.")] = 64,
-    crop: Annotated[int, typer.Option(min=0, help="Pixels of the random crops of a folder's images; 0: whole.")] = 0,
-    spawn: Annotated[bool, typer.Option(help="Start a worker anew, which takes a few seconds.")] = True,
+    crop: Annotated[int, typer.Option(min=0, help="Side of the random crops, in pixels; 0: whole images.")] = 0,
+    spawn: Annotated[bool, typer.Option(help="Also start a spawned worker, which takes a few seconds.")] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
 ) -> None:
-    """Check this machine, and a dataset on a few samples. Ends with status 1 if there is a problem, else 0."""
+    """Check this machine, and a dataset on a few samples. Exits with status 1 if there is a problem, else 0."""
 
     def run(console: Console) -> int:
         from loaders.doctor.command import run_doctor
@@ -88,18 +88,18 @@ def doctor(
 
 @app.command()
 def prepare(
-    source: Annotated[Path, typer.Argument(metavar="SRC", help="Folder of photos, in folders or not.")],
-    target: Annotated[Path, typer.Argument(metavar="DST", help="Folder to write: new, or of an earlier run.")],
-    quality: Annotated[int | None, typer.Option(min=1, max=100, help="Encode anew, at this JPEG quality.")] = None,
+    source: Annotated[Path, typer.Argument(metavar="SRC", help="Folder of photos, with or without subfolders.")],
+    target: Annotated[Path, typer.Argument(metavar="DST", help="Folder to write to: new, or from an earlier run.")],
+    quality: Annotated[int | None, typer.Option(min=1, max=100, help="Re-encode at this JPEG quality.")] = None,
     max_side: Annotated[
-        int | None, typer.Option(min=1, help="Encode anew, at most so many pixels wide and high.")
+        int | None, typer.Option(min=1, help="Re-encode at most this many pixels wide and high.")
     ] = None,
-    workers: Annotated[int | None, typer.Option(min=1, help="Processes; as many as there are cores.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Number of processes; by default one per core.")] = None,
 ) -> None:
-    """Write a folder of photos again with restart markers in the JPEGs, so that crops cost what the crop costs.
+    """Rewrite a folder of photos with restart markers in the JPEGs, so that a crop decodes little more than itself.
 
-    Without --quality and --max-side no pixel changes; that takes the program jpegtran. It may be stopped at any time
-    and run again.
+    Without --quality and --max-side no pixel changes; this needs the program jpegtran. It may be stopped at any time
+    and continues when run again.
     """
 
     def run(console: Console) -> int:
@@ -107,11 +107,11 @@ def prepare(
 
         return run_prepare(console, source, target, quality, max_side, workers)
 
-    _do(run, stopped="Stopped. Run it again to go on.")
+    _do(run, stopped="Stopped. Run it again to continue.")
 
 
 def _do(run: Callable[[Console], int], stopped: str = "Stopped.") -> None:
-    """Run a command and exit with its status: errors of ours are one message without a traceback."""
+    """Run a command and exit with its status: our own errors print one message without a traceback."""
     from rich.console import Console
 
     from loaders.errors import LoadersError
@@ -124,7 +124,7 @@ def _do(run: Callable[[Console], int], stopped: str = "Stopped.") -> None:
         failure, status = stopped, INTERRUPTED
     except LoadersError as error:
         failure, status = str(error), 1
-    # Here the frames of the run are gone, and its workers with them.
+    # By now the frames of the run are gone, and its workers with them.
     if failure is not None:
         typer.echo(failure, err=True)
     raise typer.Exit(status)

@@ -14,19 +14,19 @@
     │   │                                   … about a dtype, or have one that torch lacks
     │   ├── FieldNameError (ValueError, KeyError, TypeError, RuntimeError)
     │   │                                   … about their fields
-    │   ├── UserCodeError (RuntimeError)    an exception of the dataset's that cannot be raised as what it was
-    │   ├── WorkerLostError (RuntimeError)  workers died on it again and again, or could not be started
+    │   ├── UserCodeError (RuntimeError)    user code raised an exception that cannot be raised again
+    │   ├── WorkerLostError (RuntimeError)  workers died on it repeatedly, or could not be started
     │   └── WorkerTimeoutError (RuntimeError, TimeoutError)
-    │                                       it was not read within `timeout`
+    │                                       no worker answered within `timeout`
     ├── BufferMemoryError (MemoryError)     batch buffers need more memory than there is, or than is allowed
-    ├── SlotStateError (RuntimeError)       a slot was used out of turn
+    ├── SlotStateError (RuntimeError)       a slot was used in the wrong state
     ├── DatasetError (ValueError)           a dataset cannot be built from what it was given
     ├── StateError (ValueError)             a saved state does not fit what it is loaded into
     ├── DeviceError (RuntimeError)          an accelerator is missing or refused
     ├── CollectError (ValueError)           a model's outputs do not fit together, or rows of them are missing
     └── MissingExtraError (ImportError)     an optional dependency is not installed
 
-Each also derives from the built-ins that torch or NumPy raise in the same place, so `except TypeError` keeps working.
+Each also derives from the built-in errors that torch or NumPy raise there, so `except TypeError` keeps working.
 """
 
 from __future__ import annotations
@@ -110,13 +110,13 @@ class FieldNameError(SampleError, ValueError, KeyError, TypeError, RuntimeError)
 
 
 class UserCodeError(SampleError, RuntimeError):
-    """The dataset, its collate_fn or worker_init_fn raised what cannot be raised again here: a StopIteration, or an
-    exception that cannot be pickled. The message has its last line, the cause its traceback.
+    """The dataset, collate_fn or worker_init_fn raised an exception that cannot be raised again here: a StopIteration,
+    or one that cannot be pickled. The message has its type and message, `__cause__` its traceback.
     """
 
 
 class SlotStateError(LoadersError, RuntimeError):
-    """A slot was used out of turn."""
+    """A slot was used in the wrong state."""
 
 
 class BufferMemoryError(LoadersError, MemoryError):
@@ -124,7 +124,7 @@ class BufferMemoryError(LoadersError, MemoryError):
 
 
 class WorkerLostError(SampleError, RuntimeError):
-    """A worker died again and again on one sample, or could not be started at all."""
+    """Workers died repeatedly on one sample, or could not be started."""
 
 
 class WorkerTimeoutError(SampleError, RuntimeError, TimeoutError):

@@ -1,7 +1,6 @@
-"""Nested samples and batches: dicts, tuples, namedtuples, lists and dataclasses with anything as a leaf.
+"""Nested samples and batches: dicts, tuples, namedtuples, lists and dataclasses; anything else is a leaf.
 
-Two functions are enough for the library: `leaves` to inspect, `map_tree` to rebuild. A path is what messages show:
-"image", "meta.boxes", "0.label".
+`leaves` inspects them, `map_tree` and `map_named` rebuild them. Messages show paths: "image", "meta.boxes", "0.label".
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ def children(node: Any) -> list[tuple[str, Any]] | None:
 def rebuild(node: Any, values: list[Any]) -> Any:
     """A container like `node` with `values` in place of its children, in the order of `children`.
 
-    Mappings and lists come out as their own type where its constructor takes the plain one, else as dict and list.
+    Mappings and lists keep their type if its constructor takes a plain dict or list, else they become one.
     """
     if isinstance(node, Mapping):
         plain = dict(zip(node, values, strict=True))

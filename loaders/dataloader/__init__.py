@@ -1,4 +1,4 @@
 """The `DataLoader`: arguments, plan, epoch, dispatch, delivery, the sampler's cursor, error policies, checkpoints.
 
-Imports everything before it; the device side, the benchmark and the doctor import it.
+May import every package before it in the map of `docs/design.md`; `device`, `benchmark` and `doctor` import it.
 """

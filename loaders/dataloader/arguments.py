@@ -1,4 +1,4 @@
-"""What is wrong with the arguments of a `DataLoader`: torch's own checks go on from here."""
+"""Checks of the arguments of a `DataLoader`, besides those that torch's own constructor makes."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ def check_arguments(
     on_error: str,
     return_index: bool,
 ) -> None:
-    """Check what torch's constructor does not know.
+    """Check the arguments that torch's constructor does not know.
 
     Raises:
-        ValueError, TypeError: an argument is none that is allowed; the message says what is.
+        ValueError, TypeError: an argument is not allowed; the message says what is.
     """
     if worker_method not in ("process", "thread"):
         raise ValueError(f'worker_method should be "process" or "thread", but got {worker_method!r}')
@@ -36,7 +36,7 @@ def check_arguments(
     if seed is not None and not 0 <= operator.index(seed) < 1 << 63:
         raise ValueError(f"seed should be at least 0 and less than 2**63, but got {seed}")
     if on_error != "raise" and isinstance(dataset, IterableDataset):
-        raise ValueError(f"on_error={on_error!r} needs a map-style dataset: a stream cannot go on behind an error")
+        raise ValueError(f"on_error={on_error!r} needs a map-style dataset: a stream cannot continue after an error")
     if return_index and isinstance(dataset, IterableDataset):
         raise ValueError("return_index=True needs a map-style dataset: the samples of a stream have no index")
     for name, declared in (fields or {}).items():
@@ -48,22 +48,22 @@ def check_arguments(
 
 
 def workers_of(num_workers: Any, dataset: Any) -> tuple[int, int]:
-    """(workers to begin with, the most there may be) for the argument; 0 for the most where the number is fixed.
+    """(initial workers, most workers) for the argument; where the number is fixed, the most is 0.
 
     Raises:
-        ValueError: it is text, and not "auto".
+        ValueError: it is a string other than "auto".
     """
     if not isinstance(num_workers, (str, AutoWorkers)):
         return num_workers, 0
     if isinstance(num_workers, str) and num_workers != "auto":
         raise ValueError(f'num_workers should be an int or "auto", but got {num_workers!r}')
-    # What a stream gives depends on how many share it: one gives everything once, on every machine.
+    # What a stream yields depends on the number of workers: one yields everything once, on every machine.
     first = (1, 0) if isinstance(dataset, IterableDataset) else (first_workers(), most_workers())
     return AutoWorkers(first[0]), first[1]
 
 
 def check_sampler(sampler: Any) -> None:
-    """Refuse a DistributedSampler around a sampler of ours that shares the epoch out over ranks itself.
+    """Reject a DistributedSampler around one of our samplers that already shards over ranks.
 
     Raises:
         ValueError: each rank would see a share of its share.
@@ -75,15 +75,15 @@ def check_sampler(sampler: Any) -> None:
     if isinstance(inner, KeyedSampler) and inner.num_replicas > 1:
         raise ValueError(
             f"a {type(sampler).__name__} around a {type(inner).__name__} of {inner.num_replicas} ranks: each rank "
-            "would see a share of its share. Ours shards by itself: hand it over as it is, with Lightning by "
+            "would see a share of its share. Ours already shards: pass it directly, in Lightning with "
             "Trainer(use_distributed_sampler=False)."
         )
 
 
 def check_iteration(*, num_workers: int, timeout_s: float, pin_memory: bool, pin_memory_device: str) -> None:
-    """What torch checks and warns about when an iteration begins, besides the number of workers."""
+    """Check and warn as torch does when an iteration begins, except about the number of workers."""
     if num_workers == 0 and timeout_s != 0:
-        raise AssertionError("timeout needs worker processes or threads: without them there is nobody to wait for")
+        raise AssertionError("timeout needs worker processes or threads: without them there is nothing to wait for")
     if pin_memory and pin_memory_device:
         warnings.warn(f"pin_memory_device={pin_memory_device!r} is deprecated and ignored.", stacklevel=4)
     if pin_memory and not torch.accelerator.is_available():

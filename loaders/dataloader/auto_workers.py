@@ -1,4 +1,4 @@
-"""How many workers there should be, found out while the first batches come: `num_workers="auto"`."""
+"""`num_workers="auto"`: finds the number of workers while the first batches are delivered."""
 
 from __future__ import annotations
 
@@ -11,61 +11,61 @@ from loaders.report.statistics import EpochStatistics
 from loaders.system.limits import whole_cores
 from loaders.workers.engine import Engine
 
-# After so many batches nothing is changed any more.
+# The number is final after this many batches.
 SETTLED = 100
-# A look takes in so many batches, and at least so long.
+# A measurement covers at least this many batches and this much time.
 _BATCHES, _LEAST_NS = 8, 20_000_000
-# New workers that have reported nothing after so many batches are not waited for.
+# How many batches to wait for new workers to report something.
 _PATIENCE = 25
 _WAITS, _SATURATED = 0.03, 0.8
-# A step up that gives less than this share more is taken back: the cores, or a disk, are what limits.
+# A step up that raises the throughput by less than this factor is undone: the cores or a disk are the limit.
 _GAIN = 1.05
-_SPARE = 1.3  # workers beyond what is needed, before some are let go
+_SPARE = 1.3  # workers to keep for each one needed
 _FIRST_MOST = 8
 
 
 def most_workers() -> int:
-    """As many as there are cores for, shared fairly with the other ranks of this machine."""
+    """The most workers for this rank: its equal share of the cores that the machine's ranks may use, at least 1."""
     ranks = os.environ.get("LOCAL_WORLD_SIZE", "1")
     return max(1, whole_cores() // (int(ranks) if ranks.isdigit() and int(ranks) > 0 else 1))
 
 
 def first_workers() -> int:
-    """What to begin with: half of that, the loop has work for the other cores."""
+    """The initial number: half of `most_workers()`, at most 8, since the loop itself needs cores as well."""
     return min(_FIRST_MOST, max(1, most_workers() // 2))
 
 
 class AutoWorkers(int):
-    """The number of workers of the moment where the argument was "auto": whoever passes it on means "auto", too."""
+    """The current number of workers where the argument was "auto"; passed to another loader, it means "auto" again."""
 
 
 class Tuner:
-    """Changes the number of an engine's workers until the loop does not wait, or more would not help.
+    """Changes an engine's number of workers until the loop does not wait, or more workers would not help.
 
-    No batch depends on it: what a run gives does not depend on who does it.
+    Batches do not depend on the number.
 
     Args:
-        most: never more.
+        most: the upper limit.
     """
 
     def __init__(self, most: int) -> None:
         self.most = most
         self._least = 1
-        self._in_vain = False  # the last look saw no gain from the last step up
-        self._idle = 0  # looks in a row that found workers to spare
+        self._in_vain = False  # the last measurement showed no gain from the last step up
+        self._idle = 0  # consecutive measurements that found workers to spare
         self._batches = 0
         self._from: _Sums | None = None
-        self._new: set[int] | None = None  # workers that had reported before the last step, while others are waited for
+        self._new: set[int] | None = None  # workers that had reported before the last step, while waiting for others
         self._since_step = 0
         self._before: tuple[int, float] | None = None  # workers and samples per second before the last step up
 
     @property
     def is_settled(self) -> bool:
-        """Whether the number stays as it is."""
+        """Whether the number is final."""
         return self._batches >= SETTLED
 
     def look(self, statistics: EpochStatistics, engine: Engine) -> int:
-        """A batch was handed out. Returns how many workers there are to be from now on."""
+        """Resize the engine if needed. Called for each batch handed out; returns the number of workers."""
         if self.is_settled:
             return engine.num_workers
         statistics.settle()
@@ -88,7 +88,7 @@ class Tuner:
         return engine.num_workers
 
     def wanted(self, workers: int, seen: Seen) -> int:
-        """How many workers these numbers ask for, where there are `workers` now."""
+        """The number of workers that a measurement calls for, with `workers` now."""
         before, self._before = self._before, None
         self._idle = 0 if seen.waiting_share > _WAITS else self._idle
         if seen.waiting_share > _WAITS:
@@ -96,18 +96,18 @@ class Tuner:
                 if workers > before[0] and self._in_vain:
                     self.most = self._least = before[0]
                     return before[0]
-                # Two looks in a row must agree before a step is taken back.
+                # Two consecutive measurements must agree before a step is undone.
                 self._before, self._in_vain = before, True
                 return workers
             if seen.busy_ns < _SATURATED * workers * seen.window_ns:
-                return workers  # they do not limit
+                return workers  # they are not the bottleneck
             wanted = min(self.most, max(workers + 1, min(2 * workers, math.ceil(seen.needed))))
             if wanted > workers:
                 self._least = workers + 1  # fewer were too few
                 self._before, self._in_vain = (workers, seen.samples_per_s), False
             return max(workers, wanted)
         enough = min(workers, max(self._least, math.ceil(_SPARE * seen.needed)))
-        # Two looks in a row must agree: a single one may have fallen into a lucky moment.
+        # Two consecutive measurements must agree: a single one may be an outlier.
         self._idle = self._idle + 1 if enough < workers else 0
         return enough if self._idle >= 2 else workers
 
@@ -115,18 +115,18 @@ class Tuner:
         return {**self.__dict__, "_from": None}  # a copy has an engine of its own
 
     def _is_awaiting(self, statistics: EpochStatistics, engine: Engine) -> bool:
-        """Whether workers that were started are not at work yet: until then nothing can be said about them."""
+        """Whether newly started workers have not reported yet: a measurement would not include them."""
         if self._new is None:
             return False
         fresh = [n for n, each in statistics.workers.items() if each.samples and n not in self._new]
         if len(fresh) + len(self._new) < engine.num_workers and self._since_step < _PATIENCE:
             return True
         self._new = None
-        return True  # from here on they are all at work
+        return True  # the next measurement starts here
 
 
 class Seen:
-    """What happened between two looks."""
+    """One measurement: what happened between two moments."""
 
     def __init__(
         self, batches: int, rows: int, window_ns: int, wait_ns: int, own_ns: int, busy_ns: int, samples: int
@@ -136,7 +136,7 @@ class Seen:
         self.busy_ns = busy_ns
         self.waiting_share = wait_ns / max(1, window_ns)
         self.samples_per_s = rows * 1e9 / max(1, window_ns)
-        # Workers at work all the time that give what the loop takes when it does not wait.
+        # How many workers, busy all the time, deliver as fast as the loop takes batches when it does not wait.
         self.needed = busy_ns / max(1, samples) * rows / max(1, own_ns)
 
 

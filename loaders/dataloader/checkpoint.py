@@ -1,4 +1,4 @@
-"""Where a loader is in its epochs: what `state_dict()` gives and `load_state_dict()` takes."""
+"""The position of a loader in its epochs: what `state_dict()` returns and `load_state_dict()` takes."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from loaders.errors import StateError
 
 VERSION = 2
 _MAY_DIFFER = {
-    False: "only the number of workers, their kind, and at equal global batch the number of ranks may differ",
-    True: "of an IterableDataset only the kind of workers may differ, not their number: each has a stream of its own",
+    False: "only the number and kind of workers and, at equal global batch size, the number of ranks may differ",
+    True: "for an IterableDataset only the kind of workers may differ, not their number: each reads its own stream",
 }
 
 
@@ -31,7 +31,7 @@ def _is_list(value: Any, fits: Callable[[Any], bool]) -> bool:
     return isinstance(value, (list, tuple)) and all(map(fits, value))
 
 
-_NO = object()  # nothing fits it
+_NO = object()  # stands for a missing entry: fails every check
 _FITS: dict[str, Callable[[Any], bool]] = {
     "version": _is_count,
     "seed": lambda value: value is None or (type(value) is int and 0 <= value < 1 << 63),
@@ -50,20 +50,20 @@ _FITS_STREAM: dict[str, Callable[[Any], bool]] = {
 
 @dataclass(frozen=True)
 class Position:
-    """How far one epoch was handed out. Plain numbers: nothing of it depends on how far workers are ahead.
+    """How much of one epoch was handed out. It does not depend on how far the workers are ahead.
 
-    It never changes: whoever hands out a batch puts the next position in its place, in one step.
+    Immutable: handing out a batch replaces it with the next position in one assignment.
 
     Attributes:
         epoch: its number.
-        batches: handed out to the caller.
-        keys: of this rank, that these batches took from the sampler, failed ones included.
-        origin: what makes the sampler give the same keys again (see `SamplerCursor`, which fills it).
-        failed: samples that a policy left out, as (position, index, source, error).
-        lanes: of an IterableDataset: per worker the number of batches handed out, or -1 where its stream has ended.
+        batches: how many were handed out.
+        keys: how many of this rank's keys are used up, those of failed samples included.
+        origin: what makes the sampler yield the same keys again (see `SamplerCursor`, which fills it).
+        failed: samples that `on_error` left out, as (position, index, source, error).
+        lanes: for an IterableDataset: batches handed out per worker, or -1 where its stream has ended.
         lane: the worker whose batch is next.
-        streams: per worker the dataset's own `state_dict()` after its last batch that was handed out, if it has one.
-        first: among this rank's keys, the position of the first one of the batch that was handed out last.
+        streams: per worker the dataset's own `state_dict()` after the last batch handed out; None without one.
+        first: the position, among this rank's keys, of the first one in the batch that was handed out last.
     """
 
     epoch: int
@@ -79,13 +79,13 @@ class Position:
 
 @dataclass(frozen=True)
 class Agreement:
-    """What a state must agree with, of a loader and its sampler.
+    """The properties of a loader and its sampler that a state must match.
 
     Attributes:
         fixed: names and values that must be equal.
-        seed: the loader's own; None where it is drawn.
-        world_size: over how many ranks the sampler shards.
-        is_stream: for an IterableDataset; `lanes` is then how many workers read it.
+        seed: the loader's argument; None where it is drawn.
+        world_size: how many ranks the sampler shards over.
+        is_stream: whether the dataset is an IterableDataset; `lanes` is then the number of workers, else 0.
     """
 
     fixed: Mapping[str, Any]
@@ -96,7 +96,7 @@ class Agreement:
 
 
 def state_of(agreement: Agreement, position: Position, seed: int | None) -> dict[str, Any]:
-    """The state at `position`. Keys are counted over all ranks, so that another number of ranks can go on."""
+    """The state at `position`. Keys are counted over all ranks, so that another number of ranks can resume."""
     state: dict[str, Any] = {
         "version": VERSION,
         "seed": seed,
@@ -113,10 +113,10 @@ def state_of(agreement: Agreement, position: Position, seed: int | None) -> dict
 
 
 def position_of(agreement: Agreement, state: Mapping[str, Any]) -> Position:
-    """The position that a state tells of.
+    """The position that a state holds.
 
     Raises:
-        StateError: the state is of a loader over other data, in other batches or with another seed, or is no state.
+        StateError: the state is from a loader over other data, with other batches or another seed, or is not a state.
     """
     _check_shape(state)
     differences = [
@@ -131,16 +131,16 @@ def position_of(agreement: Agreement, state: Mapping[str, Any]) -> Position:
             f"{state['keys']} samples were delivered, which {agreement.world_size} ranks cannot share evenly"
         )
     if state["batches"] and state["seed"] is None:
-        differences.append("it is of the middle of an epoch and has no seed")
+        differences.append("it was taken inside an epoch but has no seed")
     lanes = state.get("lanes", [])
     if lanes and not (agreement.is_stream and len(lanes) == len(state["streams"]) == agreement.lanes):
-        differences.append(f"it has the streams of {len(lanes)} workers, and {agreement.lanes} read here")
+        differences.append(f"it has the streams of {len(lanes)} workers, but {agreement.lanes} read here")
     if lanes and state["lane"] >= len(lanes):
-        differences.append(f"the next of {len(lanes)} workers is number {state['lane']}")
+        differences.append(f"it has {len(lanes)} workers, but the next one is number {state['lane']}")
     if differences:
         raise StateError(
-            f"This state does not fit this loader: {'; '.join(differences)}.\n  Make the loader as it was when the "
-            f"state was taken; {_MAY_DIFFER[agreement.is_stream]}."
+            f"This state does not fit this loader: {'; '.join(differences)}.\n  Create the loader with the same "
+            f"arguments as when the state was taken; {_MAY_DIFFER[agreement.is_stream]}."
         )
     state = copy.deepcopy(dict(state))
     keys = state["keys"] // agreement.world_size
@@ -149,7 +149,7 @@ def position_of(agreement: Agreement, state: Mapping[str, Any]) -> Position:
         batches=state["batches"],
         keys=keys,
         origin=state["origin"],
-        # A failure at or after this position will be met again.
+        # Failures at or after this position will occur again.
         failed=tuple((at, index, source, error) for at, index, source, error in state["failed"] if at < keys),
         lanes=tuple(lanes),
         lane=state.get("lane", 0),
@@ -159,7 +159,7 @@ def position_of(agreement: Agreement, state: Mapping[str, Any]) -> Position:
 
 def _check_shape(state: Any) -> None:
     if not isinstance(state, Mapping):
-        raise StateError(f"This is no state of a loaders.DataLoader, but a {type(state).__name__}.")
+        raise StateError(f"This is not a state of a loaders.DataLoader but a {type(state).__name__}.")
     expected = {**_FITS, **(_FITS_STREAM if any(name in state for name in _FITS_STREAM) else {})}
     wrong = [
         f"{name} is {state.get(name, 'missing')!r:.80}"
@@ -167,4 +167,4 @@ def _check_shape(state: Any) -> None:
         if not fits(state.get(name, _NO))
     ]
     if wrong:
-        raise StateError(f"This is no state of a loaders.DataLoader: {', '.join(wrong)}.")
+        raise StateError(f"This is not a state of a loaders.DataLoader: {', '.join(wrong)}.")

@@ -1,4 +1,4 @@
-"""What the sampler gives in one epoch, and how to get the same again from any point on."""
+"""The keys that a sampler yields in one epoch, and how to draw the same keys again from any point."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from loaders.randomness.streams import Domain, keyed_word
 from loaders.sampling.base import KeyedSampler
 from loaders.system.interrupts import is_interrupt
 
-# These draw their order when the first key is asked for: from `generator`, or else from torch's default one.
+# These draw their order with the first key: from `generator`, or else from torch's default generator.
 _RANDOM = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler)
 _lending = threading.RLock()  # a sampler that several loaders share is lent one generator at a time
 
 
 def world_of(sampler: Any) -> tuple[int, int]:
-    """(rank, number of ranks) that a sampler shards over, by the names that ours and torch's use.
+    """(rank, number of ranks) that a sampler shards over, from the attributes that our samplers and torch's have.
 
     Raises:
-        ValueError: the sampler's attributes are no such numbers.
+        ValueError: the attributes are not two ints with 0 <= rank < ranks.
     """
     rank = getattr(sampler, "rank", 0)
     ranks = getattr(sampler, "num_replicas", getattr(sampler, "world_size", 1))
@@ -50,7 +50,7 @@ def world_of(sampler: Any) -> tuple[int, int]:
 
 
 def inner_sampler(sampler: Any, batch_sampler: Any) -> Any:
-    """The sampler that fixes the order: the one that the batch sampler draws from, unless that keeps its own state."""
+    """The sampler that fixes the order: the batch sampler if it has its own state or epoch, else what it draws from."""
     if batch_sampler is None:
         return sampler
     has_own = hasattr(batch_sampler, "state_dict") or hasattr(batch_sampler, "set_epoch")
@@ -60,7 +60,7 @@ def inner_sampler(sampler: Any, batch_sampler: Any) -> Any:
 
 
 def order_at_rest(sampler: Any, *, drawn: bool) -> dict[str, Any]:
-    """The `origin` of an epoch that has not begun. `drawn`: its base seed was drawn already."""
+    """The `origin` of an epoch that has not begun. `drawn`: whether its base seed was drawn already."""
     if _is_stateful(sampler):
         return {"sampler": _from_start(sampler)}
     if type(sampler) in _RANDOM and sampler.generator is not None:
@@ -69,10 +69,10 @@ def order_at_rest(sampler: Any, *, drawn: bool) -> dict[str, Any]:
 
 
 def check_origin(origin: dict[str, Any]) -> None:
-    """Refuse what no `SamplerCursor` has put there.
+    """Reject an origin that no `SamplerCursor` can have written.
 
     Raises:
-        StateError: it names what is wrong.
+        StateError: the message names what is wrong.
     """
     for name, value in origin.items():
         if name in ("generator", "before", "torch"):
@@ -84,14 +84,14 @@ def check_origin(origin: dict[str, Any]) -> None:
             if not isinstance(value, dict):
                 raise StateError(f"the state of the sampler is a {type(value).__name__}: expected a dict.")
         elif name not in ("seed", "epoch") or type(value) is not int or not -(1 << 63) <= value < 1 << 63:
-            raise StateError(f"{name!r} of the origin of an order is {value!r:.80}.")
+            raise StateError(f"{name!r} in the origin of the order is not valid: {value!r:.80}.")
 
 
 def restore(sampler: Any, origin: dict[str, Any]) -> None:
-    """Let the next iteration of a sampler be the one that `origin` tells of.
+    """Set a sampler so that its next iteration is the one that `origin` describes.
 
     Raises:
-        StateError: the sampler refuses its state.
+        StateError: the sampler rejected its state.
     """
     if "sampler" in origin:
         _told(sampler.load_state_dict, origin["sampler"])
@@ -107,7 +107,7 @@ def _told(tell: Callable[[Any], Any], what: Any) -> None:
     except Exception as error:
         if is_interrupt(error):
             raise
-        raise StateError(f"the sampler refuses the state that it is given: {type(error).__name__}: {error}") from error
+        raise StateError(f"the sampler rejected its state: {type(error).__name__}: {error}") from error
 
 
 def _is_stateful(sampler: Any) -> bool:
@@ -115,7 +115,7 @@ def _is_stateful(sampler: Any) -> bool:
 
 
 def _from_start(sampler: Any) -> dict[str, Any]:
-    """A sampler's state, at the start of an epoch also where it still stands at the end of the last one."""
+    """A sampler's state at the start of an epoch, even if the sampler is still at the end of the last one."""
     state = sampler.state_dict()
     try:
         state = copy.deepcopy(dict(state))
@@ -127,20 +127,20 @@ def _from_start(sampler: Any) -> dict[str, Any]:
 
 
 class SamplerCursor:
-    """The sampler's keys in one epoch, batch after batch, each of which can be asked for again until it is forgotten.
+    """The sampler's keys in one epoch, batch by batch. Batches can be drawn again until they are forgotten.
 
-    What the sampler gave is noted in the step that takes it, so an exception between any two instructions loses none:
-    whoever goes on after one calls `rewind` and gets every batch that was not handed out once more.
+    What the sampler yields is stored in the same step that takes it, so an exception between any two instructions
+    loses nothing: after one, `rewind` restarts at the first batch that was not forgotten.
 
     Args:
         sampler, batch_sampler: the loader's.
-        seed: the loader's own; None where torch's generators fix the order.
+        seed: the loader's argument; None where torch's generators fix the order.
         epoch: its number.
-        origin: how the order came about, if this epoch has begun before. Else that is put there: a few numbers, and
-            the state of a torch generator only where the order comes from one directly. Complete once the first batch
-            was drawn.
-        skip: how many keys of this rank to leave out.
-        keys_in: the keys in what a batch sampler of the user's gives for a batch.
+        origin: what reproduces the order, if this epoch was begun before; else the cursor fills it in: a few numbers,
+            the sampler's own state, or the state of a torch generator that the order is drawn from directly. Complete
+            once the first batch was drawn.
+        skip: how many of this rank's keys to skip.
+        keys_in: returns the keys in one item of the user's batch sampler.
     """
 
     def __init__(
@@ -157,12 +157,12 @@ class SamplerCursor:
         self.origin = origin
         self._sampler, self._outer, self._keys_in = sampler, batch_sampler, keys_in
         self._cuts = type(batch_sampler) is BatchSampler  # we cut the sampler's keys into batches ourselves
-        self._by_key = self._cuts or batch_sampler is None  # else each item that is drawn is a batch of the user's
+        self._by_key = self._cuts or batch_sampler is None  # else each item drawn is a batch of the user's
         self._seed, self._epoch = seed, epoch
-        # Drawn and not handed out: how many keys were before them, and the items themselves. Replaced in one step.
+        # The number of keys before the items drawn but not handed out, and these items. Replaced in one assignment.
         self._kept: tuple[int, list[Any]] = (skip, [])
-        self._next = 0  # which of the items is the first of the next batch
-        self._is_drawing = False  # stays True where a draw was cut off by an exception
+        self._next = 0  # index of the first item of the next batch
+        self._is_drawing = False  # stays True where an exception interrupted a draw
         self._begun = False
         self._items: Iterator[Any] = iter(())
         self._prepare(skip)
@@ -174,12 +174,12 @@ class SamplerCursor:
         return before + self._count(items[: self._next])
 
     def next_batch(self) -> Any:
-        """The keys of the next batch: a list, or what a batch sampler of the user's gave.
+        """The keys of the next batch: a list, or what the user's batch sampler yielded.
 
         Raises:
-            StopIteration: there are no more.
-            StateError: the sampler was cut off by an exception in its own code, and its order cannot be repeated.
-            Exception: of the sampler.
+            StopIteration: there are no more batches.
+            StateError: a signal handler interrupted the sampler earlier, and its order cannot be repeated.
+            Exception: raised by the sampler.
         """
         items = self._kept[1]
         size = self._outer.batch_size if self._cuts else 1
@@ -195,7 +195,7 @@ class SamplerCursor:
         return keys if self._by_key else keys[0]
 
     def _check_batch(self, items: list[Any]) -> None:
-        """A batch of the user's sampler is anything that has a length, or can be made a list."""
+        """Make a list of the next batch of the user's batch sampler, unless it has a length."""
         batch = items[self._next]
         if not hasattr(batch, "__len__"):
             try:
@@ -206,11 +206,11 @@ class SamplerCursor:
                 raise
 
     def rewind(self) -> None:
-        """Give every batch once more that was not forgotten."""
+        """Restart at the first batch that was not forgotten."""
         self._next = 0
 
     def forget(self, position: int) -> None:
-        """The batches before this position were handed out."""
+        """Drop the batches before this position, which were handed out."""
         before, items = self._kept
         count = 0
         if self._by_key:
@@ -235,24 +235,24 @@ class SamplerCursor:
         try:
             if not self._begun:
                 self._begin()
-            items.extend(islice(self._items, count))  # each is noted as it is drawn
+            items.extend(islice(self._items, count))  # each is stored as it is drawn
         except BaseException as error:
             if is_interrupt(error):
                 raise
-            del items[self._next :]  # of a batch that the sampler did not complete
-            self._is_drawing = False  # its own error: a sampler that goes on after it is followed
+            del items[self._next :]  # of a batch that was not completed
+            self._is_drawing = False  # its own error: it may yield more keys after it
             raise
         self._is_drawing = False
 
     def _go_on(self) -> None:
-        """A draw was cut off, maybe in a generator, which is at its end then: begin again where it was."""
+        """Restart where a draw was interrupted: a generator that was interrupted is exhausted."""
         before, items = self._kept
         drawn = before + self._count(items)
         if drawn and not self._is_repeatable():
             raise StateError(
-                f"{type(self.sampler).__name__} was cut off while it drew an index, and its order cannot be repeated.\n"
-                "  Iterate the loader anew. Samplers with state_dict() and load_state_dict(), with set_epoch(), and "
-                "torch's own are repeated."
+                f"{type(self.sampler).__name__} was interrupted while drawing an index, and its order cannot be "
+                "repeated.\n  Start a new iteration. Repeatable are samplers with state_dict() and load_state_dict(), "
+                "samplers with set_epoch(), and torch's own."
             )
         self._prepare(drawn)
         self._is_drawing = False
@@ -268,13 +268,13 @@ class SamplerCursor:
         )
 
     def _prepare(self, skip: int) -> None:
-        """Make iterators that leave out `skip` keys. torch makes these here, too, before it draws its base seed."""
+        """Make the iterators, and skip `skip` keys. torch also makes its own here, before it draws its base seed."""
         sampler, origin = self.sampler, self.origin
         restore(sampler, origin)
         if _is_stateful(sampler):
             origin.setdefault("sampler", _from_start(sampler))
             if isinstance(sampler, KeyedSampler) and self._by_key and skip:
-                # It can go anywhere at once. Positions are counted over all ranks.
+                # It can start at any position. Positions are counted over all ranks.
                 _told(sampler.load_state_dict, {**origin["sampler"], "position": skip * world_of(sampler)[1]})
                 skip = 0
         elif hasattr(sampler, "set_epoch") and hasattr(sampler, "epoch"):
@@ -283,13 +283,13 @@ class SamplerCursor:
             sampler.generator.set_state(_tensor_of(origin.pop("before")))
         self._skip = skip
         self._begun = False
-        if not self._cuts:  # a BatchSampler makes its sampler's iterator with the first key
+        if not self._cuts:  # a BatchSampler makes its sampler's iterator when it draws the first key
             self._items = iter(self._sampler) if self._outer is None else map(self._keys_in, iter(self._outer))
 
     def _begin(self) -> None:
-        """Draw the first key, and with it the order of a random sampler of torch's, from the generator that it should.
+        """Draw the first key. A random sampler of torch's then draws its order, from the generator chosen here.
 
-        One that has no generator of its own is copied with one; below a batch sampler of the user's it is lent one.
+        A sampler without its own generator is copied with one; inside a user's batch sampler it is lent one.
         """
         sampler = self.sampler
         lent = self._lent_generator() if type(sampler) in _RANDOM else None
@@ -336,7 +336,7 @@ class SamplerCursor:
         elif "torch" in origin:
             own.set_state(_tensor_of(origin["torch"]))
         elif type(sampler) is RandomSampler:
-            # It is about to draw this seed by itself: look at it, and leave no trace.
+            # It is about to draw this seed itself: record the seed and restore the generator.
             before = torch.get_rng_state()
             origin["seed"] = int(torch.empty((), dtype=torch.int64).random_().item())
             torch.set_rng_state(before)

@@ -26,18 +26,18 @@ from loaders.timing import events
 from loaders.workers.messages import Failure
 
 _MISFITS = (FieldShapeError, FieldDtypeError, FieldNameError)
-# A consumer that holds this many times the open batches is told once, if it is also this much memory.
+# A consumer is warned once if it holds more than this multiple of the open batches and more than this memory.
 _MANY_HELD = 4
 _MUCH_HELD_NBYTES = 16 << 20
 
 
 class Delivery:
-    """Makes of a complete batch what the caller gets.
+    """Turns a complete batch into what the caller gets.
 
     Args:
-        plan, options: of the loader.
-        told_length: the length that an IterableDataset told, None for others.
-        held: what is told once of batches that are held, by all iterators of the loader.
+        plan, options: the loader's.
+        told_length: what `len()` of an IterableDataset returned; None if it was not called.
+        held: warns once about too many held batches; shared by all iterators of the loader.
     """
 
     def __init__(self, plan: Plan, options: Options, told_length: int | None, held: HeldWarning) -> None:
@@ -50,7 +50,7 @@ class Delivery:
         """The batch's tensors over its slot.
 
         Raises:
-            Exception: what came up while this batch was made. Whoever goes on goes on after it.
+            Exception: what failed while this batch was made. Iteration may continue after the batch.
         """
         plan, spec, received = self._plan, batch.task.spec, batch.received
         failures = received.failures if self._options.on_error != "skip" else {}
@@ -60,7 +60,7 @@ class Delivery:
             raise exception_of(failure, apart=self._options.num_workers > 0)
         if plan.by_rows and batch.rows == 0:
             pool.discard(batch.slot)
-            return plan.collate_fn([])  # which torch does not allow: its own error
+            return plan.collate_fn([])  # which torch does not allow: raises its own error
         memories = self._lease(batch, pool, number)
         self._measure(batch, memories, pool, number)
         if received.failures:
@@ -82,10 +82,10 @@ class Delivery:
         return made
 
     def finish(self, made: Any, batch: OpenBatch, position: Position) -> Any:
-        """What the caller gets of a batch; `position` is the one after it."""
+        """What the caller gets for a batch; `position` is the one after it."""
         self._warn_about_length(position)
         if self._options.pin_memory and torch.accelerator.is_available():
-            # What its slot was locked for stays as it is.
+            # Tensors in a page-locked slot are returned as they are.
             made = map_tree(lambda leaf: leaf.pin_memory() if _pins_itself(leaf) else leaf, made, is_leaf=_pins_itself)
         if not self._options.return_index:
             return made
@@ -94,7 +94,7 @@ class Delivery:
         return made, self._plan.as_indices(keys)
 
     def after(self, batch: OpenBatch, position: Position) -> Position:
-        """The position after a batch that was handed out, or raised, or left out."""
+        """The position after a batch that was handed out, raised an error, or was left out."""
         known = {entry[0] for entry in position.failed} if batch.left_out else set()
         failed = (*position.failed, *(entry for entry in batch.left_out if entry[0] not in known))
         if self._plan.fetch != "stream":
@@ -115,11 +115,11 @@ class Delivery:
         )
 
     def _make_shorter(self, batch: OpenBatch, memories: Sequence[Any]) -> Any:
-        """The batch without its failed samples, in memory of its own; samples that do not fit fail here."""
+        """The batch without its failed samples, in its own memory; samples that do not fit fail here."""
         plan, spec, received, keys = self._plan, batch.task.spec, batch.received, batch.task.keys
         overflow = received.overflow
         if spec is not None:
-            # Whatever lies in the row of a failed sample is nobody's.
+            # The row of a failed sample holds arbitrary bytes.
             overflow.samples.extend((row, None) for row in received.failures)
             samples = dict(enumerate(samples_of(spec, memories, batch.rows, overflow)))
         else:
@@ -133,7 +133,7 @@ class Delivery:
         for number, pairs in overflow.fields.items():
             if spec is not None and spec.fields[number].kind == "stack":
                 odd |= {row for row, _ in pairs}
-        # What the others are compared with: a sample like the very first one, which said what a batch looks like.
+        # The sample that the others must fit: the first one that fits the spec, if there is one.
         model = next((row for row in rows if row not in odd), rows[0])
 
         def collated(rows: Sequence[int]) -> Any:
@@ -145,7 +145,7 @@ class Delivery:
         try:
             return collated(rows)
         except _MISFITS:
-            collated([model])  # what cannot be collated at all is no misfit
+            collated([model])  # if even this one cannot be collated, none is a misfit
         for row in [row for row in rows if row != model]:
             try:
                 collated([model, row])
@@ -158,7 +158,7 @@ class Delivery:
         return collated(rows)
 
     def _lease(self, batch: OpenBatch, pool: SlotPool, number: int) -> list[Any]:
-        """The memory of a complete batch, one buffer per field or piece; None for those without."""
+        """The memory of a complete batch, one buffer per field or piece; None for those without memory."""
         pool.finish(batch.slot)
         spec, places = batch.task.spec, batch.task.blocks
         owner_of = owners(places)
@@ -181,7 +181,7 @@ class Delivery:
         return name
 
     def _measure(self, batch: OpenBatch, memories: Sequence[Any], pool: SlotPool, number: int) -> None:
-        """Count the bytes that workers wrote, and those that travelled outside the slot."""
+        """Count the bytes that workers wrote, and those that were sent outside the slot."""
         statistics, spec, parcel = batch.statistics, batch.task.spec, batch.received.parcel
         overflow = batch.received.overflow
         if statistics is None:
@@ -208,12 +208,12 @@ class Delivery:
             events.add("slots", "", "blocks held", now, events.VALUE, blocks=pool.leased_count)
 
     def _warn_about_length(self, position: Position) -> None:
-        """torch's own warning about an IterableDataset that yields more than its length."""
+        """Warn, as torch does, about an IterableDataset that yields more than its reported length."""
         if self._told_length is not None and position.batches > self._told_length:
-            split = "Each worker iterates its own copy: split it by get_worker_info()." if position.lanes[1:] else ""
+            split = "Each worker iterates its own copy: shard it with get_worker_info()." if position.lanes[1:] else ""
             warnings.warn(
-                f"Length of IterableDataset {self._options.dataset} was told to be {self._told_length}, but there are "
-                f"at least {position.batches} batches of it. {split}",
+                f"Length of IterableDataset {self._options.dataset} was reported to be {self._told_length}, but it "
+                f"yielded at least {position.batches} batches. {split}",
                 stacklevel=6,
             )
 
@@ -227,13 +227,13 @@ def overflow_count(batch: OpenBatch) -> int:
 
 
 class HeldWarning:
-    """Warns once, for all iterators of a loader, of a consumer that holds very many batches."""
+    """Warns once per loader if its consumer holds too many batches."""
 
     def __init__(self) -> None:
         self._is_told = False
 
     def look(self, pool: SlotPool, plan: Plan, num_workers: int) -> None:
-        """Warn if this is the time to."""
+        """Warn if too many batches are held and no warning was given yet."""
         depth, fields = plan.depth(max(1, num_workers)), max(1, sum(size > 0 for size in plan.sizes()))
         many = max(8, _MANY_HELD * depth)
         if not self._is_told and pool.leased_count // fields > many:
@@ -243,13 +243,13 @@ class HeldWarning:
                 self._is_told = True
                 warnings.warn(
                     f"{held} batches of this loader are held at once ({pool.leased_nbytes:,} bytes). They are safe to "
-                    "keep, but their memory cannot be used again. loader.holders() lists them.",
+                    "keep, but their memory cannot be reused. loader.holders() lists them.",
                     stacklevel=7,
                 )
 
 
 def _pins_itself(node: Any) -> bool:
-    """As torch decides it: tensors, and what has a method for it and is no container that torch knows."""
+    """Whether torch would call its `pin_memory()`: a tensor or other object with that method, not a known container."""
     return not isinstance(node, (Mapping, tuple, list, str, bytes)) and hasattr(node, "pin_memory")
 
 

@@ -1,4 +1,4 @@
-"""Open batches: between the task that asks for a batch and its delivery."""
+"""Open batches, from the submission of their task to their delivery."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ from loaders.timing import events
 from loaders.workers.engine import Engine
 from loaders.workers.messages import Failure, Parcel, Result, Task
 
-# A span is sized to take about this long: long enough that its round trip costs nothing, short enough to share. Each
-# wakes the consumer, who takes a core from a worker where there are no more cores than workers.
+# A span is sized to take about this long: long enough that its round trip costs little, short enough to balance the
+# load. Each result wakes the consumer, which takes a core from a worker if there are no more cores than workers.
 _SPAN_S = 0.01
-# How many spans the first batches are cut into, per worker, while the cost of a sample is not known.
+# How many spans per worker a batch is cut into while the cost of a sample is unknown.
 _FIRST_SPANS = 4
 
-# Tickets are unique in this process, so that nothing mistakes the results of one engine for those of another.
+# Unique in this process, so that one engine's results are never taken for another's.
 _tickets = itertools.count()
 
 
 @dataclass
 class Received:
-    """What the results of one batch have brought, together.
+    """The merged results of one batch.
 
     Attributes:
-        spec: as the first sample that could be read tells it; `spec_row` is that sample's row.
-        broken: what failed where no single sample is at fault.
-        rows: where only the worker knows how many there are.
+        spec: from the first sample that could be read; `spec_row` is that sample's row.
+        broken: a failure that is not the fault of a single sample.
+        rows: of a stream, where only the worker knows the number; else None.
     """
 
     overflow: Overflow = field(default_factory=Overflow)
@@ -50,7 +50,7 @@ class Received:
     stream_state: Any = None
 
     def add(self, result: Result) -> None:
-        """Take in one more result."""
+        """Merge one more result."""
         self.overflow.merge(result.overflow)
         for failure in result.failures:
             failure.worker = result.worker
@@ -68,20 +68,20 @@ class Received:
 
 @dataclass
 class OpenBatch:
-    """A batch that is being made. The epoch fills in the task, the dispatch what comes back.
+    """A batch that is being made. The epoch sets the task, the dispatch adds the results.
 
     Attributes:
-        task: what was asked for.
+        task: what the workers execute.
         slot: its blocks; fields without memory of their own have none.
-        rows: of the batch. For a stream known only once it is done; 0 then says that the stream has ended.
-        first: which of this rank's keys is the first in it, counted from the start of the epoch.
-        asked: rows that were asked for; fewer than all while the spec is unknown.
-        unreported: rows of spans that are not reported yet; None before the first span was submitted.
-        tickets: under which results may come, the task's last.
-        is_early: some samples were asked for before there was a slot: they are written when all have come.
-        abandoned: nobody wants it any more.
+        rows: of the batch. For a stream known only once it is complete; 0 then means that the stream has ended.
+        first: the position of its first key among this rank's keys of the epoch.
+        asked: rows requested; fewer than all while the spec is unknown.
+        unreported: rows of spans not yet reported; None before the first span is submitted.
+        tickets: those that its results may carry; the current task's is the last.
+        is_early: some samples were requested before it had a slot; they are written once all spans are reported.
+        abandoned: it will not be delivered.
         replaced: rows that hold substitutes.
-        left_out: failures that a policy let pass: (position, index, source, error).
+        left_out: failures that `on_error` tolerated: (position, index, source, error).
         opened_ns, completed_ns: for a trace.
     """
 
@@ -109,7 +109,7 @@ class OpenBatch:
 
 
 def new_ticket() -> int:
-    """A ticket for one more task."""
+    """A ticket that no other task has."""
     return next(_tickets)
 
 
@@ -117,16 +117,16 @@ class Dispatch:
     """Sends tasks to one engine and gives each result to the open batch it belongs to. One iterator at a time uses it.
 
     Attributes:
-        engine: it and its pool are this dispatch's alone.
-        intact: False while something changes. Where an exception came in between it stays so, and then the engine, its
-            workers and their memory are not used again.
-        cost_s: of one row, moving average; 0 while unknown.
+        engine: used by this dispatch alone, as is its pool.
+        intact: False during a change. It stays False if an exception interrupts the change; the engine, its workers and
+            their memory are then not used again.
+        cost_s: seconds per row, a moving average; 0 while unknown.
     """
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self.intact = True
-        self.notes: list[str] = []  # of workers, to warn the caller of
+        self.notes: list[str] = []  # from workers: what to warn the caller about
         self.cost_s = 0.0
         self._open: dict[int, OpenBatch] = {}
         self._closed = False
@@ -137,13 +137,13 @@ class Dispatch:
         return self.engine.pool
 
     def is_usable(self) -> bool:
-        """Whether nothing was cut off in the middle, here or in the pool."""
+        """Whether it is open and no change was interrupted, here or in the pool."""
         return self.intact and not self._closed and self.pool.is_intact()
 
     def spans(self, start: int, rows: int) -> list[tuple[int, int]]:
-        """Rows `start` to `rows`, cut so that every worker has a share and a span takes about ten milliseconds.
+        """Rows `start` to `rows`, cut so that every worker gets a share and a span takes about ten milliseconds.
 
-        A single worker shares with nobody: it gets them all, since each span costs a look at the process's generators.
+        A single worker gets them all in one span, since each span costs a check of the process's random generators.
         """
         if self.engine.num_workers == 1:
             return [(start, rows)] if start < rows else []
@@ -152,27 +152,27 @@ class Dispatch:
         return [(row, min(row + length, rows)) for row in range(start, rows, max(1, length))]
 
     def submit(self, batch: OpenBatch, spans: Sequence[tuple[int, int]]) -> None:
-        """Queue spans of the batch. If the engine refuses them, nothing has changed."""
+        """Queue spans of the batch. If the engine raises, nothing has changed; a lack of memory fails the batch."""
         try:
             if spans:
                 self.engine.submit(batch.task, spans, batch.lane)
-        except BufferMemoryError as error:  # no room even for the task: told when it is this batch's turn
+        except BufferMemoryError as error:  # no room even for the task: raised when it is this batch's turn
             batch.received.broken, spans = Failure.of(error, "ordering"), ()
-            # The frames behind its traceback know the iterator, which `weakref.finalize` must be able to outlive.
+            # Frames in its traceback refer to the iterator, which must be collectable for `weakref.finalize` to run.
             error.__traceback__ = None
         self._open[batch.task.ticket] = batch
         batch.tickets.append(batch.task.ticket)
         batch.unreported = (batch.unreported or 0) + sum(_weight(start, stop) for start, stop in spans)
 
     def collect(self) -> bool:
-        """Take in the results that are there. Returns whether there was one.
+        """Merge the results that are available. Returns whether there were any.
 
         Raises:
-            WorkerLostError: the workers cannot be kept alive.
+            WorkerLostError: the workers cannot be kept alive, or another iterator's error has stopped them.
         """
         if self._closed:
             raise WorkerLostError(
-                "the workers were stopped by an error in another iterator of this loader.\n  Iterate the loader anew."
+                "the workers were stopped by an error in another iterator of this loader.\n  Start a new iteration."
             )
         results = self.engine.collect(0)
         for result in results:
@@ -180,7 +180,7 @@ class Dispatch:
         return bool(results)
 
     def abandon(self, batches: Iterable[OpenBatch]) -> None:
-        """Nobody wants these batches any more. Their slots are taken back when the last worker is done with them."""
+        """Give up these batches. Their slots are taken back once no worker can write to them any more."""
         for batch in batches:
             if batch.complete or batch.unreported is None:
                 self.pool.discard(batch.slot)
@@ -191,18 +191,18 @@ class Dispatch:
                 self.engine.cancel(batch.task)
 
     def close(self, batches: Iterable[OpenBatch] = (), *, force: bool = False) -> None:
-        """Stop the engine; after that nobody writes into the slots of `batches`. May be called again after an error."""
+        """Stop the engine and take back the slots of its batches. May be called again after an error."""
         self._closed = True
         self.engine.close(force=force)
         abandoned = {id(batch): batch for batch in self._open.values() if batch.abandoned}
         for batch in (*batches, *abandoned.values()):
-            # A thread cannot be killed: the slot that it may still write into is not used again before it is done.
+            # A thread cannot be killed: a slot that it may still write to is not reused before the thread is done.
             slot, batch.slot = batch.slot, []
             self.pool.discard_after(partial(self._is_read, batch.task.ticket), slot)
         self._open.clear()
 
     def forget(self, batch: OpenBatch) -> None:
-        """The batch is delivered."""
+        """Ignore further results for this batch's tickets."""
         while batch.tickets:
             self._open.pop(batch.tickets.pop(), None)
 
@@ -214,14 +214,14 @@ class Dispatch:
         batch = self._open.get(result.ticket)
         if batch is None or batch.unreported is None:
             return
-        # Rows are counted, not spans: the span of a worker that was lost may come back in pieces.
+        # Rows are counted, not spans: the span of a lost worker may be reported in pieces.
         batch.unreported -= _weight(result.start, result.stop)
         if batch.statistics is not None:
             batch.statistics.take(result, batch.task)
             if events.traces and batch.complete:
                 batch.completed_ns = time.perf_counter_ns()
         done = result.stop - result.start
-        # The first sample of all tells nothing of those behind it: it pays for imports, and for memory touched first.
+        # The very first sample says nothing about later ones: it also pays for imports and for first touching memory.
         if not (result.cancelled or result.failures or result.spec) and done > 0:
             cost_s = result.elapsed_s / done
             self.cost_s = cost_s if self.cost_s == 0.0 else 0.8 * self.cost_s + 0.2 * cost_s
@@ -235,5 +235,5 @@ class Dispatch:
 
 
 def _weight(start: int, stop: int) -> int:
-    """Rows of a span; the task for an empty batch is something to wait for, too."""
+    """Rows of a span, at least 1: the span of an empty batch has to be waited for as well."""
     return max(1, stop - start)

@@ -1,4 +1,4 @@
-"""The workers of one loader and the memory they write to: opened, kept from epoch to epoch, thrown away."""
+"""The workers of one loader and the memory they write to: opened, kept from epoch to epoch, discarded."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ from loaders.workers.messages import Job
 from loaders.workers.processes import ProcessEngine
 from loaders.workers.threads import ThreadEngine
 
-# Of the memory available when the first batch is made, the share that batch buffers may take.
+# The share of the memory available at the first iteration that batch buffers may take.
 _DEFAULT_SHARE = 0.5
-# Address space per byte of it, so that blocks of changing sizes always find a free range.
+# Bytes of address space per byte of that memory, so that blocks of changing sizes always find a free range.
 _VIRTUAL_FACTOR = 4
 
 
 class EngineSetup(NamedTuple):
-    """What an engine is made of.
+    """What an engine is made from.
 
     Attributes:
         job: what its workers do.
-        num_workers: to begin with; 0 for none.
+        num_workers: the initial number; 0 for none.
         method: "process" or "thread".
-        context: of multiprocessing; None for torch's default.
-        max_buffer_bytes: the most that batches may take; None for a share of what is available.
+        context: the multiprocessing context; None for torch's default.
+        max_buffer_bytes: the most memory that batches may take; None for a share of what is available.
         persistent: whether workers are kept for the next epoch.
     """
 
@@ -50,21 +50,21 @@ class EngineSetup(NamedTuple):
 
 
 class User(Protocol):
-    """An iterator that uses workers which the next one may want."""
+    """An iterator whose workers the next one may take over."""
 
     def uses(self, dispatch: Dispatch) -> bool:
         """Whether these workers are its own."""
 
     def give_up_workers(self) -> bool:
-        """Let go of the workers, to ask for others when it goes on. False while it is at work."""
+        """Give up the workers; if it continues, it opens others. Returns False while it is busy."""
 
 
 class Engines:
-    """Gives each iterator of a loader an engine with memory of its own, and takes both back.
+    """Gives each iterator of a loader an engine with its own memory, and takes both back.
 
-    Memory passes from epoch to epoch, and so do workers where they are persistent: they follow the iterator that was
-    begun last. What was cut off in the middle of a change, by a signal handler that raised, is thrown away with its
-    workers: what they had under way is done again, since a task is a pure function.
+    Memory is reused from epoch to epoch, and so are persistent workers: they go to the iterator that was begun last. An
+    engine is discarded, workers and memory included, if a signal handler that raised interrupted a change. Its
+    unfinished tasks are executed again: a task is a pure function.
     """
 
     def __init__(self) -> None:
@@ -74,29 +74,29 @@ class Engines:
         weakref.finalize(self, _Stock.close, self._stock)
 
     def page_lock_with(self, locker: PageLocker | None) -> None:
-        """From the next iteration on batches lie in memory that this accelerator reads where it is."""
+        """From the next iteration on, put batches in memory that this accelerator reads in place."""
         self._leave_what_is_the_parents()
         if locker is not None:
             self._page_locker = locker
 
     @property
     def page_locker(self) -> PageLocker | None:
-        """The accelerator that reads batches where they lie."""
+        """The accelerator that reads batches in place, if any."""
         self._leave_what_is_the_parents()
         return self._page_locker
 
     @property
     def kept(self) -> Dispatch | None:
-        """The persistent workers."""
+        """The persistent workers, if any."""
         return self._stock.kept
 
     @property
     def pool(self) -> SlotPool | None:
-        """The memory that was used last."""
+        """The newest pool, if any."""
         return self._stock.pools[-1] if self._stock.pools else None
 
     def open(self, setup: EngineSetup, user: User, found: list[Dispatch]) -> None:
-        """Put workers and memory for `user` into `found`."""
+        """Append workers with their memory for `user` to `found`."""
         self._leave_what_is_the_parents()
         stock = self._stock
         with self._lock:  # two threads must not get the same workers
@@ -105,7 +105,7 @@ class Engines:
                 stock.user = weakref.ref(user)
                 found.append(kept)
                 return
-            with undisturbed():  # pipes and memory that nobody has noted could not be closed
+            with undisturbed():  # pipes and memory not yet recorded could not be closed
                 pool = self._pool_for(setup)
                 try:
                     dispatch = Dispatch(self._engine_for(setup, pool))
@@ -120,7 +120,7 @@ class Engines:
                     stock.kept, stock.user = dispatch, weakref.ref(user)
 
     def release(self, dispatch: Dispatch, batches: Iterable[OpenBatch], keep: Iterable[int] = ()) -> None:
-        """An iterator is done with these workers; `batches` are still open. `keep`: as in `SlotPool.trim`."""
+        """Take back an iterator's workers. `batches`: its open ones. `keep`: as in `SlotPool.trim`."""
         stock = self._stock
         if dispatch is stock.kept and dispatch.is_usable():
             dispatch.intact = False
@@ -131,14 +131,14 @@ class Engines:
         self.throw_away(dispatch, batches, keep)
 
     def throw_away(self, dispatch: Dispatch, batches: Iterable[OpenBatch] = (), keep: Iterable[int] = ()) -> None:
-        """End these workers. Their memory is kept for the next ones where no change was cut off."""
+        """Stop these workers. Their memory is kept for the next ones unless a change was interrupted."""
         stock = self._stock
         if stock.kept is dispatch:
             stock.kept = None
         stock.end(dispatch, batches, keep)
 
     def drop_kept(self) -> None:
-        """The next epoch starts new workers. An iterator that still uses the old ones keeps them until it is done."""
+        """Start new workers in the next epoch. An iterator that still uses the old ones keeps them until it is done."""
         kept, self._stock.kept = self._stock.kept, None
         user = self._stock.user() if self._stock.user is not None else None
         if kept is not None and (user is None or not user.uses(kept)):
@@ -154,7 +154,7 @@ class Engines:
         return "\n".join(filter(None, found))
 
     def leased(self) -> tuple[int, int, int]:
-        """(blocks, bytes) in readers' hands, and the most bytes that there may be."""
+        """(blocks, bytes) that readers hold, and the most bytes that batches may take."""
         pools = self._stock.pools
         return (
             sum(pool.leased_count for pool in pools),
@@ -171,7 +171,7 @@ class Engines:
             self.drop_kept()  # threads whose memory cannot be page-locked
             return None
         if user is not None and user.uses(kept) and not user.give_up_workers():
-            return None  # it is at work on another thread, or this is a signal handler in the middle of its work
+            return None  # busy on another thread, or interrupted by the signal handler that runs now
         if not kept.is_usable():
             self.throw_away(kept)
             return None
@@ -221,25 +221,25 @@ def _context_of(setup: EngineSetup) -> Any:
 
 
 class _Stock:
-    """What there is at the moment. It outlives its owner just long enough to be closed."""
+    """The workers and pools that exist now, kept apart from `Engines` so that its finalizer can close them."""
 
     def __init__(self) -> None:
         self.pid = os.getpid()
         self.kept: Dispatch | None = None  # persistent workers
-        self.user: weakref.ref[Any] | None = None  # of them
+        self.user: weakref.ref[Any] | None = None  # the iterator that uses them
         self.idle: SlotPool | None = None  # memory for the next iterator
         self._pools: tuple[weakref.ref[SlotPool], ...] = ()  # the newest last
         self.users: dict[Dispatch, weakref.ref[Any]] = {}
-        self.ceiling_nbytes: int | None = None  # where the user gave none
-        self._failed: tuple[Dispatch, ...] = ()  # that could not be ended in one go
+        self.ceiling_nbytes: int | None = None  # where the user gave none; set once
+        self._failed: tuple[Dispatch, ...] = ()  # those whose end was interrupted
 
     @property
     def pools(self) -> tuple[SlotPool, ...]:
-        """Memory that somebody uses or will use, the newest last."""
+        """The pools that are open or still read from, the newest last."""
         return tuple(pool for ref in self._pools if (pool := ref()) is not None and pool.is_alive())
 
     def add(self, pool: SlotPool) -> None:
-        """A pool was made."""
+        """Register a new pool."""
         self._pools = tuple(map(weakref.ref, (*self.pools, pool)))
 
     def others(self, pool: SlotPool) -> int:
@@ -247,7 +247,7 @@ class _Stock:
         return sum(each.arena.reserved_nbytes for each in self.pools if each is not pool)
 
     def end(self, dispatch: Dispatch, batches: Iterable[OpenBatch], keep: Iterable[int]) -> None:
-        """Stop workers. Those that are left halfway, by an exception, are ended by the next call that comes here."""
+        """Stop workers. If an exception interrupts this, the next `retry` completes it."""
         usable = dispatch.is_usable()
         dispatch.intact = False
         pool = dispatch.pool
@@ -265,7 +265,7 @@ class _Stock:
             self.users.pop(dispatch, None)
 
     def retry(self) -> None:
-        """End what could not be ended, and what an iterator has left that is gone."""
+        """Stop the workers whose end was interrupted, and those whose iterator no longer exists."""
         for dispatch, user in list(self.users.items()):
             if user() is None and dispatch is not self.kept:
                 self.end(dispatch, (), ())
@@ -277,7 +277,7 @@ class _Stock:
             self._failed = tuple(rest)
 
     def close(self) -> None:
-        """Nobody uses any of this any more; batches that were handed out stay as they are."""
+        """Stop all workers and close all pools. Batches that were handed out stay valid."""
         if self.pid != os.getpid():
             return
         kept, self.kept = self.kept, None
@@ -286,5 +286,5 @@ class _Stock:
             self.users.pop(kept, None)
         self.retry()
         for pool in self.pools:
-            # Batches that outlive the loader keep the mapping alive; everything else of it ends here.
+            # Batches that outlive the loader keep the mapping alive; everything else is released here.
             pool.close()

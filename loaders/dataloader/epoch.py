@@ -1,9 +1,8 @@
 """One pass over a dataset: opens batches ahead of the consumer, delivers them in order.
 
-A signal handler may raise at any instruction here. So nothing that was handed out or drawn from the sampler depends on
-a change that could be half made: a batch is handed out by assignments alone, after everything that could raise; where
-an exception cut something off, the next call throws the workers and their memory away and does again what was not
-handed out, which gives the same batches, since a task is a pure function.
+A signal handler may raise at any instruction here. A batch is therefore handed out by assignments alone, after
+everything that could raise. If an exception interrupts anything before that, the next call discards the workers and
+their memory and makes the batches that were not handed out again. They are the same, since a task is a pure function.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ from loaders.workers.messages import Task, warn_of
 
 
 class _Made(NamedTuple):
-    """What the next call hands out, a batch or an error, and where the loader stands then."""
+    """What the next call hands out, a batch or an error, and the loader's position after it."""
 
     batch: Any
     error: BaseException | None
@@ -47,7 +46,7 @@ class _Made(NamedTuple):
 
 
 class _Work:
-    """What is under way: the finalizer of an epoch ends it, and must not know the epoch itself."""
+    """The workers and open batches of an epoch. Its finalizer ends them, and must not refer to the epoch itself."""
 
     def __init__(self) -> None:
         self.dispatches: list[Dispatch] = []  # one, or none
@@ -55,7 +54,7 @@ class _Work:
 
 
 class _RefusedError(Exception):
-    """Too many samples have failed in a row while substitutes for those of a batch were looked for."""
+    """Too many samples failed in a row while the failed samples of a batch were being substituted."""
 
     def __init__(self, batch: OpenBatch, error: BaseException) -> None:
         super().__init__()
@@ -67,14 +66,14 @@ class Epoch(Iterator[Any]):
     """The iterator of a `DataLoader`. Several threads may share it: each batch goes to one of them.
 
     Args:
-        epochs: the loader's, which is told of what is handed out.
-        log: of this one; its position is where to begin.
+        epochs: the loader's.
+        log: this epoch's; its position is where to begin.
         engines, setup: where workers come from, and of what kind.
-        plan, options: of the loader.
+        plan, options: the loader's.
         delivery: makes what the caller gets.
-        cursor_of: what the sampler gives from a position on; None for streams.
-        length: of the loader.
-        tuner: finds the number of workers, which `on_workers` is told.
+        cursor_of: makes the sampler's cursor at a position; None for streams.
+        length: returns the loader's length.
+        tuner: finds the number of workers, which `on_workers` receives; None where the number is fixed.
     """
 
     def __init__(
@@ -125,7 +124,7 @@ class Epoch(Iterator[Any]):
                     self._top_up()
                     dispatch.intact = True
                     self._is_inside = False
-            except BaseException:  # a worker that cannot be started, usually: the others have nothing to do here
+            except BaseException:  # usually a worker that cannot be started: stop the others
                 self._stop()
                 raise
 
@@ -135,7 +134,7 @@ class Epoch(Iterator[Any]):
             with self._turn:
                 if self._made is None and not self._is_over:
                     self._make()
-            # Assignments alone from here to the end: neither a signal handler nor another thread comes in between.
+            # Assignments alone from here on: neither a signal handler nor another thread runs between them.
             made = self._made
             if made is not None:
                 self._made = None
@@ -147,7 +146,7 @@ class Epoch(Iterator[Any]):
                 try:
                     raise error
                 finally:
-                    del error  # whose traceback holds this frame
+                    del error  # its traceback holds this frame
             if self._is_over:
                 raise StopIteration
 
@@ -159,15 +158,15 @@ class Epoch(Iterator[Any]):
 
     @property
     def statistics(self) -> EpochStatistics:
-        """What this iteration measures of itself."""
+        """The measurements of this iteration."""
         return self._log.statistics
 
     def uses(self, dispatch: Dispatch) -> bool:
-        """Whether these workers are this iterator's, and it goes on."""
+        """Whether this iterator still uses these workers."""
         return dispatch in self._work.dispatches
 
     def give_up_workers(self) -> bool:
-        """Let go of the workers, to ask for others when it goes on. False while it is at work."""
+        """Give up the workers; if it continues, it opens others. Returns False while it is busy."""
         taken: list[bool] = []
         try:
             taken.extend(map(self._turn.acquire, (False,)))
@@ -193,7 +192,7 @@ class Epoch(Iterator[Any]):
         return self._work.dispatches[-1]
 
     def _make(self) -> None:
-        """Make what is handed out next. Cut off anywhere, it is simply called again."""
+        """Make what is handed out next. After an interruption at any point, it can simply be called again."""
         if self._is_inside:
             raise RuntimeError("this iterator is in the middle of making a batch: a signal handler cannot ask for one.")
         if self._options.num_workers > 0 and self._pid != os.getpid():
@@ -209,7 +208,7 @@ class Epoch(Iterator[Any]):
             dispatch = self._dispatch
             dispatch.intact = False
             made = self._next_made()
-            # Assignments alone: what is made is kept, or made again.
+            # Assignments alone: what was made is either kept or made again.
             self._made = made
             if made is None or made.is_last:
                 self._is_over = True
@@ -221,7 +220,7 @@ class Epoch(Iterator[Any]):
             self._stop()
 
     def _recover(self) -> None:
-        """Get workers, and begin where the last batch was handed out."""
+        """Get new workers, and restart after the last batch that was handed out."""
         work = self._work
         work.batches = deque()
         for dispatch in work.dispatches:
@@ -231,7 +230,7 @@ class Epoch(Iterator[Any]):
         self._engines.open(self._setup, self, work.dispatches)
 
     def _begin_at(self, position: Position) -> None:
-        """Go on at a position, of this epoch or of the next one."""
+        """Continue at a position of this epoch or of the next one."""
         cursor = self._cursor
         if self._cursor_of is None:
             self._rank, self._ranks = drawing_rank(0, 1)
@@ -245,15 +244,15 @@ class Epoch(Iterator[Any]):
         else:
             cursor.forget(position.keys)
             cursor.rewind()
-        self._at = position  # the position handed out, and after it what was left out or has ended since
+        self._at = position  # the position handed out, advanced by what was left out or has ended since
         self._bases = list(zip(position.lanes, position.streams, strict=True))
         self._lanes = list(position.lanes)  # streams: serial of the next batch per worker; -1 if ended
         self._lane = position.lane
         self._sampler_error: Exception | None = None  # raised after the batches that came before it
         self._exhausted = False
-        self._pending: OpenBatch | None = None  # complete, due after the error of one of its samples
-        self._drawn: list[Any] = []  # the keys of a batch that there was no memory for yet
-        self._is_short = False  # a batch could not be opened: there was no memory
+        self._pending: OpenBatch | None = None  # complete; delivered after the error of one of its samples
+        self._drawn: list[Any] = []  # the keys of a batch that is not open yet, for lack of memory
+        self._is_short = False  # a batch could not be opened, for lack of memory
         self._left_out = LeftOut(self._options.max_errors, apart=self._options.num_workers > 0)
 
     def _next_made(self) -> _Made | None:
@@ -266,7 +265,7 @@ class Epoch(Iterator[Any]):
         while True:
             try:
                 batch = self._pending or self._next_complete()
-            except (WorkerLostError, WorkerTimeoutError) as error:  # there is nobody left to wait for
+            except (WorkerLostError, WorkerTimeoutError) as error:  # these workers deliver no more
                 self._engines.throw_away(self._dispatch, self._take_open())
                 self._work.dispatches = []
                 return self._error(error, self._at)._replace(is_last=True)
@@ -299,7 +298,7 @@ class Epoch(Iterator[Any]):
         after = self._delivery.after(batch, self._at)
         try:
             made = self._delivery.make(batch, pool, self._at.batches)
-            after = self._delivery.after(batch, self._at)  # with samples that did not fit
+            after = self._delivery.after(batch, self._at)  # `make` may have left out samples that did not fit
             after = replace(after, batches=after.batches + 1)
             finished = self._delivery.finish(made, batch, after)
         except Exception as error:
@@ -319,12 +318,12 @@ class Epoch(Iterator[Any]):
         return _Made(None, error, position, self._epochs.overflow_count)
 
     def _skip(self, batch: OpenBatch) -> _Made | None:
-        """List a batch's failed samples. Leaves it pending to be delivered shorter, or gone where nothing is left."""
+        """List a batch's failed samples. Leaves it pending, to be delivered shorter, or drops it if none is left."""
         received = batch.received
         if self._pending is batch:
             return None
         if not self._plan.by_rows and len(received.overflow.samples) + len(received.failures) < batch.rows:
-            self._reopen(batch)  # it is collated already, or was lost with a worker: ask for the samples themselves
+            self._reopen(batch)  # already collated, or lost with a worker: request the samples themselves
             return None
         error = skip_failed(batch, self._left_out)
         if len(received.failures) == batch.rows:
@@ -335,7 +334,7 @@ class Epoch(Iterator[Any]):
         return self._error(error, replace(self._at, failed=(*self._at.failed, *batch.left_out))) if error else None
 
     def _turns_over(self) -> bool:
-        """Whether this was to go on with an epoch of which nothing was left: then it goes through the next one."""
+        """Move to the next epoch if this one was resumed after its last batch. Returns whether it did."""
         if not self._start or self._at.batches != self._start:
             return False
         following = Position(self._at.epoch + 1)
@@ -348,14 +347,14 @@ class Epoch(Iterator[Any]):
     # -- opening batches
 
     def _top_up(self, *, needed: bool = False) -> None:
-        """Keep as many batches open as the plan says, as long as there are keys.
+        """Open batches up to the depth of the plan, while there are keys.
 
         Raises:
-            BufferMemoryError: there is no memory for a single one, and one is `needed` now.
+            BufferMemoryError: there is no memory for even one batch, and one is `needed` now.
         """
         batches, num_workers = self._work.batches, self._dispatch.engine.num_workers
         while not self._exhausted and len(batches) < self._plan.depth(num_workers):
-            # The first samples tell what a batch looks like; until then there is one for each worker.
+            # The first samples determine the spec; until it is known, there is at most one span for each worker.
             if self._plan.by_rows and self._plan.spec is None and self._asked() >= num_workers:
                 return
             if self._cursor is not None and not self._drawn:
@@ -378,10 +377,10 @@ class Epoch(Iterator[Any]):
                 if needed and not batches:
                     raise
                 self._is_short = True
-                return  # fewer will do until the consumer lets go of some
+                return  # fewer must do until the consumer releases some
 
     def _asked(self) -> int:
-        # Rows where workers share a batch; else each batch is one worker's.
+        # Rows where workers share a batch; else batches, each made by one worker.
         return sum(batch.asked if self._plan.by_spans else 1 for batch in self._work.batches)
 
     def _open_keys(self, cursor: SamplerCursor) -> None:
@@ -401,7 +400,7 @@ class Epoch(Iterator[Any]):
             self._lane = (self._lane + 1) % len(self._lanes)
         serial, lane = self._lanes[self._lane], self._lane
         rows = self._plan.room
-        # Each worker has a stream of its own: so has the randomness of its samples.
+        # Each worker has its own stream, and its samples their own positions, which key their randomness.
         batch = self._new_batch([serial], self._rank + ((lane << 40) + serial * rows) * self._ranks, rows)
         batch.lane, batch.task.resume = lane, self._bases[lane]
         self._lanes[lane] += 1
@@ -428,7 +427,7 @@ class Epoch(Iterator[Any]):
         if not self._plan.by_spans:
             spans = [(0, len(batch.task.keys))]
         elif batch.task.spec is None:
-            # A sample for each worker, so that none of them has to wait for another's.
+            # One sample per worker, so that none has to wait for another.
             batch.asked = min(max(1, dispatch.engine.num_workers - self._asked()), batch.rows)
             spans = [(row, row + 1) for row in range(batch.asked)]
         else:
@@ -443,7 +442,7 @@ class Epoch(Iterator[Any]):
     # -- waiting
 
     def _next_complete(self) -> OpenBatch | None:
-        """The batch to deliver next, once it is complete; None at the end."""
+        """Wait for the batch to deliver next, and return it once it is complete; None at the end."""
         dispatch, timeout_s = self._dispatch, self._options.timeout_s
         if self._options.num_workers > 0:
             dispatch.collect()
@@ -469,7 +468,7 @@ class Epoch(Iterator[Any]):
                 self._time_out()
 
     def _wait(self, timeout_s: float | None) -> None:
-        """Until there is something to collect. With workers nothing changes meanwhile, whatever a handler raises."""
+        """Wait until there is something to collect. With workers, a handler that raises here interrupts no change."""
         dispatch = self._dispatch
         since_ns, all_had_work = time.perf_counter_ns(), self._is_work_for_all()
         if self._options.num_workers > 0:
@@ -481,7 +480,7 @@ class Epoch(Iterator[Any]):
         self._log.statistics.waited(since_ns, all_had_work=all_had_work)
 
     def _is_work_for_all(self) -> bool:
-        """Whether every worker has a span, or one waits for it."""
+        """Whether there is unfinished work for every worker."""
         batches = self._work.batches
         if self._plan.by_spans:
             left = sum(batch.unreported or 0 for batch in batches)
@@ -490,7 +489,7 @@ class Epoch(Iterator[Any]):
         return left >= self._dispatch.engine.num_workers
 
     def _choose(self) -> OpenBatch | None:
-        """The first open batch if it is complete; without `in_order` the first that is."""
+        """The first open batch if it is complete; without `in_order` the first that is complete."""
         for batch in self._work.batches:
             if batch.complete:
                 return batch
@@ -499,7 +498,7 @@ class Epoch(Iterator[Any]):
         return None
 
     def _is_whole(self, batch: OpenBatch) -> bool:
-        """Whether a batch whose spans are all reported can be delivered; else it goes on."""
+        """Whether a complete batch can be delivered. If not, requests what is missing, or drops an ended stream's."""
         received, dispatch = batch.received, self._dispatch
         if self._cursor is None and batch.rows == 0:
             lanes = list(self._at.lanes)
@@ -513,7 +512,7 @@ class Epoch(Iterator[Any]):
             if not batch.complete:
                 return False
         if batch.asked < batch.rows and received.broken is None and self._options.on_error != "raise":
-            # The samples that were to show the spec failed: ask the next one.
+            # The samples that should have determined the spec failed: request the next one.
             dispatch.submit(batch, [(batch.asked, batch.asked + 1)])
             batch.asked += 1
             return False
@@ -527,7 +526,7 @@ class Epoch(Iterator[Any]):
         return True
 
     def _begin_rows(self, batch: OpenBatch) -> None:
-        """It is known what a batch looks like: give this one a slot, and ask for the rows that were not asked for."""
+        """The spec is known: give this batch a slot, and request its remaining rows."""
         if self._plan.spec is None:
             self._plan.spec = batch.received.spec
         full = self._new_batch(batch.task.keys, batch.task.position, batch.rows)
@@ -537,13 +536,13 @@ class Epoch(Iterator[Any]):
         self._dispatch.submit(batch, self._dispatch.spans(start, batch.rows) if start < batch.rows else ())
 
     def _begin_those_that_can(self) -> None:
-        """Give slots to the batches that were opened before it was known what they look like."""
+        """Give slots to the batches that were opened before the spec was known, once it is."""
         for batch in [each for each in self._work.batches if each.task.spec is None]:
             if self._plan.spec is not None or (batch.received.spec is not None and batch.received.spec_row == 0):
                 self._begin_rows(batch)
 
     def _place_early(self, batch: OpenBatch) -> None:
-        """Write the samples that came before there was a slot."""
+        """Write the samples that were read before the batch had a slot."""
         received, task = batch.received, batch.task
         early, received.overflow.samples, batch.is_early = received.overflow.samples, [], False
         assert task.spec is not None
@@ -558,7 +557,7 @@ class Epoch(Iterator[Any]):
         self._dispatch.pool.discard(batch.slot)
 
     def _reopen(self, batch: OpenBatch) -> None:
-        """Ask for the samples of a complete batch themselves, but those that failed; it is the next to be complete."""
+        """Request the samples of a complete batch one by one, except those that failed; it becomes the first again."""
         self._dispatch.pool.discard(batch.slot)
         failures = batch.received.failures
         task = replace(batch.task, ticket=new_ticket(), spec=None, blocks=(), raw=True)
@@ -582,12 +581,12 @@ class Epoch(Iterator[Any]):
 
 
 def _stop(pid: int, engines: Engines, work: _Work, plan: Plan, log: EpochLog) -> None:
-    # Runs when an epoch is exhausted, dropped or garbage: it must not know the epoch itself.
+    # Runs when an epoch is exhausted, dropped or collected: it must not refer to the epoch itself.
     if pid != os.getpid():
         return  # in a forked child: workers and slots are the parent's
     log.statistics.leave()
     batches, work.batches = work.batches, deque()
     for dispatch in work.dispatches:
-        # What the next epoch needs is kept: the open batches, the one being delivered, and the one before it.
+        # Keeps the memory the next epoch needs: for the open batches, the one being delivered, and the one before it.
         engines.release(dispatch, batches, plan.sizes() * (plan.depth(dispatch.engine.num_workers) + 2))
     work.dispatches = []

@@ -1,4 +1,4 @@
-"""The epochs of one loader: their numbers, their seed, and how far the one that runs was handed out."""
+"""The epochs of one loader: their numbers, their seed, and the position in the current one."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from loaders.report.statistics import EpochStatistics, SkippedSample
 
 
 class EpochLog:
-    """What one iteration has handed out. Its attributes are replaced, never changed: each step is one assignment.
+    """What one iteration has handed out. Its attributes are replaced, never mutated: each step is one assignment.
 
     Attributes:
         position: after the batch that was handed out last.
-        inherited: how many failures a loaded state had brought.
+        inherited: how many failures came with a loaded state.
         statistics: what was measured.
-        begun: whether its first batch was asked for. Until then it could have been a stray `iter()`.
+        begun: whether its first batch was requested. Until then it may be an `iter()` that is never used.
         ended: whether there are no more batches.
     """
 
@@ -32,14 +32,14 @@ class EpochLog:
 
 
 class Epochs:
-    """Numbers a loader's epochs and knows where it stands.
+    """Numbers a loader's epochs and keeps its position.
 
     Attributes:
         seed: of the samples' randomness; None until it is drawn.
         overflow_count: values that no slot could hold.
-        turns: epochs begun or gone on with, and states loaded.
+        turns: how many epochs were begun or resumed, plus states loaded.
         statistics: of the epoch that was begun last; None before the first.
-        told: what the caller was warned of.
+        told: warnings that the caller has received.
     """
 
     def __init__(self, seed: int | None) -> None:
@@ -49,15 +49,15 @@ class Epochs:
         self.turns = 0
         self.statistics: EpochStatistics | None = None
         self._next = 0
-        self._sampler_epoch: Any = 0  # as the sampler counted when it was looked at last
+        self._sampler_epoch: Any = 0  # the sampler's `epoch` when it was last read
         self._log: EpochLog | None = None  # of the epoch that was begun last
         self._logs: tuple[EpochLog, ...] = ()  # with failures
-        self._loaded: Position | None = None  # for the next epoch
+        self._loaded: Position | None = None  # where the next iteration starts
         self._is_over = False  # nothing is left of the loaded one
-        self._left_out: tuple[SkippedSample, ...] = ()  # as a loaded state tells
+        self._left_out: tuple[SkippedSample, ...] = ()  # listed in a loaded state
 
     def number(self, sampler: Any) -> int:
-        """Of the next epoch. One that a user or a framework has set on the sampler counts here, too."""
+        """The number of the next epoch. One that a user or a framework sets on the sampler is adopted."""
         epoch = getattr(sampler, "epoch", self._sampler_epoch)
         if isinstance(epoch, int) and epoch != self._sampler_epoch:
             self._sampler_epoch = self._next = epoch
@@ -77,12 +77,12 @@ class Epochs:
         return self._loaded if self._loaded is not None else Position(number)
 
     def begin(self, log: EpochLog) -> None:
-        """The first batch of an iteration is asked for."""
+        """Note that the first batch of an iteration is requested."""
         if log.begun:
             return
         logs = tuple(each for each in (*self._logs, log) if each is log or each.position.failed[each.inherited :])
         following, turns = log.position.epoch + 1, self.turns + 1
-        # From here on nothing is called: an exception cannot come in between.
+        # Assignments alone from here on: no exception can come between them.
         self._logs = logs
         self._log = log
         self._loaded = None
@@ -92,13 +92,13 @@ class Epochs:
         log.begun = True
 
     def turn_over(self, log: EpochLog, position: Position) -> None:
-        """The epoch that an iteration was to go on with is over: it goes through the next one."""
+        """Move an iteration to the next epoch: the one that it resumed had no batches left."""
         following = position.epoch + 1
         log.position = position
         self._next = following
 
     def position(self, sampler: Any, *, drawn: bool) -> tuple[Position, bool]:
-        """(where the loader stands, whether that is in the middle of an epoch); `drawn`: see `order_at_rest`."""
+        """(the loader's position, whether it is inside an epoch). `drawn`: see `order_at_rest`."""
         number = self.number(sampler)
         if self._loaded is not None:
             return self._loaded, True
@@ -107,7 +107,7 @@ class Epochs:
         return Position(number, origin=order_at_rest(sampler, drawn=drawn)), False
 
     def load(self, position: Position, seed: int | None, sampler: Any, *, is_over: bool) -> None:
-        """Let the next iteration go on at `position`; `is_over`: nothing of its epoch is left."""
+        """Let the next iteration start at `position`. `is_over`: whether nothing of its epoch is left."""
         left_out = tuple(SkippedSample(*rest) for _, *rest in position.failed)
         sampler_epoch = getattr(sampler, "epoch", 0)
         self._left_out = left_out
@@ -122,24 +122,24 @@ class Epochs:
             self.seed = seed
 
     def copied(self) -> Epochs:
-        """For a copy of the loader, which has no iterator."""
+        """A copy for a copied loader, which has no iterator."""
         clone = copy.copy(self)
         clone.statistics = None
         return clone
 
     @property
     def errors(self) -> list[SkippedSample]:
-        """What a policy left out, since the loader was made or a state was loaded."""
+        """Samples that `on_error` left out since the loader was made or a state loaded, those of the state included."""
         failed = (entry for log in self._logs for entry in log.position.failed[log.inherited :])
         return [*self._left_out, *(SkippedSample(*rest) for _, *rest in failed)]
 
     def batch_key(self, sampler: Any, *, is_stream: bool) -> tuple[int, int, int] | None:
-        """(seed, epoch, a number that no other batch of any rank has) of the batch that was handed out last."""
+        """(seed, epoch, number unique over all ranks) of the batch handed out last; None outside an epoch."""
         log = self._log
         if log is None or log.ended or self.seed is None:
             return None
         rank, ranks = drawing_rank(*(world_of(sampler) if not is_stream else (0, 1)))
-        # Of map-style datasets the position of its first sample in the epoch: also after resuming on other ranks.
+        # Map-style: the position of its first sample over all ranks, so that resuming on other ranks keeps it unique.
         number = log.position.batches - 1 if is_stream else log.position.first
         return self.seed, log.position.epoch, number * ranks + rank
 
@@ -147,7 +147,7 @@ class Epochs:
         loaded, self._loaded = self._loaded, None
         if loaded is not None and loaded.batches and not self._is_over:
             warnings.warn(
-                f"the state that was loaded, after batch {loaded.batches} of epoch {loaded.epoch}, is given up: the "
+                f"the loaded state, after batch {loaded.batches} of epoch {loaded.epoch}, is discarded: the "
                 f"epoch was set to {epoch}. Load the state after set_epoch, or set the epoch to {loaded.epoch}.",
                 stacklevel=4,
             )

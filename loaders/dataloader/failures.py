@@ -1,4 +1,4 @@
-"""Exceptions of the user's code, on their way from a worker to the caller."""
+"""Rebuilds exceptions of user code, which workers report, for the caller."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from loaders.workers.messages import Failure
 
 
 def exception_of(failure: Failure, *, apart: bool) -> BaseException:
-    """What to raise: the user's exception, of its own type where it could be rebuilt, naming the sample.
+    """The exception to raise: the user's, of its own type where it could be rebuilt, naming the sample.
 
-    Its `__cause__` is a SampleError with the worker's traceback, where the work was done `apart` from the consumer.
+    Its `__cause__` is a SampleError with the original traceback if the exception could not be rebuilt, or if the work
+    was done `apart` from the consumer.
     """
-    # Taken out of the failure: its traceback is going to know the frames that hold the failure, and a cycle would keep
-    # them, and the workers of their iterator, until the garbage collector comes by.
+    # Removed from the failure: the traceback will refer to frames that hold the failure, and the cycle would keep them,
+    # and the workers of their iterator, alive until the garbage collector runs.
     error, failure.error = failure.error, None
     rebuilt = error is not None and not isinstance(error, StopIteration)
     where = f"while {failure.doing}"
@@ -25,7 +26,7 @@ def exception_of(failure: Failure, *, apart: bool) -> BaseException:
     index = failure.key if isinstance(failure.key, int) else None
     cause = SampleError(f"{where}:\n{failure.text}".rstrip(), index=index, source=failure.source)
     if error is None or not rebuilt:
-        # A StopIteration that went on from here would end the epoch in silence.
+        # A StopIteration raised to the caller would silently end the epoch.
         error = UserCodeError(f"{failure.summary}\n  {where}", index=index, source=failure.source)
     elif not isinstance(error, SampleError):
         say_more(error, where)
@@ -35,7 +36,7 @@ def exception_of(failure: Failure, *, apart: bool) -> BaseException:
 
 
 def say_more(error: BaseException, line: str) -> None:
-    """Add a line to the message, where the exception has just that, a text; else as a note."""
+    """Append a line to the message if the exception has one string argument; else add it as a note."""
     if type(error).__str__ is Exception.__str__ and len(error.args) == 1 and type(error.args[0]) is str:
         error.args = (f"{error.args[0]}\n  {line}",)
     else:

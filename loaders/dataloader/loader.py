@@ -1,4 +1,4 @@
-"""The drop-in `DataLoader`: torch's arguments and meaning, slots instead of copies."""
+"""The drop-in `DataLoader`: torch's arguments and their meaning, slots instead of copies."""
 
 from __future__ import annotations
 
@@ -37,37 +37,37 @@ _T_co = TypeVar("_T_co", covariant=True)
 
 
 class TorchsDefault(int):
-    """A value that torch gave to an attribute: whoever makes another loader of these attributes means no value."""
+    """A value that torch gave to an attribute; passed to another loader, it means that no value was given."""
 
 
 class DataLoader(torch.utils.data.DataLoader[_T_co]):
-    """torch's DataLoader without its copies: workers write samples into the batch itself.
+    """torch's DataLoader without its copies: workers write samples directly into the batch's memory.
 
-    Takes every argument of `torch.utils.data.DataLoader` with its meaning; batches have the same structure, dtypes,
-    values and task. A batch may be kept for ever: its memory is used again only when the last tensor, array or view
-    over it is gone.
+    Takes every argument of `torch.utils.data.DataLoader` with the same meaning; batches have the same structure,
+    dtypes, values and order. A batch may be kept indefinitely: its memory is reused only when no tensor, array or view
+    over it is left.
 
     Args:
-        dataset: NumPy-native (see `loaders.Dataset`) or any other that torch takes. It may offer
+        dataset: NumPy-native (see `loaders.Dataset`), or any other that torch accepts. It may have
             `read_into(index, out)`, which writes a sample's fields into the arrays of `out`, shaped like the first
-            sample that `dataset[index]` gave, and `describe(index)`, a name for messages, usually a path.
-        num_workers: as in torch; "auto" finds the number within the first hundred batches: enough that the loop does
-            not wait, as far as there are cores. The attribute is the number of the moment, and `worker_info()` tells
-            the most there may be. No batch depends on it; a stream would, so an IterableDataset gets one worker.
-        seed: fixes the randomness of samples and the order of torch's random samplers. Not given, it is drawn from
-            `generator` as torch draws its base seed, and `state_dict()` remembers it.
+            sample that `dataset[index]` returned, and `describe(index)`, a name for messages, usually a path.
+        num_workers: as in torch. "auto" finds the number within the first hundred batches: enough that the loop does
+            not wait, up to the number of cores. The attribute is the current number; the one of `worker_info()` is the
+            maximum. Batches do not depend on it; a stream's would, so an IterableDataset gets one worker.
+        seed: fixes the randomness of samples and the order of torch's random samplers. If None, it is drawn from
+            `generator` as torch draws its base seed, and `state_dict()` stores it.
         worker_method: "process", or "thread" for datasets that release the GIL most of the time.
-        fields: how fields whose samples differ in shape share a batch: `{"boxes": Field(ragged=True)}`.
-            A custom `collate_fn` decides by itself.
-        on_error: what becomes of a sample whose reading raises: "raise" its exception; "skip" it, so that its batch is
-            shorter (one in which all samples failed is left out); or "substitute" another for it. "skip" also leaves
+        fields: how fields whose samples differ in shape share a batch: `{"boxes": Field(ragged=True)}`. Ignored with a
+            custom `collate_fn`.
+        on_error: what to do if reading a sample raises: "raise" the exception; "skip" the sample, so that its batch is
+            shorter (a batch in which all samples fail is left out); or "substitute" another sample. "skip" also leaves
             out samples whose shape or dtype does not fit their batch.
-        max_errors: how many samples may fail in a row before the error is raised all the same.
-        max_buffer_bytes: the most memory that batches, made and held, may take; half of what is available by default.
-        return_index: deliver `(batch, indices)`, indices as int64 (B,), or as a list if they are no ints.
+        max_errors: how many samples may fail in a row before the error is raised despite `on_error`.
+        max_buffer_bytes: the most bytes that batches, open or held, may take; by default half of the memory available.
+        return_index: return `(batch, indices)`, indices as int64 (B,), or as a list if they are not ints.
 
     Raises:
-        ValueError, TypeError: as torch does for its arguments.
+        ValueError, TypeError: an argument is not allowed; for torch's arguments as torch does.
     """
 
     def __init__(
@@ -130,7 +130,7 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
         )
         check_sampler(self._inner_sampler())
         if prefetch_factor is None and self.prefetch_factor is not None:
-            self.prefetch_factor = TorchsDefault(self.prefetch_factor)  # which is not ours
+            self.prefetch_factor = TorchsDefault(self.prefetch_factor)  # not our default
         self._tuner = Tuner(self._most_workers) if self._most_workers > workers else None
         self.shuffle = shuffle
         self.seed = seed
@@ -148,12 +148,12 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
 
     @property
     def errors(self) -> list[SkippedSample]:
-        """What a policy left out, since the loader was made or a state was loaded."""
+        """Samples that `on_error` left out since the loader was made or a state loaded, those of the state included."""
         return self._epochs.errors
 
     @property
     def overflow_count(self) -> int:
-        """Values that no slot could hold and that were copied once more."""
+        """How many values no slot could hold, each of which was copied one more time."""
         return self._epochs.overflow_count
 
     def __iter__(self) -> Any:
@@ -195,10 +195,10 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
         )
 
     def set_epoch(self, epoch: int) -> None:
-        """Number the next epoch, for the randomness of its samples; a sampler that has a `set_epoch` is told as well.
+        """Set the number of the next epoch, which keys the randomness of its samples, here and on the sampler.
 
-        Without it epochs count themselves. An epoch that is set on the sampler alone counts here, too. A loaded state
-        of another epoch is given up, with a warning.
+        Without it, epochs are numbered automatically. An epoch that is set on the sampler alone is adopted. A loaded
+        state of another epoch is discarded with a warning.
         """
         sampler = self._inner_sampler()
         if hasattr(sampler, "set_epoch"):
@@ -206,29 +206,29 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
         self._epochs.set(epoch, sampler)
 
     def state_dict(self) -> dict[str, Any]:
-        """Which batch comes next, in a few plain numbers: of batches handed out, not of those made ahead.
+        """Which batch comes next, in a few plain numbers: counts batches handed out, not those made ahead.
 
-        May be taken before, during and after an epoch. Whoever loads it into a loader over the same data goes on with
-        the same batches to the bit, also with other workers and, at equal global batch, on another number of ranks.
-        After the last batch of an epoch that is the first of the next one.
+        May be taken before, during and after an epoch; after the last batch, the first of the next epoch comes next. A
+        loader over the same data that loads it continues with bit-identical batches, also with other workers and, at
+        equal global batch size, on another number of ranks.
 
         Raises:
-            StateError: with `in_order=False` during an epoch: what comes next depends on who is faster. Also where
-                torch's own DataLoader does the work, which counts nothing.
+            StateError: inside an epoch with `in_order=False`, where the order depends on timing; or where torch's own
+                DataLoader does the work, which has no state.
         """
         self._check_has_state()
         position, is_inside = self._epochs.position(self._inner_sampler(), drawn=self._engines.kept is not None)
         if is_inside and not self.in_order and self.num_workers > 0:
             raise StateError(
-                "with in_order=False there is no state in the middle of an epoch: batches come as they may."
+                "with in_order=False there is no state in the middle of an epoch: the order depends on timing."
             )
         return state_of(self._agreement(), position, self._epochs.seed)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Let the next iteration go on where `state` was taken.
+        """Let the next iteration continue where `state` was taken.
 
         Raises:
-            StateError: the state does not fit this loader; the message names the difference. Nothing has changed then.
+            StateError: the state does not fit this loader; the message names the differences. Nothing was changed.
         """
         self._check_has_state()
         position, sampler = position_of(self._agreement(), state), self._inner_sampler()
@@ -241,16 +241,15 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
         self._epochs.load(position, state["seed"], sampler, is_over=is_over)
         if any(serial > 0 and own is None for serial, own in zip(position.lanes, position.streams, strict=True)):
             warnings.warn(
-                f"{type(self.dataset).__name__} has no state_dict(): to go on after batch {position.batches}, all "
-                "that was delivered is read once more and thrown away.",
+                f"{type(self.dataset).__name__} has no state_dict(): to resume after batch {position.batches}, "
+                "everything before it is read again and discarded.",
                 stacklevel=2,
             )
 
     def report(self) -> Report:
-        """Where the time goes, and what to change: of the epoch that is running, else of the one that ran last.
+        """Where the time goes, and what to change: in the running epoch, else in the last one.
 
-        It has a verdict in one sentence, and the numbers behind it as attributes; `print` shows them. They are
-        measured in every epoch.
+        It has a one-sentence verdict and the numbers behind it as attributes; `print` shows both. It needs no setup.
         """
         blocks, nbytes, ceiling_nbytes = self._engines.leased()
         return report_of(
@@ -269,29 +268,29 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
         )
 
     def holders(self) -> str:
-        """Who holds batches: a line per field of each, with size and age; with LOADERS_DEBUG=slots also from where."""
+        """The batches still held: a line per field, with size and age; with LOADERS_DEBUG=slots also who took it."""
         return self._engines.holders()
 
     # -- for the library's own prefetcher
 
     def page_lock_with(self, locker: PageLocker) -> None:
-        """From the next iteration on batches lie in memory that this accelerator reads where it is."""
+        """From the next iteration on, put batches in memory that this accelerator reads in place."""
         self._engines.page_lock_with(locker)
 
     def batch_key(self) -> tuple[int, int, int] | None:
-        """(seed, epoch, a number that no other batch of any rank has) of the batch that was handed out last."""
+        """(seed, epoch, number unique over all ranks) of the batch handed out last; None outside an epoch."""
         return self._epochs.batch_key(self._inner_sampler(), is_stream=self._plan.fetch == "stream")
 
     @property
     def turns(self) -> int:
-        """How many epochs were begun or gone on with, and states loaded."""
+        """How many epochs were begun or resumed, plus states loaded."""
         return self._epochs.turns
 
     # -- inside
 
     @property
     def _iterator(self) -> Any:
-        """Where torch keeps the iterator of persistent workers, and where frameworks end them by putting None there."""
+        """torch's attribute for the iterator of persistent workers; frameworks set it to None to stop the workers."""
         return self.__dict__.get("_torchs_iterator")
 
     @_iterator.setter
@@ -313,7 +312,7 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
         self.__dict__.update(state, _engines=Engines(), _held=HeldWarning())
 
     def _is_torchs(self) -> bool:
-        """Whether torch's own iterator does the work: datapipes it seeds and shards by private means."""
+        """Whether torch's own iterator does the work: on request, and for datapipes, which it seeds and shards."""
         disabled = os.environ.get("LOADERS_DISABLE") == "1"
         return disabled or isinstance(self.dataset, (torch.utils.data.IterDataPipe, torch.utils.data.MapDataPipe))
 
@@ -338,11 +337,11 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
         )
 
     def _base_seed(self, position: Position) -> int:
-        """What the workers' seeds count from; torch's own where `seed` is not given."""
+        """The base of the workers' seeds, drawn as torch draws it where `seed` is not given."""
         seed = None
         if position.batches == 0 and (self.seed is None or self.generator is not None):
-            # Drawn where torch draws it, so that generators are in the same state afterwards: once an epoch, not again
-            # in the middle of it, and not from the process's own generator if there is nothing to be drawn.
+            # Drawn where torch draws it, so that generators are in the same state afterwards: once per epoch, not again
+            # when it is resumed, and not from torch's default generator if `seed` is given.
             seed = int(torch.empty((), dtype=torch.int64).random_(generator=self.generator).item())
             if self._epochs.seed is None:
                 self._epochs.seed = seed
@@ -355,7 +354,7 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
         self.num_workers = AutoWorkers(workers)
 
     def _make_plan(self) -> None:
-        """Plan anew if what a plan is made of has changed: torch lets these attributes be set at any time."""
+        """Make a new plan if its inputs have changed: torch allows these attributes to be set at any time."""
         workers = self.num_workers if self._tuner is None else self._most_workers
         factor = None if isinstance(self.prefetch_factor, TorchsDefault) else self.prefetch_factor
         made_of = (self.collate_fn, workers, factor, registered_collation())
@@ -401,7 +400,7 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
         is_stream = self._plan.fetch == "stream"
         batches, size, drop_last = self.batch_sampler, self.batch_size, self.drop_last
         if is_stream:
-            # Each worker has a stream of its own: what it holds depends on how many there are.
+            # Each worker reads its own stream, whose content depends on how many workers there are.
             streams = {"num_workers": int(self.num_workers), "batch_size": size, "drop_last": drop_last}
             return Agreement(streams, self.seed, world_size, True, max(1, self.num_workers))
         if type(batches) is BatchSampler:
@@ -411,7 +410,7 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
             "global_batch": None if size is None else size * world_size,
             "drop_last": drop_last,
             "sampler": type(sampler).__name__,
-            # An order that the seed fixes is not kept in the state; any other is.
+            # An order that the seed fixes is not stored in the state; any other is.
             "seeded": self.seed is not None,
         }
         return Agreement(fixed, self.seed, world_size, False, 0)

@@ -12,10 +12,10 @@ from loaders.randomness.streams import Domain, KeyedGenerator
 
 
 class LeftOut:
-    """Counts the failures that a policy lets pass, in the order in which one reader would have met them.
+    """Counts the failures that a policy tolerates, in the order in which a single reader would meet them.
 
     Args:
-        max_errors: how many there may be in a row.
+        max_errors: how many may occur in a row.
         apart: whether samples are read in workers.
     """
 
@@ -29,7 +29,7 @@ class LeftOut:
         self._in_a_row = 0
 
     def failed(self, batch: OpenBatch, row: int) -> BaseException | None:
-        """A sample failed: it is listed. Returns its error if there were too many in a row."""
+        """List a failed sample. Returns its error if too many have failed in a row."""
         failure = batch.received.failures[row]
         batch.left_out.append((batch.first + row, failure.key, failure.source, failure.summary))
         self._in_a_row += 1
@@ -44,7 +44,7 @@ def skip_failed(batch: OpenBatch, left_out: LeftOut) -> BaseException | None:
     """List the failed samples of a complete batch, which is delivered without them.
 
     Returns:
-        The error that is to be raised first; the batch itself is due after it.
+        The error to raise before the batch is delivered, if too many have failed in a row.
     """
     error = None
     for row in range(batch.rows):
@@ -56,10 +56,10 @@ def skip_failed(batch: OpenBatch, left_out: LeftOut) -> BaseException | None:
 
 
 class Substituting:
-    """Reads another sample for every failed row, chosen by the position of the failed one alone.
+    """Reads another sample for every failed row, drawn at random, keyed by the failed sample's position.
 
     Args:
-        dataset: the user's; its length is the range that substitutes come from.
+        dataset: the user's; substitutes are drawn from its whole length.
         by_spans: whether single rows can be read again.
     """
 
@@ -68,14 +68,14 @@ class Substituting:
         self._by_spans = by_spans
 
     def replace_failed(self, dispatch: Dispatch, batch: OpenBatch, left_out: LeftOut) -> BaseException | None:
-        """Ask for substitutes for the failed samples of a complete batch; it is not complete then.
+        """Request substitutes for the failed samples of a complete batch, which is then incomplete again.
 
         Returns:
-            The error of the last sample, if too many have failed in a row.
+            The error of the last failed sample, if too many have failed in a row.
         """
         keys, generator = list(batch.task.keys), KeyedGenerator()
         received = batch.received
-        # The batch first, then what was read instead: as one reader would have met them.
+        # The whole batch first, in later calls only the substitutes: the order in which one reader would meet them.
         for row in batch.replaced or range(batch.rows):
             if row not in received.failures:
                 left_out.good()

@@ -1,4 +1,4 @@
-"""How a loader makes its batches: decided once from its arguments, then learned from what comes."""
+"""How a loader makes its batches: decided from its arguments, then adapted to the results."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from loaders.batch.spec import BatchSpec, Needs
 from loaders.datasets.wrapped import reads_batches
 from loaders.workers.messages import Fetch, Parcel
 
-# Open batches by default, besides those in the consumer's hands: more would only leave the cache, fewer would let
-# workers wait while the consumer looks away.
+# Open batches by default, besides those that the consumer holds: more would only exceed the cache, fewer would let
+# workers wait while the consumer is busy.
 _DEPTH = 3
-# Batches this large fill the processor's cache by themselves: of these one less is open.
+# Batches this large fill the processor's cache by themselves: one fewer is open.
 _LARGE_NBYTES = 24 << 20
 
 
 @dataclass(frozen=True)
 class Options:
-    """What else an iteration goes by: the loader's arguments, as they are when it begins."""
+    """The other arguments of a loader, as they are when an iteration begins."""
 
     dataset: Any
     num_workers: int
@@ -37,16 +37,16 @@ class Options:
 
 
 class Plan:
-    """The shape of the work of one loader.
+    """How one loader reads samples and makes batches.
 
     Attributes:
         collate_fn: the user's, or torch's default.
-        fetch: how samples are read.
+        fetch: how samples are read; see `Job`.
         batched: False with `batch_size=None`.
-        by_rows: samples go into the rows of a slot; else a collate_fn makes the batch in one worker.
-        by_spans: a batch is shared by several workers.
-        spec: of the rows, once the first sample was seen.
-        room: rows of a slot, the largest batch so far.
+        by_rows: samples are written into the rows of a slot; else a collate_fn makes the batch in one worker.
+        by_spans: several workers share a batch.
+        spec: of the rows; None until the first sample was read.
+        room: rows of a slot: those of the largest batch so far.
     """
 
     def __init__(self, dataset: Any, collate_fn: Any, batch_size: int | None, batched: bool, depth: int | None) -> None:
@@ -59,9 +59,9 @@ class Plan:
             self.fetch = "all"
         self.by_rows = batched and collate_fn in (default_collate, numpy_collate) and not registered_collation()
         self.by_spans = self.by_rows and self.fetch == "each"
-        # default_convert only wraps, which the consumer does for nothing; any other function runs in the worker.
+        # default_convert only wraps, which costs the consumer nothing; any other function runs in the worker.
         self.collate = None if self.by_rows or (not batched and collate_fn is default_convert) else collate_fn
-        # Of a stream it is known only when it is read; else it grows with the batches that the sampler gives.
+        # The rows of a stream's batch are known only once it is read; else room grows with the sampler's batches.
         self.room = (batch_size or 1) if batched and self.fetch == "stream" else 1
         self.spec: BatchSpec | None = None
         self._depth = depth
@@ -82,18 +82,18 @@ class Plan:
         return self.layout()[1]
 
     def layout(self) -> tuple[BatchSpec | None, list[int], int]:
-        """The spec, bytes per block and rows of the next slot, of one moment: other threads may iterate as well."""
+        """The spec, bytes per block and rows of the next slot, read together: other threads may iterate."""
         spec, room = self.spec, self.room
         if not self.by_rows:
             return spec, list(self._parcel_sizes), room
         return spec, spec.sizes(room) if spec is not None else [], room
 
     def learn(self, needs: Needs, parcel: Parcel | None) -> None:
-        """Make room in the slots to come for what did not fit into this one.
+        """Make room in later slots for what did not fit into this one.
 
         Args:
-            needs: what did not fit into this one.
-            parcel: the result of a collate_fn. Results of another size get a quarter more than they took.
+            needs: what did not fit.
+            parcel: the result of a collate_fn. A larger one than before gets room for a quarter more than it took.
         """
         if self.spec is not None:
             self.spec = self.spec.grown(needs)
@@ -106,5 +106,5 @@ class Plan:
 
     @staticmethod
     def as_indices(keys: Sequence[Any]) -> Any:
-        """What `return_index=True` delivers: int64 (B,), or a list where the keys are no ints."""
+        """What `return_index=True` delivers: int64 (B,), or a list where the keys are not ints."""
         return torch.tensor(keys, dtype=torch.int64) if all(type(key) is int for key in keys) else list(keys)

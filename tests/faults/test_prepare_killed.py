@@ -119,7 +119,7 @@ def test_ctrl_c_ends_it_and_says_how_to_go_on(source, start, tmp_path):
         os.killpg(process.pid, signal.SIGINT)
         output, _ = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert output == "Stopped. Run it again to go on.\n"
+    assert output == "Stopped. Run it again to continue.\n"
     wait_until(lambda: not members(process.pid), "nobody was left")
     assert 5 < len(written(target)) < COUNT
     assert_whole(source, target)

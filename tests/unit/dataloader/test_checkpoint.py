@@ -418,7 +418,7 @@ def test_setting_another_epoch_than_the_resumed_one_begins_that(setter: str, sam
     one.set_epoch(4)
     next(iter(one))
     other = resumed(one.state_dict(), **make())
-    with pytest.warns(UserWarning, match="after batch 1 of epoch 4, is given up: the epoch was set to 5"):
+    with pytest.warns(UserWarning, match="after batch 1 of epoch 4, is discarded: the epoch was set to 5"):
         assert _seen_after(other, setter) == whole
 
 

@@ -139,7 +139,7 @@ def test_a_state_that_the_loader_was_given_is_told_and_so_is_what_it_did_by_itse
     list(islice(ahead, 2))
     loader.load_state_dict(ahead.state_dict())
     assert ours.state_dict() == ahead.state_dict()
-    with pytest.warns(UserWarning, match="is given up"):
+    with pytest.warns(UserWarning, match="is discarded"):
         loader.set_epoch(0)
     list(islice(loader, 9))
     assert (ours.state_dict()["epoch"], ours.state_dict()["batches"]) == (0, 9)
