@@ -157,7 +157,7 @@ class Dispatch:
             if spans:
                 self.engine.submit(batch.task, spans, batch.lane)
         except BufferMemoryError as error:  # no room even for the task: raised when it is this batch's turn
-            batch.received.broken, spans = Failure.of(error, "ordering"), ()
+            batch.received.broken, spans = Failure.of(error, "sending"), ()
             # Frames in its traceback refer to the iterator, which must be collectable for `weakref.finalize` to run.
             error.__traceback__ = None
         self._open[batch.task.ticket] = batch

@@ -113,7 +113,7 @@ class ProcessEngine:
             except Exception as error:
                 if is_interrupt(error):
                     raise
-                failure = Failure.of(error, "ordering", None, list(task.keys))
+                failure = Failure.of(error, "sending", None, list(task.keys))
                 self._ready += [Result(0, task.ticket, start, stop, failures=[failure]) for start, stop in spans]
                 self.intact = True
                 return

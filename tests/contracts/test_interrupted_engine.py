@@ -234,4 +234,4 @@ def test_what_a_handler_raises_is_not_taken_for_the_fault_of_a_key(
     else:
         bench.engine.submit(task, [(0, 1)])
         [result] = bench.collect(1)
-        assert result.failures[0].doing == "ordering"
+        assert result.failures[0].doing == "sending"

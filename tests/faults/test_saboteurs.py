@@ -305,7 +305,7 @@ def test_key_that_cannot_be_pickled_costs_its_own_batch() -> None:
     loader = DataLoader(Numbers(8), sampler=[0, Stubborn(), 2], num_workers=2)
     first, error, last = outcomes(loader)
     assert (indices(first), indices(last)) == ([0], [2])
-    assert re.match(r"bad luck at pickle\n  while ordering samples a stubborn key", str(error))
+    assert re.match(r"bad luck at pickle\n  while sending samples a stubborn key", str(error))
 
 
 class Stubborn:
