@@ -198,7 +198,7 @@ class ProcessEngine:
 
     def _begin(self) -> None:
         if not self.intact or self._closed:
-            raise WorkerLostError("the workers are stopped, or a call was interrupted.\n  Iterate the loader again.")
+            raise WorkerLostError("the workers are stopped, or a call was interrupted.\n  Start a new iteration.")
         self.intact = False
 
     def _free_number(self) -> int | None:
