@@ -1,4 +1,4 @@
-"""From samples to a batch: its spec, samples written into rows, values packed for the way between processes, tensors.
+"""From samples to a batch: its spec, samples written into rows, values packed for other processes, tensors.
 
-Imports `memory` and what stands before it; datasets do not import it, workers and the DataLoader do.
+Imports `memory` and the layers below it; datasets do not import it, workers and the DataLoader do.
 """

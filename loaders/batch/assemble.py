@@ -1,7 +1,7 @@
 """The rows of a slot as a batch of tensors: `torch.from_numpy` once per field, no copy.
 
 The batch is what the loader's collate function would have made of the samples. Where a slot could not hold a field of
-some row, that one field is made by the function itself, in private memory.
+some row, the function itself makes that one field, in private memory.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Padded(NamedTuple):
     """Samples of different length in one tensor.
 
     Attributes:
-        values: (B, longest, …); what is beyond a sample's length holds the pad value.
+        values: (B, longest, …); filled with the pad value beyond a sample's length.
         counts: int64 (B,): the length of each sample.
     """
 
@@ -48,7 +48,7 @@ class Ragged(list[torch.Tensor]):
     """Samples of different shape: a list of tensors, each a view of the slot's memory."""
 
     def flat(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """(values, offsets): all samples one behind the other along the first dimension (a copy), and int64 (B + 1,).
+        """(values, offsets): all samples concatenated along the first dimension (a copy), and int64 (B + 1,).
 
         Sample i is `values[offsets[i] : offsets[i + 1]]`. The samples must agree in all other dimensions.
         """
@@ -73,15 +73,15 @@ def assemble(
     """The batch.
 
     Args:
-        spec: of the slot; None where nothing lies in one.
+        spec: of the slot; None if `beside` holds the whole batch.
         memories: per field its leased block, None for fields without one.
         rows: how many of the slot's rows are in the batch.
         beside: what the slot could not hold.
-        name: tells a row's sample, for messages.
-        collate: makes what the slot could not hold: `default_collate` or `numpy_collate`.
+        name: gives the index and source of a row's sample, for messages.
+        collate: collates what the slot could not hold: `default_collate` or `numpy_collate`.
 
     Raises:
-        FieldShapeError, FieldDtypeError, FieldNameError: the samples do not go together, as `collate` would say too.
+        FieldShapeError, FieldDtypeError, FieldNameError: the samples cannot be batched; `collate` would fail, too.
     """
     if beside.whole is not None:
         return collate(beside.whole[0])
@@ -124,7 +124,7 @@ def collate_privately(
 
 
 def convert(sample: Any, name: Name) -> Any:
-    """One sample as a loader without batching gives it."""
+    """One sample as a loader without batching returns it."""
     try:
         return default_convert(sample)  # type: ignore[no-untyped-call]  # torch's
     except (RuntimeError, TypeError, ValueError) as error:
@@ -132,7 +132,7 @@ def convert(sample: Any, name: Name) -> Any:
 
 
 def samples_of(spec: BatchSpec, memories: Sequence[Any], rows: int, beside: Overflow) -> list[Any]:
-    """The samples again, as the dataset gave them; their arrays are views of the slot."""
+    """The samples as the dataset gave them; their arrays are views of the slot."""
     odd_fields = {number: dict(pairs) for number, pairs in beside.fields.items()}
     whole = dict(beside.samples)
     columns = [
@@ -173,7 +173,7 @@ def _mixed(field: FieldSpec, values: Sequence[Any], odd: Sequence[tuple[int, Any
     if field.is_open:
         field = next((known for value in values if not (known := closed(field, value)).is_open), field)
     columns: Any = field.shape[1:]
-    if field.kind == "ragged":  # as its neighbours
+    if field.kind == "ragged":  # the columns of the other rows
         known_arrays = (as_row_array(field, value) for value in values if not has_no_rows(value))
         columns = next((array.shape[1:] for array in known_arrays if array is not None), (0,) * (field.ndim - 1))
     none = np.empty((0, *columns), field.dtype)
@@ -190,7 +190,7 @@ def _mixed(field: FieldSpec, values: Sequence[Any], odd: Sequence[tuple[int, Any
             want = f"(…{rest})" if field.kind == "pad" else f"{field.ndim} dimensions"
             detail = f"{_looks(value)}, expected {want}"
             if field.kind == "pad" and array.ndim == field.ndim:
-                detail += ".\n  Padding makes up for the first dimension: where others vary, use Field(ragged=True)"
+                detail += ".\n  Padding covers the first dimension only: where others vary, use Field(ragged=True)"
             raise _error(FieldShapeError, row, field.path, detail, name)
         arrays.append(array)
     if field.kind == "ragged":
@@ -205,7 +205,7 @@ def _mixed(field: FieldSpec, values: Sequence[Any], odd: Sequence[tuple[int, Any
 
 
 def _collate(values: Sequence[Any], path: str, name: Name, collate: Collate) -> Any:
-    """What `collate` makes of the values of one field, or of whole samples; where it refuses, one sample is named."""
+    """The values of one field, or whole samples, collated by `collate`; an error names the sample that does not fit."""
     try:
         return collate(values)
     except (RuntimeError, TypeError, ValueError, KeyError) as error:
@@ -222,7 +222,7 @@ def _collate(values: Sequence[Any], path: str, name: Name, collate: Collate) -> 
         if _outline(want) != _outline(have) and (children(want) is not None or children(have) is not None):
             detail = f"has {_outline(have)}, expected {_outline(want)} as in the first sample of the batch"
             raise _error(FieldNameError, row, path, detail, name) from error
-        against = "cannot be collated" if want is have else f"does not go with {_looks(want)}"
+        against = "cannot be collated" if want is have else f"does not match {_looks(want)}"
         raise _error(FieldDtypeError, row, path, f"{_looks(have)} {against}: {error}", name) from error
 
 
@@ -235,7 +235,7 @@ def _go_together(first: Any, value: Any, collate: Collate) -> bool:
 
 
 def _disagreement(path: str, first: Any, value: Any, collate: Collate) -> tuple[str, Any, Any]:
-    """Where in two samples `collate` finds them not to go together: the path, and what each has there."""
+    """Where `collate` cannot combine two samples: the path, and what each has there."""
     have = dict(children(value) or [])
     for name, below in children(first) or []:
         if name in have and not _go_together(below, have[name], collate):
@@ -282,7 +282,7 @@ def _error(kind: Any, row: int, path: str | None, detail: str, name: Name) -> Ex
 def _collated(skeleton: Any, column: Callable[[int, type[Any]], Any], container: type[Any] = list) -> Any:
     """The container of the batch as `default_collate` makes it: tuples come out as lists, everything else as it was.
 
-    `container` is what torch has the values of a field in: a tuple below sequences. Text comes out as just that.
+    `container` is the type in which torch has a field's values: a tuple below sequences. Texts are returned in it.
     """
     if type(skeleton) is int:
         return column(skeleton, container)

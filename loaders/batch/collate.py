@@ -28,8 +28,8 @@ def numpy_collate(samples: Sequence[Any]) -> Any:
     on its way there.
 
     Structure, dtypes and values are those of `default_collate`: a tuple of fields comes out as a list, Python floats as
-    float64, strings as they are. Beyond it, dataclasses come out as dataclasses, and big-endian arrays in the machine's
-    byte order. Stricter than it: dtypes are never promoted, fields never dropped.
+    float64, strings as they are. In addition, dataclasses come out as dataclasses, and big-endian arrays in native byte
+    order. It is stricter: dtypes are never promoted, fields never dropped.
 
     Args:
         samples: dicts, tuples, namedtuples, lists or dataclasses, nested as you like, of ndarrays, scalars, strings.
@@ -47,10 +47,10 @@ def numpy_collate(samples: Sequence[Any]) -> Any:
 
 
 def registered_collation() -> tuple[Any, ...]:
-    """What was registered with torch for `default_collate` and concerns values that rows hold: (type, function) pairs.
+    """What the user registered with torch's `default_collate` for values that rows hold: (type, function) pairs.
 
-    Where there is any, `default_collate` is a function of the user's, and nothing may do its work in its place. Values
-    that no row holds are left to `default_collate` anyway.
+    If there are any, `default_collate` runs the user's functions and must not be bypassed. Values that no row holds are
+    left to `default_collate` anyway.
     """
     return tuple((kind, function) for kind, function in _registered() if any(map(_is_held_by_rows, _types(kind))))
 
@@ -73,12 +73,12 @@ def _is_held_by_rows(kind: type[Any]) -> bool:
     )
 
 
-# Of classes derived from them only those of arrays, and namedtuples and dataclasses, are written into rows.
+# Of their subclasses only those of arrays, and namedtuples and dataclasses, are written into rows.
 _HELD = (bool, int, float, np.ndarray, np.float32, np.int64, np.bool_, torch.Tensor, dict, OrderedDict, list, tuple)
 
 
 def _is_collated_by_the_user(value: Any) -> bool:
-    """Whether torch would give this value to a function of the user's: by its type, else by the first that it is of."""
+    """Whether torch would pass this value to a function of the user's, which it finds by type, then by isinstance."""
     if not (own := dict(_registered())):
         return False
     table = _torchs_collate.default_collate_fn_map
@@ -124,7 +124,7 @@ def _check_fields(column: Sequence[Any], field: str, fields_of: Callable[[Any], 
         if (found := fields_of(sample)) != expected:
             raise FieldNameError(
                 f"{_name(field, row)}: {_listed(found, sample)}, "
-                f"expected {_listed(expected, column[0])} as in the samples before.\n"
+                f"expected {_listed(expected, column[0])} as in the earlier samples.\n"
                 "  All samples of a batch need the same fields: fill in what is missing in the dataset.",
                 field=field or None,
             )
@@ -138,7 +138,7 @@ def _listed(fields: Any, sample: Any) -> str:
 
 def _stack(column: Sequence[Any], field: str, shared: bool) -> torch.Tensor:
     first = column[0]
-    # Native byte order: torch knows no other, and the one copy that is made here can turn the bytes.
+    # Native byte order: torch has no other, and the one copy that is made here converts it.
     dtype = first.dtype.newbyteorder("=")
     batch, tensor = _allocate((len(column), *first.shape), dtype, field, shared)
     for row, array in enumerate(column):
@@ -150,13 +150,13 @@ def _stack(column: Sequence[Any], field: str, shared: bool) -> torch.Tensor:
             )
         if array.shape != first.shape:
             raise FieldShapeError(
-                f"{_name(field, row)}: shape {array.shape}, expected {first.shape} as in the samples before.\n"
+                f"{_name(field, row)}: shape {array.shape}, expected {first.shape} as in the earlier samples.\n"
                 "  All samples of a batch share one shape: resize, crop or pad in the dataset or its transform.",
                 field=field or None,
             )
         if array.dtype.newbyteorder("=") != dtype:
             raise FieldDtypeError(
-                f"{_name(field, row)}: dtype {array.dtype}, expected {dtype} as in the samples before.\n"
+                f"{_name(field, row)}: dtype {array.dtype}, expected {dtype} as in the earlier samples.\n"
                 f"  All samples of a batch share one dtype: call .astype(np.{dtype.name}) in the dataset.",
                 field=field or None,
             )
@@ -179,8 +179,8 @@ def _allocate(
             "  Return numbers or bools as ndarrays, and texts as str.",
             field=field or None,
         ) from error
-    # As default_collate does for tensors; share_memory_() would copy the empty batch there first. A mapping of 0 bytes
-    # is refused by the system, and torch makes none then.
+    # As default_collate does for tensors; share_memory_() would first copy the empty batch there. The system refuses a
+    # mapping of 0 bytes, and torch makes none then.
     storage = torch.UntypedStorage._new_shared(math.prod(shape) * dtype.itemsize)  # type: ignore[no-untyped-call]  # torch's
     tensor = torch.empty(0, dtype=kind, device="cpu").set_(storage).view(shape)
     return tensor.numpy(), tensor
@@ -192,13 +192,13 @@ def _name(field: str, row: int | None = None) -> str:
 
 
 def _rebuild_mapping(first: Mapping[Any, Any], values: dict[Any, Any]) -> Any:
-    # A copy keeps what a subclass carries besides its items, such as a default_factory.
+    # A copy keeps what a subclass has besides its items, such as a default_factory.
     try:
         if isinstance(first, MutableMapping):
             clone = copy.copy(first)
             clone.update(values)
             return clone
-        return type(first)(values)  # type: ignore[call-arg]  # most mappings take one; the rest end below
+        return type(first)(values)  # type: ignore[call-arg]  # most mappings take a dict; others raise TypeError
     except TypeError:
         return values
 

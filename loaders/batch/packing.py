@@ -1,9 +1,9 @@
 """Any Python value as a parcel: its arrays' bytes apart from everything else.
 
 The bytes go where the caller has room for them (a slot), the rest is one pickle (protocol 5, PEP 574). The same format
-carries the results of a custom `collate_fn`, samples that fit no row, and errors. Views leave without the rest of what
-they are views of. Nothing here imports torch: tensors are recognised where torch is loaded already, and become tensors
-again in the consumer.
+carries the results of a custom `collate_fn`, samples that fit no row, and errors. A view is packed without the rest of
+the memory it is a view of. Nothing here imports torch: tensors are recognised where torch is already loaded, and become
+tensors again in the consumer.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ _MANY, _SMALL_NBYTES = 64, 4096
 def pack(value: Any, *, writable: bool = False) -> tuple[bytes, list[pickle.PickleBuffer]]:
     """Split `value` into a pickle and the contiguous buffers of its arrays and CPU tensors, in order.
 
-    Of very many arrays those of less than a page are part of the pickle: a block for each would take a page.
-    With `writable` arrays that are read-only here are copied, and can be written into where they arrive.
+    After `_MANY` buffers, arrays of less than a page stay in the pickle: a block for each would take a page. With
+    `writable`, arrays that are read-only here are copied, so that they arrive writable.
     """
     buffers: list[pickle.PickleBuffer] = []
 
@@ -44,7 +44,7 @@ def pack(value: Any, *, writable: bool = False) -> tuple[bytes, list[pickle.Pick
 
 
 def dumps(value: Any) -> bytes:
-    """The parcel in one piece, arrays included: what `pickle.dumps` gives, but that views are as large as they look."""
+    """The parcel in one piece, arrays included: like `pickle.dumps`, but views without the rest of their memory."""
     stream = io.BytesIO()
     _Packer(stream, protocol=5).dump(value)
     return stream.getvalue()
@@ -72,19 +72,19 @@ class _Packer(pickle.Pickler):
                 return NotImplemented
             return rebuild_array, as_dense(obj)
         if is_namedtuple(obj) and _is_pickled_by_its_fields(type(obj)):
-            # Not by its `__new__`, which may be the user's own and want something else than the fields.
+            # Not through its `__new__`, which may be the user's own and take other arguments than the fields.
             return rebuild_namedtuple, (type(obj), tuple(obj)), getattr(obj, "__dict__", None) or None
         return NotImplemented
 
 
 def _without_the_rest(tensor: Any) -> Any:
-    """How torch pickles the tensor, of a copy if it is a view of more: torch would pickle all that it is a view of."""
+    """How torch pickles the tensor, or a copy of it if it is a view: torch would pickle the whole storage."""
     if str(tensor.layout) != "torch.strided" or tensor.is_nested:
         return NotImplemented
     if tensor.untyped_storage().nbytes() <= tensor.numel() * tensor.element_size():
         return NotImplemented
     copy = tensor.detach().clone()
-    if type(copy) is not type(tensor):  # a Parameter pickles a plain tensor, which comes by here in its turn
+    if type(copy) is not type(tensor):  # a Parameter pickles a plain tensor, which is then packed here
         return NotImplemented
     copy.requires_grad_(tensor.requires_grad)
     vars(copy).update(vars(tensor))
@@ -97,9 +97,9 @@ def _is_pickled_by_its_fields(kind: type[Any]) -> bool:
 
 
 def as_dense(array: np.ndarray[Any, Any]) -> tuple[np.ndarray[Any, Any], list[int]]:
-    """The same bytes as a C-contiguous array, and the axes that turn it back; a copy only where there are gaps.
+    """The same bytes as a C-contiguous array, and the axes that restore it; a copy only where there are gaps.
 
-    So channels-last images stay channels-last. Only C-contiguous arrays leave a pickle without a copy in every NumPy.
+    So channels-last images stay channels-last. Some versions of NumPy pickle only C-contiguous arrays without a copy.
     """
     axes = sorted(range(array.ndim), key=lambda axis: -abs(array.strides[axis]))
     dense = array.transpose(axes)
@@ -107,7 +107,7 @@ def as_dense(array: np.ndarray[Any, Any]) -> tuple[np.ndarray[Any, Any], list[in
 
 
 def rebuild_array(dense: np.ndarray[Any, Any], axes: list[int]) -> np.ndarray[Any, Any]:
-    """The array with its axes in their order again, sharing memory. Runs where the parcel is opened."""
+    """The array with its axes in their original order, sharing memory. Runs where the parcel is opened."""
     array: np.ndarray[Any, Any] = dense.transpose(axes)
     return array
 

@@ -1,4 +1,4 @@
-"""One sample into one row of a slot: the one host write."""
+"""Writes one sample into one row of a slot: the one host write."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ Put = Callable[[int, Any], bool]
 
 @dataclass
 class Overflow:
-    """What no slot could hold of some rows. It travels beside the slot, and is counted.
+    """What the slot could not hold of some rows. It is pickled beside the slot, and counted.
 
     Attributes:
         fields: field number → the (row, value) pairs that did not fit or have no memory of their own.
         samples: the (row, sample) pairs whose container differs from the first sample's.
-        needs: field number → the largest shape that did not fit into its row; of an open field, what it is.
-        whole: all that `__getitems__` gave for the batch, alone in a tuple, where that is no list of a sample for each
-            row: the collate function gets it as it is. Nothing lies in the slot then.
+        needs: field number → the largest shape that did not fit into its row; for an open field, its spec.
+        whole: a 1-tuple of what `__getitems__` returned for the batch, where that is not a list with one sample per
+            row: the collate function gets it as it is. Nothing is in the slot then.
     """
 
     fields: dict[int, list[tuple[int, Any]]] = field(default_factory=dict)
@@ -34,7 +34,7 @@ class Overflow:
         return bool(self.fields or self.samples or self.whole)
 
     def merge(self, other: Overflow) -> None:
-        """Take over what another run of the same batch left beside."""
+        """Add the overflow of another span of the same batch."""
         for number, pairs in other.fields.items():
             self.fields.setdefault(number, []).extend(pairs)
         self.samples.extend(other.samples)
@@ -43,12 +43,12 @@ class Overflow:
             self.need(number, need)
 
     def drop(self, row: int) -> None:
-        """Leave out what belongs to this row."""
+        """Remove what belongs to this row."""
         self.samples = [pair for pair in self.samples if pair[0] != row]
         self.fields = {number: [pair for pair in pairs if pair[0] != row] for number, pairs in self.fields.items()}
 
     def need(self, number: int, need: tuple[int, ...] | FieldSpec) -> None:
-        """Note what did not fit."""
+        """Record what did not fit."""
         if np.prod(_shape_of(need)) > np.prod(_shape_of(self.needs.get(number, (0,)))):
             self.needs[number] = need
 
@@ -121,7 +121,7 @@ def as_row_array(spec: FieldSpec, value: Any) -> np.ndarray[Any, Any] | None:
 
 
 def _is_array(value: Any) -> bool:
-    # What a mask hides is for the collate function to decide.
+    # What to do with masked values is for the collate function to decide.
     return type(value) is np.ndarray or (isinstance(value, np.ndarray) and not is_masked(value))
 
 

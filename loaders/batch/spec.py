@@ -24,16 +24,16 @@ TORCH_DTYPES = frozenset(
 Kind = Literal["stack", "pad", "ragged", "object"]
 Leaf = Literal["array", "tensor", "scalar", "int", "float", "bool", "object"]
 _EXTENT = np.dtype(np.int64)
-# From so many fields on, those of less than a page share blocks of a few pages.
+# If there are this many fields of less than a page, they share blocks of a few pages.
 _MANY_SMALL, _SMALL_NBYTES, _SHARED_NBYTES = 64, 4096, 1 << 15
-_UNKNOWN = np.dtype(np.float32)  # of `[]`, as torch makes a tensor of it
+_UNKNOWN = np.dtype(np.float32)  # of `[]`, as in `torch.tensor([])`
 
 
 @dataclass(frozen=True)
 class Field:
     """How samples of different shapes share a batch. Without a declaration a field is stacked: one shape for all.
 
-    A sample may have nothing there: `[]`, or an array of shape (0,), whatever columns the others have.
+    A sample may have no rows there: `[]`, or an array of shape (0,), whatever columns the others have.
 
     Args:
         pad: the value that fills the first dimension up to the longest sample of the batch; comes out as `Padded`.
@@ -59,13 +59,13 @@ class FieldSpec:
 
     Attributes:
         path: where in the sample: "image", "meta.boxes", "0".
-        kind: stack (one shape for all) | pad | ragged | object (no memory of its own: travels beside the slot).
+        kind: stack (one shape for all) | pad | ragged | object (not in the slot: pickled beside it).
         leaf: what the sample holds there, so that a row can be turned back into exactly that.
         dtype: of a row. Torch dtypes that NumPy lacks are kept as integers of the same size.
         torch_dtype: the name of the dtype the batch has in torch.
-        shape: of a row; for pad and ragged the room of a row, which samples may use less of.
+        shape: of a row; for pad and ragged the room of a row, of which a sample may use less.
         pad: the value that fills a padded row.
-        is_open: of a pad or ragged field nothing else is known yet: the first sample has no rows there, as `[]`.
+        is_open: True while nothing else is known of a pad or ragged field, since the first sample has no rows there.
     """
 
     path: str
@@ -79,7 +79,7 @@ class FieldSpec:
 
     @property
     def ndim(self) -> int:
-        """Dimensions of one sample. A ragged row is flat room, so they are kept apart from `shape`."""
+        """Dimensions of one sample. A ragged row is flat: its `shape` is (ndim, room)."""
         return self.shape[0] if self.kind == "ragged" else len(self.shape)
 
     def values_offset(self, rows: int) -> int:
@@ -104,7 +104,7 @@ class FieldSpec:
 
 
 Needs = Mapping[int, "tuple[int, ...] | FieldSpec"]
-"""What did not fit: field number → the largest shape of a row; of an open field, the field that it turned out to be."""
+"""What did not fit: field number → the largest shape of a row; for an open field, its spec."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ class BatchSpec:
 
     @classmethod
     def from_sample(cls, sample: Any, declared: Mapping[str, Field] | None = None) -> BatchSpec:
-        """The spec that the first sample gives.
+        """The spec of batches whose first sample is `sample`.
 
         Raises:
             ValueError: `declared` names a field the sample does not have, or one that is no array.
@@ -138,7 +138,7 @@ class BatchSpec:
         return cls(tuple(fields), skeleton)
 
     def sizes(self, rows: int) -> list[int]:
-        """Bytes of each field's block; 0 for fields that travel beside the slot or lie in another's block."""
+        """Bytes of each field's block; 0 for fields that are not in the slot or lie in another's block."""
         sizes = [0] * len(self.fields)
         for field, (owner, at) in zip(self.fields, self.shares(rows), strict=True):
             if field.kind != "object":
@@ -146,10 +146,10 @@ class BatchSpec:
         return sizes
 
     def shares(self, rows: int) -> list[tuple[int, int]]:
-        """For each field the number of the one in whose block it lies, usually its own, and at which byte.
+        """For each field the number of the field whose block it lies in, usually its own, and its offset in bytes.
 
-        A block takes a page at least: of very many small fields, several lie in one. What holds one of them holds those
-        beside it, a few pages at most, and never a large field.
+        A block takes at least a page, so very many small fields share blocks. Whoever holds one of them then holds its
+        neighbours, too: a few pages at most, and never a large field.
         """
         shares = self._shares.get(rows)
         if shares is None:
@@ -178,11 +178,11 @@ class BatchSpec:
 
     @functools.cached_property
     def row_nbytes(self) -> int:
-        """What is written into one row of every field whose rows are of one size."""
+        """Bytes that are written into one row, over all fields whose rows have one size."""
         return sum(field.nbytes(1) - field.values_offset(1) for field in self.fields if field.kind in ("stack", "pad"))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Not what is cached: another thread may be adding it to the dictionary that a plain pickle walks over.
+        # Without what is cached: another thread may be adding it to the `__dict__` that a plain pickle iterates over.
         return BatchSpec, (self.fields, self.skeleton)
 
     @functools.cached_property
@@ -196,17 +196,17 @@ class BatchSpec:
         """The leaves of a sample in the order of `fields`, or None if its container differs from the first one's."""
         names = self._names
         if names is not None:
-            # Also the order of the keys: a batch has that of its own first sample.
+            # The keys' order must agree, too: a batch has that of its own first sample.
             return list(sample.values()) if type(sample) is dict and tuple(sample) == names else None
         out: list[Any] = []
         return out if _flatten(self.skeleton, sample, out) else None
 
     def unflatten(self, values: Sequence[Any]) -> Any:
-        """A sample again."""
+        """The sample with these leaves."""
         return _fill(self.skeleton, values)
 
     def grown(self, needs: Needs) -> BatchSpec:
-        """The same spec with more room: half as much again as `needs` say for what did not fit."""
+        """The same spec with more room: one and a half times what `needs` say for what did not fit."""
         fields = list(self.fields)
         for number, need in needs.items():
             field = fields[number]
@@ -219,12 +219,12 @@ class BatchSpec:
             else:
                 room = (field.shape[0], max(field.shape[1], _half_more(int(np.prod(need, dtype=np.int64)))))
             fields[number] = dataclasses.replace(field, shape=room)
-        # The same object if nothing has grown: workers are sent every spec once.
+        # The same object if nothing has grown: workers are sent each spec object once.
         return self if tuple(fields) == self.fields else dataclasses.replace(self, fields=tuple(fields))
 
 
 def owners(places: Sequence[tuple[int, int]]) -> list[int]:
-    """For each (offset, nbytes) the number of the one in whose block it lies, usually its own."""
+    """For each (offset, nbytes) the number of the entry in whose block it lies, usually its own."""
     found = list(range(len(places)))
     owner, end = -1, 0
     for number in sorted(found, key=lambda each: places[each]):
@@ -237,7 +237,7 @@ def owners(places: Sequence[tuple[int, int]]) -> list[int]:
 
 
 def has_no_rows(value: Any) -> bool:
-    """True for `[]` and `()`, and arrays and tensors of shape (0,): no rows, and nothing said of their columns."""
+    """True for `[]` and `()`, and arrays and tensors of shape (0,): no rows, and unknown columns."""
     if type(value) in (list, tuple):
         return not value
     torch: Any = sys.modules.get("torch")
@@ -246,10 +246,10 @@ def has_no_rows(value: Any) -> bool:
 
 
 def closed(field: FieldSpec, value: Any) -> FieldSpec:
-    """What an open field becomes when a value with rows is seen; itself if this is none, or the field is not open.
+    """The spec of an open field, from a value with rows; `field` itself if the value has none or it is not open.
 
     Raises:
-        ValueError: the pad value does not go with the value's dtype.
+        ValueError: the value's dtype cannot hold the pad value.
     """
     if not field.is_open or has_no_rows(value) or _leaf_of(value)[0] not in ("array", "tensor") or not value.shape:
         return field
@@ -257,13 +257,13 @@ def closed(field: FieldSpec, value: Any) -> FieldSpec:
 
 
 def is_masked(value: Any) -> bool:
-    """True for masked arrays. Asked without importing `numpy.ma`, which takes 15 ms in every worker."""
+    """True for masked arrays. Checked without importing `numpy.ma`, which takes 15 ms in every worker."""
     masked: Any = sys.modules.get("numpy.ma")
     return masked is not None and isinstance(value, masked.MaskedArray)
 
 
 def is_plain(tensor: Any) -> bool:
-    """True for a tensor that is just memory: dense, on the CPU, outside autograd."""
+    """True for a tensor that is plain memory: dense, on the CPU, outside autograd."""
     return bool(
         tensor.device.type == "cpu"
         and str(tensor.layout) == "torch.strided"
@@ -290,7 +290,7 @@ def _half_more(n: int) -> int:
 
 
 def _is_known_container(node: Any) -> bool:
-    # Other mappings and sequences may do anything on access: they travel whole, and torch collates them.
+    # Other mappings and sequences may do anything on access: they are pickled whole, and torch collates them.
     return type(node) in (dict, OrderedDict, tuple, list) or is_namedtuple(node) or is_dataclass(node)
 
 
@@ -319,7 +319,7 @@ def _field_of(path: str, value: Any, declared: Field | None) -> FieldSpec:
 
 
 def _as_stored(path: str, pad: float, dtype: np.dtype[Any], torch_dtype: str) -> float:
-    """The pad value as rows hold it: of dtypes that NumPy lacks, its bits as an integer."""
+    """The pad value as rows hold it: for dtypes that NumPy lacks, its bits as an integer."""
     if torch_dtype != dtype.name:
         torch: Any = sys.modules["torch"]
         stored: float = tensor_as_array(torch.tensor(pad, dtype=getattr(torch, torch_dtype)))[0].item()
@@ -340,7 +340,7 @@ def _leaf_of(value: Any) -> tuple[Leaf, np.dtype[Any], str, tuple[int, ...]]:
         return "int", np.dtype(np.int64), "int64", ()
     if kind is float:
         return "float", np.dtype(np.float64), "float64", ()
-    # What a mask hides is for the collate function to decide.
+    # What to do with masked values is for the collate function to decide.
     if isinstance(value, (np.ndarray, np.generic)) and not (isinstance(value, (str, bytes)) or is_masked(value)):
         dtype = value.dtype
         if dtype.name in TORCH_DTYPES and dtype.isnative:

@@ -1,7 +1,7 @@
 """NumPy ↔ torch, exactly: what shares memory, what copies, and what neither can do.
 
-`as_tensor` and `as_array` follow the array API's meaning of `copy`; `to_numpy` and `to_image` always give memory of
-their own. `docs/conversions.md` is the table of every dtype and layout, generated from this package.
+`as_tensor` and `as_array` follow the array API's meaning of `copy`; `to_numpy` and `to_image` always return new memory.
+`docs/conversions.md` is the table of every dtype and layout, generated from this package.
 """
 
 from loaders.bridge.arrays import as_array

@@ -43,8 +43,8 @@ def as_array(tensor: torch.Tensor, copy: bool | None = None) -> np.ndarray[Any, 
         found, remedy = obstacle
         kind = ShareError if dtypes.is_shared(plain) else DtypeError
         raise kind(f"{dtypes.describe(plain)} {found}, which NumPy cannot share.\n  Pass copy=None to get {remedy}.")
-    # `plain` is a tensor of ours alone: the array hangs on it, and nobody can exchange its storage. `tensor.numpy()`
-    # would hang on `tensor`, and read freed memory after `tensor.data = other`.
+    # The array keeps `plain` alive, a tensor of ours alone, whose storage nobody can replace. `tensor.numpy()` would
+    # keep `tensor` alive instead, and read freed memory after `tensor.data = other`.
     array = plain.numpy()
     with torch._C.DisableTorchFunctionSubclass():
         tracked = tensor.requires_grad
@@ -78,7 +78,7 @@ def require_dense(tensor: object) -> torch.Tensor:
             f"{type(tensor).__name__} wraps other tensors and has no memory of its own.\n"
             "  Ask it for plain ones first: DTensor.full_tensor(), NestedTensor.unbind(). A fake tensor has no values."
         )
-    # Subclasses such as torchvision's tv_tensors override functions, not memory; here theirs must not be called.
+    # Subclasses such as torchvision's tv_tensors override functions, not memory; their functions must not run here.
     with torch._C.DisableTorchFunctionSubclass():
         plain = tensor.detach()
     if plain.is_nested:
@@ -108,7 +108,7 @@ def _require_storage(plain: torch.Tensor) -> None:
     needed = (plain.storage_offset() + reach + 1) * plain.itemsize if plain.numel() else 0
     # Quantized tensors may pack two elements in a byte; their dtype is refused anyway.
     if needed > nbytes and not plain.is_quantized:
-        # Left so by FSDP between steps and by `untyped_storage().resize_(0)`; torch would read beyond the end.
+        # FSDP between steps and `untyped_storage().resize_(0)` leave it so; torch would read beyond the end.
         raise ArrayKindError(
             f"{dtypes.describe(plain)} needs {needed} bytes and its storage has {nbytes}: it was freed or shrunk.\n"
             "  Convert it while its storage is whole."
@@ -124,7 +124,7 @@ def _require_storage(plain: torch.Tensor) -> None:
 def _obstacle(plain: torch.Tensor, target: np.dtype[Any]) -> tuple[str, str] | None:
     """Why NumPy cannot share the memory, and what a copy gives; None if it can."""
     if not dtypes.is_shared(plain):
-        return "has a dtype of torch alone", f"a {target} copy with the same values"
+        return "has a dtype that only torch has", f"a {target} copy with the same values"
     if plain.device.type != "cpu":
         return f"is on {plain.device}", "a copy in host memory"
     if plain.is_conj() or plain.is_neg():

@@ -1,6 +1,6 @@
-"""Which dtypes NumPy and torch share, which only a lossless copy crosses, and which do not cross at all.
+"""Which dtypes NumPy and torch share, which are converted by a lossless copy, and which cannot be converted.
 
-The four tables below are the one source: the conversions, `docs/conversions.md` and the tests read them. Dtypes are
+The four tables below are the only source: the conversions, `docs/conversions.md` and the tests read them. Dtypes are
 named, not imported, so that the table is the same for every version of torch.
 """
 
@@ -76,7 +76,7 @@ _NATIVE = {f"{dtype.kind}{dtype.itemsize}": dtype for dtype in map(np.dtype, SHA
 def native_dtype(array: np.ndarray[Any, Any]) -> np.dtype[Any]:
     """The dtype under which torch takes the bytes of `array`, in this machine's byte order.
 
-    Kind and size decide, not the C type: torch refuses `np.ulonglong` where it takes `np.uint64`, of the same bytes.
+    Kind and size decide, not the C type: torch refuses `np.ulonglong` where it takes `np.uint64`, with the same bytes.
 
     Raises:
         DtypeError: torch has no such dtype.
@@ -84,7 +84,7 @@ def native_dtype(array: np.ndarray[Any, Any]) -> np.dtype[Any]:
     native = _NATIVE.get(f"{array.dtype.kind}{array.dtype.itemsize}")
     if native is not None and array.dtype.newbyteorder("=") == native:
         return native
-    # 2 marks a dtype that another package registered, such as ml_dtypes: its kind says nothing of its meaning.
+    # 2 marks a dtype that another package registered, such as ml_dtypes: its kind does not tell its meaning.
     _, remedy = NUMPY_ONLY.get("" if array.dtype.isbuiltin == 2 else array.dtype.kind, ("", ""))
     raise _no_counterpart(array, "torch", remedy or "call array.astype with one of NumPy's own numeric dtypes")
 
@@ -103,12 +103,12 @@ def numpy_dtype(tensor: torch.Tensor) -> np.dtype[Any]:
 
 
 def is_shared(tensor: torch.Tensor) -> bool:
-    """True where NumPy has the very dtype of `tensor`."""
+    """True if NumPy has the dtype of `tensor`."""
     return _name(tensor) in SHARED
 
 
 def describe(array: np.ndarray[Any, Any] | torch.Tensor) -> str:
-    """How every message names what it is about: `float32 array of shape (3, 224, 224)`."""
+    """How messages name an array or tensor: `float32 array of shape (3, 224, 224)`."""
     if isinstance(array, torch.Tensor):
         return f"{_name(array)} tensor of shape {tuple(array.shape)}"
     return f"{array.dtype} array of shape {array.shape}"

@@ -17,12 +17,12 @@ def to_numpy(tree: Any) -> Any:
     """Every tensor in `tree` as an array you own: detach, bring to the host, convert, in one call.
 
     The transfers of all tensors are queued before the host waits, once per device. Arrays are C-contiguous, writeable
-    and share memory with nothing, not even with each other; they lie in ordinary memory, so keeping them pins none.
-    bfloat16 and float8 come as float32, complex32 as complex64; conj and neg bits are resolved.
+    and share memory with nothing, not even with each other; they are in ordinary, not in page-locked memory. bfloat16
+    and float8 come as float32, complex32 as complex64; conj and neg bits are resolved.
 
     Args:
-        tree: a tensor, or dicts, lists, tuples, namedtuples and dataclasses of them, nested at will. Arrays are copied
-            too, keeping their class; everything else passes through as it is.
+        tree: a tensor, or dicts, lists, tuples, namedtuples and dataclasses of them, nested in any way. Arrays are
+            copied, too, keeping their class; everything else passes through as it is.
 
     Returns:
         The same containers with arrays in place of tensors.
@@ -30,10 +30,10 @@ def to_numpy(tree: Any) -> Any:
     Raises:
         DtypeError: quantized or sub-byte tensors; the message names the place in the tree.
         ArrayKindError: tensors without plain memory. Sparse ones are refused rather than made dense, because that
-            may take far more memory: call `.to_dense()` where it is meant.
+            may take far more memory: call `.to_dense()` if you want that.
     """
     arrived: list[Any] = []
-    waits: dict[torch.device, None] = {}  # a dict for its order; a device twice is one wait
+    waits: dict[torch.device, None] = {}  # a dict, for its order; one wait per device
     for path, leaf in leaves(tree):
         if isinstance(leaf, torch.Tensor):
             host, device = _begin_transfer(_require_convertible(leaf, path))
@@ -61,8 +61,8 @@ def _begin_transfer(plain: torch.Tensor) -> tuple[torch.Tensor, torch.device | N
     """Queue the copy to the host. The device is the one to wait for before reading; None if there is no wait."""
     accelerator = torch.accelerator.current_accelerator()
     if accelerator is None or accelerator.type != plain.device.type:
-        return plain.cpu(), None  # there already, or on a device without streams, where the copy waits by itself
-    # The bits first: torch resolves them on the host right after queueing, before the bytes have come.
+        return plain.cpu(), None  # there already, or on a device without streams, where the copy is synchronous
+    # The bits first: torch would resolve them on the host right after queueing, before the bytes have arrived.
     resolved = plain.resolve_conj().resolve_neg()
     try:
         return resolved.to("cpu", non_blocking=True), plain.device

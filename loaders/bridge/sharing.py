@@ -10,7 +10,7 @@ import torch
 from loaders.bridge.arrays import require_dense
 from loaders.errors import ArrayKindError
 
-# About half a second; the problem is NP-hard, and strided views with many axes can take for ever.
+# About half a second; the problem is NP-hard, and strided views with many axes can take forever.
 _MAX_WORK = 10_000_000
 
 

@@ -1,4 +1,4 @@
-"""Writes `docs/conversions.md` from the dtype tables and from what the conversions really do.
+"""Writes `docs/conversions.md` from the dtype tables and from what the conversions actually do.
 
 python -m loaders.bridge.table > docs/conversions.md
 """
@@ -70,7 +70,7 @@ TENSORS: dict[str, Callable[[], Any]] = {
     "on the meta device": lambda: torch.zeros(3, device="meta"),
     "inside `torch.func` transforms; nested, fake, `DTensor`; freed storage": _freed,
 }
-"""What a tensor can be besides its dtype, each with an example; devices, which not every machine has, are a line."""
+"""What a tensor can be besides its dtype, each with an example; `render` adds devices, which not every machine has."""
 
 
 def outcome(convert: Callable[..., Any], source: Any, copy: bool | None) -> str:

@@ -17,7 +17,7 @@ def as_tensor(array: np.ndarray[Any, Any] | np.generic, copy: bool | None = None
     torch cannot share, and `copy=None` copies: read-only arrays and NumPy scalars (a tensor would let you write),
     broadcast arrays (a stride of 0: writing one element would change others; NumPy treats them as read-only too),
     negative strides, strides that are no multiple of the item size, unaligned data, a foreign byte order. Axes of
-    length 1 and arrays without elements are never in the way.
+    length 1 and arrays without elements never prevent sharing.
 
     Sharing means the tensor keeps the memory alive, also that of a memmap, and what one side writes the other reads.
     Subclasses (`np.matrix`, `np.memmap`, …) are taken as the plain array they extend.
@@ -29,7 +29,7 @@ def as_tensor(array: np.ndarray[Any, Any] | np.generic, copy: bool | None = None
     Raises:
         ShareError: `copy` is False and torch cannot share this memory.
         DtypeError: torch has no such dtype.
-        ArrayKindError: not an ndarray, or a masked array, whose mask torch would drop without a word.
+        ArrayKindError: not an ndarray, or a masked array, whose mask torch would drop silently.
     """
     plain = _plain(array)
     native = dtypes.native_dtype(plain)
@@ -63,14 +63,14 @@ def _plain(array: object) -> np.ndarray[Any, Any]:
 
 def _obstacle(array: np.ndarray[Any, Any]) -> tuple[str, str] | None:
     """Why torch cannot share the memory, and what else to do than copy=True; None if it can."""
-    # Elsewhere strides are never followed, so they may hold anything: `a[:1][::-1]` has a negative one.
+    # On other axes strides are never followed, so they may be anything: `a[:1][::-1]` has a negative one.
     followed = [stride for length, stride in zip(array.shape, array.strides, strict=True) if length > 1]
     if not array.dtype.isnative:
         return "has a foreign byte order", "call array.astype(array.dtype.newbyteorder('='))"
     if array.size == 0:
         return None
     if 0 in followed:
-        return f"is broadcast (strides {array.strides}): several elements are one", "call array.copy()"
+        return f"is broadcast (strides {array.strides}): several elements share memory", "call array.copy()"
     if any(stride < 0 for stride in followed):
         return f"has negative strides {array.strides}", "call np.ascontiguousarray on it first"
     if any(stride % array.itemsize for stride in followed):
@@ -80,7 +80,7 @@ def _obstacle(array: np.ndarray[Any, Any]) -> tuple[str, str] | None:
         )
     if not array.flags.aligned:
         return f"is unaligned (at address {array.ctypes.data:#x})", "call array.copy()"
-    # Not `flags.writeable`: NumPy warns when it is read on a result of np.broadcast_arrays, which this calls read-only.
+    # Not `flags.writeable`: NumPy warns when it is read on a result of np.broadcast_arrays, which is read-only here.
     if array.__array_interface__["data"][1]:
         return "is read-only", "make it writeable first (np.memmap: mode='r+' or 'c')"
     return None

@@ -110,8 +110,8 @@ class Copies:
         self._readers.add(self._streams.current_stream())
         self._streams.compute_waits_for(copied.event)
         self.timer.hand_out(copied.stamps)
-        # torch does not own what is handed out of static buffers: it owns the buffers, which may be freed when
-        # the last iterator and the last batch are gone.
+        # torch does not own what is handed out of static buffers: it owns the buffers, which may be freed when the last
+        # iterator and the last batch are gone.
         memory = copied.target.buffers if copied.target is not None else []
         for tensor in (*tensors_of(copied.batch), *memory):
             self._streams.record_stream(tensor)
@@ -238,8 +238,7 @@ class _BufferSet:
 
 
 def _span(tensor: torch.Tensor) -> int | None:
-    """How many elements lie between the first and the last one, both counted; None where only a plain copy is
-    possible."""
+    """Elements from the first to the last one in memory, both counted; None where only a plain copy is possible."""
     if not is_plain(tensor) or tensor.device.type != "cpu" or tensor.numel() == 0 or tensor.requires_grad:
         return None
     if tensor.is_conj() or tensor.is_neg():

@@ -44,8 +44,8 @@ def transfer_time(
     """Time `fn()`, such as `lambda: target.copy_(source, non_blocking=True)`.
 
     On an accelerator: the time between two events on its current stream, one before and one after what `fn` enqueues
-    there. Each run starts on an idle device, so the host's time to enqueue counts where the device waits for it.
-    Work that `fn` enqueues on other streams counts only if it makes the current stream wait for them.
+    there. Each run starts on an idle device, so the host's time to enqueue counts where the device waits for it. Work
+    that `fn` enqueues on other streams counts only if it makes the current stream wait for them.
 
     On the CPU: the time of the call by `time.perf_counter`.
 

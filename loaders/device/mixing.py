@@ -133,10 +133,10 @@ class MixUp(_Mixing):
         label: likewise. None is "label", or the second item.
 
     Returns:
-        A batch like the input, with image: uint8 (B, H, W, C) or floating (B, C, H, W), as it was, and label:
-        float32 (B, num_classes). Labels that are so already are taken as they are, so mixings can follow each other.
-        A label outside 0 … num_classes - 1 counts as no class, and its sample contributes 0 to the labels: to
-        reject it, the host would have to wait for the device.
+        A batch like the input, with image: uint8 (B, H, W, C) or floating (B, C, H, W), as it was, and label: float32
+        (B, num_classes). Labels that are so already are taken as they are, so mixings can follow each other. A label
+        outside 0 … num_classes - 1 counts as no class, and its sample contributes 0 to the labels: to reject it, the
+        host would have to wait for the device.
 
     Raises:
         ValueError: `num_classes` or `alpha` is not positive.
@@ -164,8 +164,7 @@ class CutMix(_Mixing):
 
     One box for the batch: lambda ~ Beta(alpha, alpha), the centre uniform, the sides sqrt(1 - lambda) of the image's,
     clipped to the image; then lambda becomes the share of the image outside the box. Everything is drawn on the host
-    from
-    `loaders.sample_rng()`, and nothing waits for the device. The batch that came is not changed. Images keep dtype and
+    from `loaders.sample_rng()`, and nothing waits for the device. The input batch is not changed. Images keep dtype and
     memory format.
 
     To do one or the other: `(mixup if loaders.sample_rng().random() < 0.5 else cutmix)(batch)`.

@@ -16,8 +16,8 @@ def record_stream(batch: Any, stream: Any) -> None:
     """Declare that `stream` reads this batch: its memory is reused only after the work enqueued on the stream so far.
 
     Needed only for a stream that is current neither where the batch was handed out nor where its last view is dropped,
-    and only for copies that the host does not wait for. Call it after the copy was given to the stream, while you
-    still hold the batch.
+    and only for copies that the host does not wait for. Call it after the copy was given to the stream, while you still
+    hold the batch.
 
         with torch.cuda.stream(mine):
             image = batch["image"].to("cuda", non_blocking=True)

@@ -33,8 +33,7 @@ class Normalize:
         std: likewise.
         dtype: torch.bfloat16, float16 or float32.
         channels_last: True gives tensors in the channels-last memory format, which is how loaders write images, so no
-            pixel moves; convolutions in bfloat16 and float16 are fastest on it. False gives contiguous
-            ones.
+            pixel moves; convolutions in bfloat16 and float16 are fastest on it. False gives contiguous ones.
         fields: the paths of the tensors to normalise, such as "image" or ["views.left", "views.right"]; a path stands
             for all tensors under it. None takes every uint8 tensor of shape (B, H, W, C) with one channel per mean.
 

@@ -29,9 +29,8 @@ class DevicePrefetcher:
 
     Tensors move, wherever they sit in a batch of nested dicts, tuples, namedtuples, lists and dataclasses. Anything
     else, ndarrays included, passes unchanged. With a `loaders.DataLoader` the copy engine reads the slots that the
-    workers wrote into, which are page-locked for it. Other loaders' tensors are pinned first where they are not. On
-    the CPU the
-    loader's own batches come through, so one script serves both.
+    workers wrote into, which are page-locked for it. Other loaders' tensors are pinned first where they are not. On the
+    CPU the loader's own batches come through, so one script serves both.
 
     Keep, change or drop a batch as you like. Only what you hand to a stream other than the one current in your loop
     needs `tensor.record_stream(that_stream)`, as always in torch. Each `iter()` starts the loader anew, and two
@@ -39,8 +38,8 @@ class DevicePrefetcher:
     to one of them. An error of the loader is raised after the batches before it, and the next call continues as the
     loader does; likewise after an interrupt. Leaving the loop early waits for the copies under way.
 
-    `state_dict()` counts the batches that were handed out, not those on their way, and is the loader's own: either
-    may load it. It exists if the loader has it. Every other attribute that the prefetcher lacks, such as `dataset`,
+    `state_dict()` counts the batches that were handed out, not those on their way, and is the loader's own: either may
+    load it. It exists if the loader has it. Every other attribute that the prefetcher lacks, such as `dataset`,
     `batch_size`, `sampler` or `set_epoch`, is the loader's.
 
     Args:
@@ -53,14 +52,13 @@ class DevicePrefetcher:
         transform: `batch = transform(batch)` with each batch on the device. It runs when the batch is handed out, on
             the stream of your loop: so it may use what training writes, and only the untransformed, usually smaller
             batches wait on the device. What it draws from `loaders.sample_rng()` is keyed by (seed, epoch, number of
-            the batch); for other loaders by torch's seed, the sampler's epoch or else the number
-            of the iteration, and the number of the batch.
-        static: True to copy into `depth` + 2 fixed sets of device buffers in turn, with no allocation and always at
-            the same addresses, as CUDA graphs need it (a graph for each address of the batch). A batch is then valid
-            until the next one is asked for, and work enqueued on the current stream until then reads the right bytes.
-            If a part of it is still held when its buffers are needed again, a SlotStateError is raised. Iterators
-            that run at
-            the same time have separate buffers. On the CPU nothing is copied, and the argument has no effect.
+            the batch); for other loaders by torch's seed, the sampler's epoch or else the number of the iteration, and
+            the number of the batch.
+        static: True to copy into `depth` + 2 fixed sets of device buffers in turn, with no allocation and always at the
+            same addresses, as CUDA graphs need it (a graph for each address of the batch). A batch is then valid until
+            the next one is asked for, and work enqueued on the current stream until then reads the right bytes. If a
+            part of it is still held when its buffers are needed again, a SlotStateError is raised. Iterators that run
+            at the same time have separate buffers. On the CPU nothing is copied, and the argument has no effect.
 
     Raises:
         DeviceError: the device does not exist here.

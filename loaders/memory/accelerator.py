@@ -26,8 +26,7 @@ class Accelerator:
 
     @property
     def can_page_lock(self) -> bool:
-        """Whether torch can page-lock memory that is not its own: with CUDA it can, and with ROCm under the same
-        name."""
+        """Whether torch can page-lock memory that is not its own: with CUDA, and with ROCm under the same name."""
         return hasattr(self._module, "cudart")
 
     def page_lock(self, address: int, nbytes: int) -> None:

@@ -42,8 +42,8 @@ class Arena:
         shared: True for memory that worker processes write into; False for ordinary private memory.
         travels: True where processes that are not forks of this one are to map it.
 
-    A limit on the size of files (RLIMIT_FSIZE, `ulimit -f`) applies to memory files, too. Under such a limit,
-    memory that does not travel uses no file; memory that does is no larger than the limit.
+    A limit on the size of files (RLIMIT_FSIZE, `ulimit -f`) applies to memory files, too. Under such a limit, memory
+    that does not travel uses no file; memory that does is no larger than the limit.
     """
 
     def __init__(self, capacity: int, *, shared: bool, travels: bool = True) -> None:

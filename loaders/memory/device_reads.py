@@ -75,8 +75,7 @@ class PageLocker(Protocol):
 
 
 class DeviceReads:
-    """Page-locks the blocks of a pool, and tracks when the device is done with them. The pool calls it under its
-    lock."""
+    """Page-locks a pool's blocks, and tracks when the device is done with them. Called under the pool's lock."""
 
     def __init__(self, page_locker: PageLocker, arena: Arena) -> None:
         self._page_locker = page_locker
@@ -89,8 +88,7 @@ class DeviceReads:
         self._pid = os.getpid()
 
     def lock(self, block: Block) -> None:
-        """Page-lock a block if it is not locked yet; where that is refused, batches are staged in torch's own
-        memory."""
+        """Page-lock a block if it is not locked yet; if that is refused, batches are staged in torch's own memory."""
         if not self._page_locker.can_page_lock or self._refusal is not None or block in self._locked:
             return
         if self.is_capturing():
@@ -102,8 +100,7 @@ class DeviceReads:
             self._refusal = str(error)
 
     def tell_of_refusal(self) -> None:
-        """Warn once that blocks cannot be page-locked. Not under the pool's lock: a warning may be raised as an
-        error."""
+        """Warn once that blocks cannot be page-locked; not under the pool's lock, as a warning may raise."""
         if self._refusal is not None and not self._is_told:
             self._is_told = True
             warnings.warn(
@@ -166,8 +163,7 @@ class DeviceReads:
         return sum(block.nbytes == nbytes for block, _ in self._reading)
 
     def wait(self, nbytes: int | None = None) -> bool:
-        """Wait for the oldest block of this size, or of any; False if there is none, or if waiting is not possible
-        now."""
+        """Wait for the oldest block of this size, or of any; False if there is none, or if it cannot wait now."""
         if self.is_capturing():
             return False
         for block, events in self._reading:

@@ -42,8 +42,8 @@ class _MappedPage:
         self._libc = _libc()
         self._pid = os.getpid()
         self._fd = os.memfd_create("loaders-fork", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        # Not an `mmap.mmap`, which has a descriptor of its own: if that were closed in the child and its number
-        # reused, the object would eventually close somebody else's descriptor.
+        # Not an `mmap.mmap`, which has a descriptor of its own: if that were closed in the child and its number reused,
+        # the object would eventually close somebody else's descriptor.
         access = mmap.PROT_READ | mmap.PROT_WRITE
         self._page = self._libc.mmap(None, mmap.PAGESIZE, access, mmap.MAP_SHARED, self._fd, 0)
         if self._page == _MAP_FAILED:

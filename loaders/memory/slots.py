@@ -71,8 +71,8 @@ class SlotPool:
         self.waited_ns = 0  # in total, for the device to finish reading blocks that are needed again
         self._free: dict[int, list[Block]] = {}
         self._leases: dict[Block, Lease] = {}
-        # Blocks on their way to FREE. It is filled by finalizers, which run inside the garbage collector, on any
-        # thread and at any point: they append, and never wait for the lock.
+        # Blocks on their way to FREE. It is filled by finalizers, which run inside the garbage collector, on any thread
+        # and at any point: they append, and never wait for the lock.
         self._ended: deque[Block] = deque()
         self._reads: DeviceReads | None = None
         self._late: list[tuple[Callable[[], bool], list[Block]]] = []
@@ -159,8 +159,7 @@ class SlotPool:
         self.settle()
 
     def discard_after(self, is_written: Callable[[], bool], slot: Iterable[Block]) -> None:
-        """Discard blocks once `is_written` returns False, possibly now; until then they are ABANDONED to late
-        writers."""
+        """Discard blocks once `is_written` returns False, possibly now; until then they are ABANDONED."""
         if not is_written():
             return self.discard(slot)
         late = list(slot)
@@ -186,9 +185,8 @@ class SlotPool:
             intact, self._intact = self._intact, False
             for block, label in zip(slot, labels, strict=True):
                 block.become(BlockState.LEASED)
-                # The root of every alias. An ndarray or tensor as anchor would be released too early: `.base`
-                # collapses,
-                # and detach(), numpy() and view(dtype) make new objects over the same bytes.
+                # The root of every alias. An ndarray or tensor would be released too early: `.base` collapses, and
+                # detach(), numpy() and view(dtype) make new objects over the same bytes.
                 root: Any = (ctypes.c_char * block.nbytes).from_buffer(self.arena.buffer, block.offset)
                 root.pool = self  # batches may outlive the loader; their memory still goes back to the machine
                 lease = Lease(root, self._end)
@@ -315,8 +313,7 @@ class SlotPool:
         self.settle()
 
     def settle(self) -> None:
-        """Between `trim` and `acquire`: take back and trim, unless another call is doing so; repeat if more has
-        ended."""
+        """Between `trim` and `acquire`: reclaim and trim, unless another call is doing so; repeat if more has ended."""
         while (keep := self._keep) is not None and self._pid == os.getpid():
             taken: list[bool] = []
             try:

@@ -112,8 +112,7 @@ class FileStore(LengthStore):
     """The same in memory-mapped `.npy` files. Their names end in `.part` until they are complete.
 
     Raises:
-        OSError: there is no room for a file. Space is reserved up front, since a mapped page without room is a bus
-        error.
+        OSError: there is no room for a file. Space is reserved up front: a mapped page without room is a bus error.
     """
 
     def __init__(self, kinds: Sequence[Rows], length: int, files: Sequence[Path]) -> None:
@@ -136,8 +135,7 @@ class FileStore(LengthStore):
 
 
 class ScratchStore:
-    """Rows of a rank that only passes them on, in unnamed files beside the final ones, which take only the space of
-    their rows."""
+    """Rows of a rank that only passes them on, in unnamed files beside the final ones, no larger than their rows."""
 
     wants_copies = False
 

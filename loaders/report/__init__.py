@@ -1,4 +1,4 @@
-"""What an epoch measured of itself, and what to make of it: report, verdict, rendering, progress bar.
+"""What was measured in an epoch, and what follows from it: report, verdict, rendering, progress bar.
 
-Imports `timing` and `system`; the DataLoader fills the statistics, the command line shows reports.
+Imports `workers` and the layers below it; the DataLoader fills the statistics, the command line shows reports.
 """

@@ -11,7 +11,7 @@ from loaders.report.statistics import SkippedSample
 
 @dataclass(frozen=True)
 class SlowSample:
-    """One of the slowest samples that the clock looked at, with all that was done to it in its worker."""
+    """One of the slowest samples that were timed, with all that its worker did for it."""
 
     index: Any
     source: str | None
@@ -20,7 +20,7 @@ class SlowSample:
 
 @dataclass(frozen=True)
 class WorkerReport:
-    """One worker: the samples it has made in this epoch, and the share of the time in which it was at work."""
+    """One worker: the samples it has read in this epoch, and the share of the time in which it was at work."""
 
     number: int
     samples: int
@@ -32,10 +32,10 @@ class TransferReport:
     """The copies of a `DevicePrefetcher`.
 
     Attributes:
-        batches, nbytes: that were copied to the device.
-        again_nbytes: of these, copied once more on the host first: they lay in no page-locked memory, or had gaps.
-        enqueue_s: of the host, to start the copies. wait_s: of the host, until the device had read old batches.
-        copy_s, compute_s: of the device, for one batch: its copy, and what the loop gave the device to do with it; by
+        batches, nbytes: copied to the device.
+        again_nbytes: the part that was copied on the host first, since it was not page-locked or had gaps.
+        enqueue_s: host time to start the copies. `wait_s`: host time until the device had read earlier batches.
+        copy_s, compute_s: device time for one batch: for its copy, and for the work that the loop enqueued on it; from
             the device's own events, None without.
     """
 
@@ -52,29 +52,29 @@ class TransferReport:
 class Figures:
     """Where the time of one epoch went, in plain numbers.
 
-    What happens before the first batch is there, such as the start of workers, is `first_batch_s`; everything else is
-    counted from then on, until the end of the epoch or until now.
+    The time until the first batch, such as the start of workers, is `first_batch_s`; everything else is counted from
+    then on, until the end of the epoch or until now.
 
     Attributes:
         epoch: its number. `finished`: whether it has ended.
         batches, samples: handed out after the first batch, in `window_s` seconds.
         first_batch_s: from asking for the first batch to getting it.
-        wait_s: the loop waited for data; `worked_s` of it while there was work for every worker.
-        slot_s: the loop waited for memory that the device still read. `deliver_s`: … for batches to be made of what
-            workers had written. `compute_s`: what is left, between two calls of `next`.
-        num_workers, worker_method: as they are now; 0 workers read in the loop's own thread.
+        wait_s: the loop waited for data; `worked_s`: the part of it in which every worker had work.
+        slot_s: the loop waited for memory that the device was still reading. `deliver_s`: it assembled batches from
+            what workers had written. `compute_s`: the rest, between two calls of `next`.
+        num_workers, worker_method: as they are now; with 0 workers the loop's own thread reads.
         service_s: time of one worker for one sample.
-        stages_s: stage → what that time went into, by the samples that were looked at; see `loaders.stage`.
-        occupancy: share of the time in which workers were at work, all of them together.
-        cpu_share: of a worker's time at work, in which its core computed and did not wait; None where unknown.
-        cores: usable by this process. `cores_busy`: by its consumer and its workers, on average.
-        depth: batches that are to be open at once. `short`: batches opened late, since there was no memory for them.
-        held_batches, held_nbytes: in the caller's hands now. `ceiling_nbytes`: what all batches together may take.
-        read_nbytes: from files, estimated from the samples that were looked at.
-        written_nbytes: by workers, into the batch itself: the one host write.
+        stages_s: stage → its part of `service_s`, from the samples that were timed; see `loaders.stage`.
+        occupancy: share of the time in which workers were at work, averaged over all of them.
+        cpu_share: share of a worker's time at work in which it computed and did not wait; None where unknown.
+        cores: usable by this process. `cores_busy`: used by the consumer and its workers, on average.
+        depth: batches that should be open at once. `short`: batches opened late, since there was no memory for them.
+        held_batches, held_nbytes: held by the caller now. `ceiling_nbytes`: the most that all batches may take.
+        read_nbytes: read from files, estimated from the samples that were timed.
+        written_nbytes: written by workers into the batch itself: the one host write.
         overflow_nbytes: of values that no slot could hold, copied again when the batch was made.
-        transfer: to the device, where a `DevicePrefetcher` iterates the loader.
-        workers: each of them. `slowest`: slowest first. `skipped`: what a policy left out.
+        transfer: the copies to the device, where a `DevicePrefetcher` iterates the loader.
+        workers: each of them. `slowest`: slowest first. `skipped`: samples that `on_error` left out.
     """
 
     epoch: int = 0

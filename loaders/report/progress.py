@@ -14,21 +14,21 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 from loaders.nested import leaves
 from loaders.report.units import percent
 
-# Where there is no terminal a line is written so often.
+# How often a line is written where there is no terminal.
 _EVERY_S = 10.0
 
 
 def progress(loader: Iterable[Any], label: str = "", *, console: Console | None = None) -> Iterator[Any]:
-    """Iterate `loader`, and show how it goes: `for batch in loaders.progress(loader): …`.
+    """Iterate `loader`, and show the progress: `for batch in loaders.progress(loader): …`.
 
-    Samples per second, the share of the time in which the loop waits for batches, the time that is left, and where the
-    loop is: the batch from which `state_dict()` goes on. In a terminal it is a bar; where the output is piped, a line
+    It shows samples per second, the share of the time in which the loop waits for batches, the time left, and the
+    position: the batch from which `state_dict()` resumes. In a terminal it is a bar; where the output is piped, a line
     every ten seconds and one at the end.
 
     Args:
         loader: of this package or any other iterable of batches.
         label: shown in front.
-        console: where to; standard error by default.
+        console: where to write; standard error by default.
     """
     console = console or Console(stderr=True)
     pace = Pace.of(loader)
@@ -39,11 +39,11 @@ def progress(loader: Iterable[Any], label: str = "", *, console: Console | None 
 
 @dataclass
 class Pace:
-    """How a loop goes.
+    """The progress of a loop.
 
     Attributes:
-        epoch: None where the loader does not say. `total`: of the batches, None where nobody knows.
-        batch: that comes next, as `state_dict()` counts them; `first` was the first one of this loop.
+        epoch: None where the loader reports none. `total`: the number of batches, None where unknown.
+        batch: the next one, as `state_dict()` counts them. `first`: the first one of this loop.
     """
 
     epoch: int | None
@@ -57,7 +57,7 @@ class Pace:
 
     @classmethod
     def of(cls, loader: Any) -> Pace:
-        """Before the loop begins."""
+        """The progress before the loop begins."""
         try:
             total = len(loader)
         except TypeError:
@@ -65,16 +65,16 @@ class Pace:
         return cls(None, total)
 
     def _locate(self, loader: Any) -> None:
-        """Behind the first batch: before it the state is that of an epoch that was left."""
+        """Read the position, after the first batch: before, the state may be that of an epoch that was left."""
         try:
             state = loader.state_dict()
             self.epoch, self.batch = state["epoch"], state["batches"]
-        except Exception:  # noqa: BLE001  another kind of loader, or one that has no state now: it is only shown
+        except Exception:  # noqa: BLE001  another kind of loader, or without a state now: only for display
             return
         self.first = self.batch - 1
 
     def follow(self, loader: Iterable[Any]) -> Iterator[Any]:
-        """The batches, counted."""
+        """Yield the batches, and count them."""
         batches = iter(loader)
         self.began_s = self.now_s = time.perf_counter()
         while True:
@@ -105,7 +105,7 @@ class Pace:
 
     @property
     def left_s(self) -> float | None:
-        """Seconds until the end; None where nobody knows."""
+        """Seconds until the end; None where unknown."""
         done = self.batch - self.first
         if self.total is None or not done:
             return None

@@ -1,4 +1,4 @@
-"""A report as a person reads it: plain text, a page in the terminal, a table in a notebook."""
+"""Renders a report: as plain text, as a page in the terminal, as a table in a notebook."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from loaders.report.figures import Figures
 from loaders.report.units import nbytes, percent, seconds, share
 
-_SHOWN = 5  # of the slowest samples, of those that were skipped
+_SHOWN = 5  # at most so many of the slowest samples, and of the skipped ones
 _MANY_WORKERS = 16
 
 Row = tuple[str, str, str]
@@ -16,7 +16,7 @@ Section = tuple[str, list[Row]]
 
 
 def heading(report: Figures) -> str:
-    """What the report is of."""
+    """The line that names the epoch, with its totals."""
     state = "done" if report.finished else "running"
     return (
         f"epoch {report.epoch}, {state}: {report.samples:,} samples in {report.batches:,} batches and "

@@ -29,7 +29,7 @@ class Report(Figures):
         return verdict_on(self)
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it as numbers, texts, lists and dicts, fit for JSON."""
+        """The report as numbers, strings, lists and dicts, fit for JSON."""
         derived = ("verdict", "samples_per_s", "waiting_share")
         plain = {name: getattr(self, name) for name in derived} | dataclasses.asdict(self)
         for sample in (*plain["slowest"], *plain["skipped"]):
@@ -49,13 +49,13 @@ class Report(Figures):
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What a loader tells of itself for a report.
+    """The state of a loader, from which a report is made.
 
     Attributes:
-        statistics: of the epoch that runs, or ran last; None before the first.
+        statistics: of the current or latest epoch; None before the first.
         dataset: names the slowest samples.
-        depth: batches that are to be open at once. `blocks_per_batch`: fields with memory of their own.
-        held_blocks, held_nbytes: in the caller's hands. `ceiling_nbytes`: what all batches together may take.
+        depth: batches that should be open at once. `blocks_per_batch`: fields with memory of their own.
+        held_blocks, held_nbytes: held by the caller. `ceiling_nbytes`: the most that all batches may take.
     """
 
     statistics: EpochStatistics | None
@@ -71,7 +71,7 @@ class Snapshot:
 
 
 def report_of(snapshot: Snapshot) -> Report:
-    """The report of the epoch that runs, or ran last; an empty one before the first."""
+    """The report of the current or latest epoch; an empty one before the first."""
     statistics = snapshot.statistics
     if statistics is None:
         return Report(num_workers=snapshot.num_workers, worker_method=snapshot.worker_method, cores=usable_cores())
@@ -129,7 +129,7 @@ def report_of(snapshot: Snapshot) -> Report:
 
 
 def _compute_s(statistics: EpochStatistics, now_ns: int) -> float:
-    """Between two calls of `next`, the one that goes on counted as well; without what the prefetcher does there."""
+    """Time between two calls of `next`, the current interval included, without the prefetcher's part of it."""
     running_ns = 0 if statistics.ended_ns or not statistics.given_ns else now_ns - statistics.given_ns
     transfer = statistics.transfer or Transfer()
     return max(0, statistics.compute_ns + running_ns - transfer.enqueue_ns - transfer.wait_ns) / 1e9

@@ -1,4 +1,4 @@
-"""What one epoch has measured of itself: plain sums, which `observe.report` makes sense of."""
+"""What was measured in one epoch: plain sums, from which `loaders.report.report` makes a report."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _AT_ONCE = 64
 
 @dataclass(frozen=True)
 class SkippedSample:
-    """A sample that is missing from an epoch because `on_error` said so.
+    """A sample that `on_error` left out of an epoch.
 
     Attributes:
         index: what the dataset was asked for.
@@ -32,9 +32,7 @@ class SkippedSample:
 
 @dataclass
 class WorkerSums:
-    """What one worker has done. `busy_ns` counts from the first batch of the epoch on; `seen_ns` is what of it the
-    clock saw `cpu_ns` of.
-    """
+    """The sums of one worker. `busy_ns` counts from the first batch; `seen_ns` and `cpu_ns` are of timed spans."""
 
     samples: int = 0
     busy_ns: int = 0
@@ -44,12 +42,12 @@ class WorkerSums:
 
 @dataclass
 class Transfer:
-    """What a `DevicePrefetcher` over the loader has done.
+    """The sums of a `DevicePrefetcher` over the loader.
 
     Attributes:
-        enqueue_ns: of the host, to start copies. `wait_ns`: of the host, until the device had read batches.
-        again_nbytes: copied once more on the host first, since they lay in no page-locked memory or had gaps.
-        copy_ns, compute_ns: of the device, by its own events, of the `timed` batches that had some; 0 without.
+        enqueue_ns: host time to start copies. `wait_ns`: host time until the device had read earlier batches.
+        again_nbytes: the part of `nbytes` that was copied on the host first, since it was not page-locked or had gaps.
+        copy_ns, compute_ns: device time of the `timed` batches, from the device's own events; 0 without.
     """
 
     batches: int = 0
@@ -66,21 +64,21 @@ class Transfer:
 class EpochStatistics:
     """The sums of one epoch. All times are nanoseconds of `time.perf_counter_ns`.
 
-    What happens before the first batch is handed out, such as the start of workers, counts for `first_ns` alone.
+    The time until the first batch is handed out, such as the start of workers, counts for `first_ns` alone.
 
     Attributes:
-        asked_ns: when the consumer asked for the first batch. `given_ns`: when it got the last; 0 before.
+        asked_ns: when the consumer asked for the first batch. `given_ns`: when it got the latest; 0 before the first.
         first_ns: how long the first batch took.
-        wait_ns: of the consumer, for data; `worked_ns` of it while there was work for every worker.
-        slot_ns: for memory. `deliver_ns`: to make batches of full slots.
+        wait_ns: the consumer waited for data; `worked_ns`: the part of it in which every worker had work.
+        slot_ns: it waited for memory. `deliver_ns`: it assembled batches from full slots.
         compute_ns: between getting one batch and asking for the next.
         ended_ns: when there were no more batches; 0 before.
         host_ns, host_end_ns: CPU time of the consumer's process at the first batch and at the end.
-        short: batches that were opened late since there was no memory for them.
+        short: batches that were opened late, since there was no memory for them.
         busy_ns: of all workers, in the whole epoch, for the `samples` that they have read.
-        stages_ns: of the samples that were looked at.
-        slowest: (ns, serial, key) of the slowest of these. All sums of workers are as of the last `settle`.
-        written_nbytes: by workers, into slots. `overflow_nbytes`: of values that no slot could hold.
+        stages_ns: of the spans with timed samples, scaled up from the stages of those.
+        slowest: (ns, serial, key) of the slowest of these samples. All sums of workers are as of the last `settle`.
+        written_nbytes: written by workers into slots. `overflow_nbytes`: of values that no slot could hold.
     """
 
     epoch: int = 0
@@ -117,7 +115,7 @@ class EpochStatistics:
     # -- the consumer
 
     def ask(self) -> None:
-        """The consumer wants a batch."""
+        """The consumer asks for a batch."""
         now = self._begun_ns = time.perf_counter_ns()
         self._waited = self.wait_ns + self.slot_ns
         if self.given_ns:
@@ -129,7 +127,7 @@ class EpochStatistics:
             self.asked_ns = now
 
     def give(self, rows: int, slot_waited_ns: int) -> None:
-        """The consumer gets a batch of so many rows; its pool has waited so long for memory since it was made."""
+        """The consumer gets a batch of `rows` rows; its pool has waited for memory for `slot_waited_ns` in all."""
         now = time.perf_counter_ns()
         self.slot_ns = slot_waited_ns - self._slot_before_ns
         if not self.given_ns:
@@ -151,7 +149,7 @@ class EpochStatistics:
         self.leave()
 
     def leave(self) -> None:
-        """Nobody will ask for more: the epoch has ended, or the loop has left it."""
+        """No more batches will be asked for: the epoch has ended, or the loop has left it."""
         if self.ended_ns:
             return
         self.ended_ns, self.host_end_ns = time.perf_counter_ns(), time.process_time_ns()
@@ -159,7 +157,7 @@ class EpochStatistics:
             self.compute_ns += self.ended_ns - self.given_ns
 
     def waited(self, since_ns: int, *, all_had_work: bool) -> None:
-        """The consumer has waited for workers, of which each had something to do."""
+        """The consumer has waited for data since `since_ns`; `all_had_work`: every worker had something to do."""
         now = time.perf_counter_ns()
         if all_had_work:
             self.worked_ns += now - since_ns
@@ -168,7 +166,7 @@ class EpochStatistics:
             events.add("consumer", "", "wait for data", since_ns, now)
 
     def window_ns(self, now_ns: int | None = None) -> int:
-        """From the first batch on until there were no more, or until now."""
+        """Time from the first batch until there were no more, or until now."""
         if not self.given_ns:
             return 0
         return (self.ended_ns or now_ns or time.perf_counter_ns()) - self.asked_ns - self.first_ns
@@ -176,10 +174,10 @@ class EpochStatistics:
     # -- the workers
 
     def take(self, result: Result, task: Task) -> None:
-        """A run of this task is reported."""
+        """A span of this task was reported."""
         if result.cancelled:
             return
-        # Summed up later, many at once: in between the code for it leaves the processor's caches.
+        # Summed up later, many at once: between two spans this code drops out of the processor's caches.
         runs, times = self._runs, result.times
         rows = result.stop - result.start if result.rows is None else result.rows
         runs.append((result.worker, rows, result.elapsed_s, times, result.spec is None, task))
@@ -202,7 +200,7 @@ class EpochStatistics:
             if self.given_ns:
                 ended_ns = times.began_ns + took_ns
                 worker.busy_ns += min(took_ns, max(0, ended_ns - self.asked_ns - self.first_ns))
-            if counts:  # the first sample of all pays for imports and for memory touched first
+            if counts:  # the very first sample also pays for imports and page faults
                 self.samples += rows
                 self.busy_ns += took_ns
             if times.cpu_ns >= 0:
@@ -218,7 +216,7 @@ class EpochStatistics:
     def _add_stages(self, stages_ns: tuple[int, ...], took_ns: int) -> None:
         seen = sum(stages_ns)
         if seen:
-            # Scaled up to the run: else dear samples, of which each is looked at, would count for more.
+            # Scaled up to the span: otherwise slow samples, each of which is timed, would count for more.
             scale, sums = took_ns / seen, self.stages_ns
             for number, ns in enumerate(stages_ns):
                 sums[number] += int(ns * scale)

@@ -1,7 +1,7 @@
-"""What limits an epoch, and what to change: one sentence from what was measured.
+"""What limits an epoch, and what to change: one sentence, from what was measured.
 
-The model: a loader of W workers, each of which takes `service` for a sample, gives W / service samples a second as
-long as there are cores for them; the loop takes a batch each time it has computed on one. The slower sets the period.
+The model: W workers, each of which takes `service` seconds per sample, give W / service samples per second as long as
+there are cores for them; the loop takes a batch whenever it is done with the last one. The slower sets the period.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ import math
 from loaders.report.figures import Figures
 from loaders.report.units import nbytes, percent, seconds
 
-# Fewer batches than these say nothing.
+# Fewer batches than this are too few for a verdict.
 FEWEST = 3
-# A loop that waits less than this is not worth a change.
+# Below this share of waiting, no change is worth it.
 LITTLE = 0.03
-# Workers that are at work so much of the time are what limits.
+# Workers that are at work for at least this share of the time are the limit.
 SATURATED = 0.8
 # A loader this many times as fast as the model has workers to spare.
 SPARE = 1.5
@@ -36,12 +36,12 @@ _REMEDIES = {
     "augment": "leave normalisation and mixing to the device (Normalize, MixUp), or use cheaper transforms",
     "collate": "without a collate_fn workers write straight into the batch",
     "write": "smaller samples help, such as uint8 in place of float32",
-    "sample": 'mark its parts by `with loaders.stage("decode"):` to see which',
+    "sample": 'mark its parts with `with loaders.stage("decode"):` to see which',
 }
 
 
 def model_s(report: Figures) -> float:
-    """What the loop needs for one batch when nobody lets it wait; by the device's own events where there are any."""
+    """Seconds that the loop needs for one batch without waiting; from the device's own events where there are any."""
     own = report.compute_s / report.batches
     transfer = report.transfer
     if transfer is None:
@@ -63,29 +63,29 @@ def waiting_share(report: Figures) -> float:
 
 
 def needed_workers(report: Figures) -> float:
-    """How many workers at work all the time give as much as the loop takes."""
+    """How many workers, at work all the time, would keep up with the loop."""
     consumed_s = model_s(report) + report.deliver_s / report.batches
     return report.service_s * report.samples / report.batches / max(consumed_s, 1e-9)
 
 
 def predicted_share(report: Figures, workers: int) -> float:
-    """Share of the time in which the model would wait with so many workers, if each stayed as fast as it is."""
+    """Share of the time in which the model would wait with `workers` workers, each as fast as now."""
     return max(0.0, 1 - workers / needed_workers(report)) if report.service_s else 0.0
 
 
 def room_for_workers(report: Figures) -> int:
-    """How many workers more there are cores for."""
+    """How many more workers there are cores for."""
     per_worker = max(0.05, 1.0 if report.cpu_share is None else report.cpu_share)
     free = report.cores - report.cores_busy
     if report.num_workers == 0:
-        free += per_worker * report.occupancy  # the loop's own thread is rid of it then
+        free += per_worker * report.occupancy  # the loop's own thread no longer reads then
     return max(0, int(free / per_worker + 0.25))
 
 
 def verdict_on(report: Figures) -> str:
-    """The sentence."""
+    """The verdict: one sentence."""
     if report.batches < FEWEST or report.window_s <= 0:
-        return f"too few batches to tell: {report.batches} so far, beside the first."
+        return f"too few batches to tell: {report.batches} so far, not counting the first."
     if (found := _slow_transfer(report)) is not None:
         return found
     waits = waiting_share(report)
@@ -112,10 +112,10 @@ def verdict_on(report: Figures) -> str:
         if waits < 0.1 and report.occupancy < 0.5:
             return f"{head}, though {at_work}: neither limits for long, and nothing stands out."
         if report.worked_s > 0.5 * report.wait_s:
-            # There was something to do for all of them, and they did not do it.
+            # Every worker had something to do, and yet they were not at work.
             return (
-                f"{head}: other programs take the cores; {at_work}, though there is work for each: fewer workers, or a "
-                f"machine with more than {report.cores:g} cores to itself, would tell."
+                f"{head}: other programs take the cores; {at_work}, though there is work for each: try fewer workers, "
+                f"or a machine with more than {report.cores:g} cores to itself."
             )
         return (
             f"{head}: too few batches are open, {at_work}; raise prefetch_factor, so that more than {report.depth} are "
@@ -130,7 +130,7 @@ def _slow_transfer(report: Figures) -> str | None:
         return None
     period_s = report.window_s / report.batches
     if transfer.copy_s is None:
-        # Nobody timed the copies on the device; but where they are done when they return, the host did.
+        # The device did not time the copies; where they are synchronous, the host did.
         copy_s, limits = transfer.enqueue_s / transfer.batches, transfer.enqueue_s > 0.25 * report.window_s
     else:
         copy_s = transfer.copy_s
@@ -165,7 +165,7 @@ def _slow_workers(report: Figures, head: str) -> str:
     threads = report.num_workers if report.worker_method == "thread" else 0
     cpu = report.cpu_share
     if threads > 1 and cpu is not None and cpu < 0.75 and 0.7 < cpu * threads * report.occupancy < 1.3:
-        return f'{limit}; together the threads use one core, so they hold the GIL: take worker_method="process".'
+        return f'{limit}; together the threads use one core, so they hold the GIL: use worker_method="process".'
     needed = needed_workers(report)
     wanted = math.ceil(needed) - report.num_workers
     more = min(wanted, room_for_workers(report))

@@ -1,4 +1,4 @@
-"""What the machine and its cgroups allow: cores, memory, OpenCV's threads.
+"""The machine: the cores and memory that it and its cgroups allow, signal handlers, OpenCV's threads and messages.
 
 Imports nothing of the package; anything may import it.
 """

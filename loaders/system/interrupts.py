@@ -1,4 +1,4 @@
-"""Signal handlers that raise: told apart from the code that they interrupt, and kept waiting where they must."""
+"""Signal handlers that raise: how to recognise their exceptions, and how to defer them where they must not run."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ Handlers = dict[int, Callable[[int, FrameType | None], Any]]
 
 
 def is_interrupt(error: BaseException) -> bool:
-    """Whether `error` came out of a signal handler of Python's, such as a time limit set with `signal.alarm`.
+    """Whether `error` was raised by a Python signal handler, such as that of a time limit set with `signal.alarm`.
 
-    It belongs to whoever set the handler, not to the sample or sampler that was at work when the signal came.
+    It concerns whoever set the handler, not the sample or sampler that was running when the signal arrived.
     """
     if not isinstance(error, Exception):
-        return True  # KeyboardInterrupt, SystemExit: nothing that a sample fails with
+        return True  # KeyboardInterrupt, SystemExit: never the failure of a sample
     frames = []
     traceback = error.__traceback__
     while traceback is not None:
@@ -47,10 +47,10 @@ def _code_of(handler: Any) -> CodeType | None:
 
 
 class undisturbed:  # noqa: N801  # used as `with undisturbed():`
-    """Signals that arrive inside the block are handled right behind it: a handler may raise.
+    """Defers signals that arrive inside the block until its end, because their handlers may raise.
 
-    Python runs handlers in the main thread, so in other threads nothing has to wait. In a process that is forked
-    inside, the handlers are the usual ones.
+    Python runs handlers in the main thread, so in other threads nothing is deferred. A process that is forked inside
+    the block has the original handlers.
     """
 
     def __init__(self) -> None:
@@ -60,7 +60,7 @@ class undisturbed:  # noqa: N801  # used as `with undisturbed():`
     def __enter__(self) -> None:
         if threading.current_thread() is not threading.main_thread():
             return
-        # A handler that is none of Python's could not be put back; nor does it raise.
+        # A handler that was not set from Python could not be restored; nor does it raise.
         self._handlers = {n: handler for n in _SIGNALS if callable(handler := signal.getsignal(n))}
         _open.append(self)
         try:
@@ -82,7 +82,7 @@ class undisturbed:  # noqa: N801  # used as `with undisturbed():`
     def _end(self) -> None:
         try:
             _install(self._handlers)
-        except BaseException:  # of a handler that is in its place again already
+        except BaseException:  # from a handler that is restored already
             _install(self._handlers)
             raise
         finally:

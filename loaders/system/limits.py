@@ -19,11 +19,11 @@ class Level(NamedTuple):
 
 
 def cgroup_levels(controller: str, root: Path = Path("/")) -> Iterator[Level]:
-    """The groups above this process that may limit something, its own first; none where that cannot be read.
+    """The control groups that may limit this process, its own first; none where they cannot be read.
 
     Args:
-        controller: such as "memory", for version 1; in version 2 one tree has them all.
-        root: of the file system.
+        controller: such as "memory", for version 1; in version 2 one tree has all controllers.
+        root: where `/proc` and `/sys` are found.
     """
     try:
         groups = (root / "proc/self/cgroup").read_text(encoding="utf-8", errors="replace").splitlines()
@@ -65,19 +65,19 @@ def quota_cores(root: Path = Path("/")) -> float | None:
 
 
 def usable_cores() -> float:
-    """What both allow: 3.5 if that is the quota."""
+    """The cores that both allow, possibly a fraction: 3.5 if that is the quota."""
     quota = quota_cores()
     return float(affinity_cores()) if quota is None else min(float(affinity_cores()), quota)
 
 
 def whole_cores() -> int:
-    """Those of them that are worth a worker each, at least one."""
+    """`usable_cores`, rounded down, at least 1."""
     return max(1, int(usable_cores()))
 
 
 def available_nbytes() -> int:
     """Bytes this process may still take: the machine's available memory, or its cgroup's headroom if that is less."""
-    with undisturbed():  # no file is left open
+    with undisturbed():  # so that a signal handler that raises leaves no file open
         limits = [_meminfo_available(), *_cgroup_headrooms()]
     return max(0, min(limits))
 
@@ -93,7 +93,7 @@ def _meminfo_available() -> int:
     try:
         return os.sysconf("SC_AVPHYS_PAGES") * mmap.PAGESIZE
     except (ValueError, OSError, AttributeError):
-        return 1 << 34  # unknown platform: let the reservation itself say no
+        return 1 << 34  # unknown platform: let the reservation itself fail
 
 
 def _cgroup_headrooms(root: Path = Path("/")) -> list[int]:
@@ -104,7 +104,7 @@ def _cgroup_headrooms(root: Path = Path("/")) -> list[int]:
             limit, usage, cache = "memory.max", "memory.current", "inactive_file"
         else:
             limit, usage = "memory.limit_in_bytes", "memory.usage_in_bytes"
-            cache = "total_inactive_file"  # without "total" it is that of the group alone, unlike the usage
+            cache = "total_inactive_file"  # without "total" it is that of the group alone; the usage includes subgroups
         try:
             ceiling = int((folder / limit).read_text())
             used = int((folder / usage).read_text())

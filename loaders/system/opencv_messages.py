@@ -1,4 +1,4 @@
-"""OpenCV's own messages on stderr are off while a file is decoded: what it says of the file, our error says."""
+"""Turns off OpenCV's own messages on stderr while a file is decoded: the error raised says what is wrong with it."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ _SILENT, _WARNING = 0, 3
 
 
 def log_level() -> int:
-    """OpenCV's: 0 for silence, 3 for warnings, more for more."""
+    """OpenCV's log level: 0 is silent, 3 warnings, higher more verbose."""
     level: int = _levels.getLogLevel()
     return level
 
 
 class _NoMessages:
-    """A context in which OpenCV writes no warning and no error. Threads may be in it together.
+    """A context in which OpenCV writes no warning and no error. Several threads may be in it at once.
 
-    OpenCV has one level for the whole process: what other threads ask of it meanwhile is as silent. A level that asks
-    for more than warnings, by `OPENCV_LOG_LEVEL` or by a call, is left alone.
+    OpenCV has one level for the whole process, so its calls in other threads are silenced meanwhile, too. A level above
+    warnings, set by `OPENCV_LOG_LEVEL` or by a call, is left alone.
     """
 
     def __init__(self) -> None:
@@ -32,12 +32,12 @@ class _NoMessages:
 
     def _reset(self) -> None:
         self._lock = threading.RLock()  # a signal handler may decode, too
-        # By number, not how many: what an interrupt left behind is gone when its thread has been here again.
+        # Ids, not a count: what an interrupt left behind is gone once its thread has used the context again.
         self._threads: set[int] = set()
         self._is_silent = False
-        self._level = _WARNING  # to go back to, if so
+        self._level = _WARNING  # the level to restore if so
 
-    def _after_fork(self) -> None:  # the threads that were inside are not here
+    def _after_fork(self) -> None:  # the child has none of the threads that were inside
         if self._is_silent:
             _levels.setLogLevel(self._level)
         self._reset()

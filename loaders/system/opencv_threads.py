@@ -1,7 +1,7 @@
-"""OpenCV's own threads are off in the workers of torch's stock DataLoader.
+"""Turns off OpenCV's own threads in the workers of torch's stock DataLoader.
 
-A stock worker offers no hook, so whatever of ours runs there first sees to it. OpenCV opens one thread per core in each
-worker otherwise, and they fight each other: the workers are the parallelism.
+A stock worker offers no hook, so the first function of this package that runs there does it. Otherwise OpenCV opens one
+thread per core in each worker, and they compete for the cores that the workers already use.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ _quiet = False
 
 
 def quiet_opencv() -> None:
-    """In a worker of a stock DataLoader, set OpenCV's number of threads to one; elsewhere do nothing.
+    """In a worker of a stock DataLoader, turn OpenCV's threads off; elsewhere do nothing.
 
     Imports nothing: where torch or OpenCV is not loaded there is nothing to do. Cheap enough to call per sample.
     """

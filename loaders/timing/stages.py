@@ -1,8 +1,8 @@
-"""Where the time of a sample goes: a clock of stages, and the marks that code sets for it.
+"""Where the time of a sample goes: a clock that times stages, and the marks by which code delimits them.
 
-The clock looks at one sample in so many that looking costs a few parts in a thousand: at each one where samples take
-milliseconds, at one in a hundred where they take microseconds. While it does not look, a mark does nothing. All times
-are of `time.perf_counter_ns`, which the processes of a machine share.
+The clock times just so many samples that this costs a few parts in a thousand: every one where samples take
+milliseconds, one in hundreds where they take microseconds. While it is off, a mark does nothing. All times are of
+`time.perf_counter_ns`, which the processes of a machine share.
 """
 
 from __future__ import annotations
@@ -17,25 +17,25 @@ except ImportError:  # Windows
 from types import TracebackType
 from typing import NamedTuple
 
-# What a worker does for a sample; "sample" is whatever the code of the dataset does that bears no mark.
+# What a worker does for a sample; "sample" is everything in the code of the dataset that is not marked.
 STAGES = ("read", "decode", "augment", "collate", "write", "sample")
 _SAMPLE = STAGES.index("sample")
 
-# A look costs some microseconds, fifteen or so when all of its code has left the processor's caches: one in four
-# milliseconds of a worker's time is well below one per cent.
+# To time a sample costs a few microseconds, about fifteen when the code for it has left the processor's caches: once in
+# four milliseconds of a worker's time is well below one per cent.
 _EVERY_NS = 4_000_000
 
 
 class Times(NamedTuple):
-    """What a run took; plain integers, so that they fit into the record that tells of it.
+    """What a run took; plain integers, so that they fit into the record that reports it.
 
     Attributes:
         began_ns: when it began.
-        cpu_ns: of this run, in which the thread computed, or would have if it had had a core to itself; the rest it
-            waited, for a disk or a lock. -1 where the clock did not look.
-        looked_at: samples of the run that the clock looked at. The stages are theirs alone, in the order of STAGES.
-        read_nbytes: that these samples read from files.
-        slowest_row: of them, in its batch; -1 where no single sample can be told.
+        cpu_ns: the part of the run in which the thread computed, or would have with a core to itself; the rest it
+            waited, for a disk or a lock. -1 where nothing was timed.
+        looked_at: samples of the run that were timed. The stages, in the order of STAGES, are theirs alone.
+        read_nbytes: bytes that these samples read from files.
+        slowest_row: the row of the slowest of them in its batch; -1 where they were not timed one by one.
     """
 
     began_ns: int = 0
@@ -61,7 +61,7 @@ NO_TIMES = Times()
 
 
 class _Here(threading.local):
-    """The clock that looks at what this thread does just now."""
+    """The clock that is timing this thread, if any."""
 
     clock: Clock | None = None
 
@@ -73,10 +73,10 @@ class Clock:
     """Measures the runs of one worker. One per thread."""
 
     def __init__(self) -> None:
-        self._skip = 0  # rows that go by before the clock looks again
-        self._stride = 16  # rows from one look to the next
+        self._skip = 0  # rows before the next one to time
+        self._stride = 16  # rows from one timed row to the next
         self._stages = [0] * len(STAGES)
-        self._above: list[int] = []  # the stages around the one that goes on
+        self._above: list[int] = []  # the stages around the current one
         self._stage = _SAMPLE
         self._since_ns = self._began_ns = self._sample_began_ns = 0
         self._cpu = (0, 0)
@@ -85,10 +85,10 @@ class Clock:
         self._whole = False
 
     def begin_run(self, start: int, stop: int, *, whole: bool = False) -> int:
-        """A run begins. Returns the first row to look at; `stop` or more if there is none in this run.
+        """Begin a run. Returns the first row to time; `stop` or more if there is none in this run.
 
         Args:
-            whole: the clock looks at all of the run or at nothing of it.
+            whole: time all of the run or nothing of it.
         """
         due = start + self._skip
         self._looked_at, self._whole = 0, whole
@@ -100,14 +100,14 @@ class Clock:
         return due
 
     def begin_sample(self) -> None:
-        """Look from here on."""
+        """Start timing."""
         _here.clock = self
         self._stage = _SAMPLE
         self._above.clear()
         self._since_ns = self._sample_began_ns = time.perf_counter_ns()
 
     def end_sample(self, row: int, rows: int = 1) -> int:
-        """Look away, after `rows` samples of which `row` was the one; -1 if it was several. The next row to look at."""
+        """Stop timing, after `rows` samples: one in `row`, or several if that is -1. Returns the next row to time."""
         now = self._turn(_SAMPLE)
         _here.clock = None
         self._looked_at += rows
@@ -117,28 +117,28 @@ class Clock:
         return row + self._stride
 
     def enter(self, stage: int) -> None:
-        """`stage` begins, inside the one that goes on: its time does not count for that one."""
+        """Begin `stage` inside the current one: its time does not count for that one."""
         self._above.append(self._stage)
         self._turn(stage)
 
     def leave(self) -> None:
-        """The stage that was entered last has ended."""
+        """End the stage that was entered last."""
         self._turn(self._above.pop() if self._above else _SAMPLE)
 
     def count_read(self, nbytes: int) -> None:
-        """So many bytes were read."""
+        """Count `nbytes` bytes as read."""
         self._nbytes += nbytes
 
     def end_run(self, start: int, stop: int) -> tuple[int, Times]:
-        """The run is done: what it took in all, in nanoseconds, and in detail."""
+        """End the run. Returns what it took in all, in nanoseconds, and in detail."""
         took_ns, rows = time.perf_counter_ns() - self._began_ns, stop - start
-        if self._skip >= rows:  # it did not look
+        if self._skip >= rows:  # nothing was timed
             self._skip -= rows
             return took_ns, Times(self._began_ns)
         if _here.clock is self:  # of a whole run, or of a sample that an error ended
             self.end_sample(-1)
         (cpu_ns, waits), (cpu_before_ns, waits_before) = _cpu(), self._cpu
-        # A thread that never gave its core up by itself has waited for nothing else.
+        # A thread that never gave up its core of its own accord has not waited.
         cpu_ns = took_ns if waits == waits_before else min(took_ns, cpu_ns - cpu_before_ns)
         looked_at = rows if self._whole else self._looked_at
         detail = (self._began_ns, cpu_ns, looked_at, *self._stages, self._nbytes, *self._slowest)
@@ -154,7 +154,7 @@ class Clock:
 
 
 class Stage:
-    """`with` it, what happens counts for this stage, if anybody looks; it may be used again and by all threads."""
+    """A context whose time counts for this stage while a clock is on. Reusable, and by all threads."""
 
     __slots__ = ("_number",)
 
@@ -179,7 +179,7 @@ _BY_NAME = dict(zip(STAGES, (READ, DECODE, AUGMENT, COLLATE, WRITE), strict=Fals
 
 
 def _cpu() -> tuple[int, int]:
-    """(CPU time of this thread in nanoseconds, how often it has given up its core by itself)."""
+    """(CPU time of this thread in nanoseconds, how often it has given up its core of its own accord)."""
     if resource is None or not hasattr(resource, "RUSAGE_THREAD"):
         return time.thread_time_ns(), time.thread_time_ns()
     usage = resource.getrusage(resource.RUSAGE_THREAD)
@@ -187,9 +187,9 @@ def _cpu() -> tuple[int, int]:
 
 
 def stage(name: str) -> Stage:
-    """Mark what a dataset of your own does, for `DataLoader.report()`: `with loaders.stage("decode"): …`.
+    """Mark a stage of your own dataset's work for `DataLoader.report()`: `with loaders.stage("decode"): …`.
 
-    Stages may lie inside one another; time counts for the innermost. Outside of a loader's worker this does nothing.
+    Stages may be nested; time counts for the innermost. Outside of a loader's worker this does nothing.
 
     Args:
         name: "read", "decode", "augment", "collate" or "write".
@@ -204,12 +204,12 @@ def stage(name: str) -> Stage:
 
 
 def is_looked_at() -> bool:
-    """Whether a clock looks at what this thread does."""
+    """Whether a clock is timing this thread."""
     return _here.clock is not None
 
 
 def count_read(nbytes: int) -> None:
-    """The sample that is being made has read so many bytes."""
+    """Count `nbytes` bytes as read by the current sample."""
     clock = _here.clock
     if clock is not None:
         clock.count_read(nbytes)

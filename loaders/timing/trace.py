@@ -17,20 +17,20 @@ _PROCESSES = ("consumer", "workers", "slots", "device")
 
 @contextmanager
 def trace(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Write what every loader does meanwhile to a file, as Chrome trace events: `with loaders.trace("run.json"): …`.
+    """Record what every loader does inside the block, as Chrome trace events: `with loaders.trace("run.json"): …`.
 
     Open the file in ui.perfetto.dev or chrome://tracing. There is a line for each thread that iterates a loader (what
     it waits for, what it computes), each worker (runs of samples), each slot (a batch from the moment it is opened
-    until it is handed out) and each copy to the device. A copy ends where the host saw that it had ended.
+    until it is handed out) and each copy to the device. A copy's end is when the host noticed it.
 
-    The events are kept in memory until the end, some hundred bytes each, a few for each batch and one for each run of
-    ten milliseconds: trace some minutes, not a night.
+    The events are kept in memory until the end, a few hundred bytes each, a few for each batch and one for each run of
+    ten milliseconds: trace minutes, not hours.
 
     Args:
         path: of the file, which is written at the end, also after an error.
 
     Raises:
-        OSError: the file cannot be written; at once, not at the end.
+        OSError: the file cannot be written; raised at once, not at the end.
     """
     place = Path(path)
     place.write_text("")
@@ -44,8 +44,8 @@ def trace(path: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def trace_events(events: Iterable[TraceEvent]) -> list[dict[str, Any]]:
-    """Events as the Trace TraceEvent Format has them: times in microseconds, and on each line one inside the other."""
-    # Parents before what lies in them.
+    """Events in the Trace Event Format: times in microseconds, and on each line nested or one after the other."""
+    # Parents before their children.
     ordered = sorted(events, key=lambda event: (event.began_ns, -event.ended_ns))
     start_ns = ordered[0].began_ns if ordered else 0
     found: list[dict[str, Any]] = []
@@ -65,17 +65,17 @@ def trace_events(events: Iterable[TraceEvent]) -> list[dict[str, Any]]:
 
 
 class _Lines:
-    """Which line an event is drawn on: its own lane's, or one more of that lane's where it would cross another."""
+    """The line that each event is drawn on: the first of its lane in which it overlaps no other event."""
 
     def __init__(self) -> None:
         self._numbers: dict[tuple[str, str, int], int] = {}
-        self._open: dict[tuple[str, str], list[list[int]]] = {}  # of each line of a lane, the ends of what goes on
+        self._open: dict[tuple[str, str], list[list[int]]] = {}  # for each line of a lane, the ends of its open events
         self._slots: dict[int, tuple[str, str, int]] = {}  # where the batch of a ticket is drawn
 
     def line_of(self, event: TraceEvent) -> int:
         """The number of the line, unique in its process."""
         if event.process == "slots" and (at := self._slots.get(event.about["ticket"])) is not None:
-            return self._numbers[at]  # a part of what was drawn there
+            return self._numbers[at]  # a part of the batch that is drawn there
         open_lines = self._open.setdefault((event.process, event.lane), [])
         for ends in open_lines:
             while ends and ends[-1] <= event.began_ns:
@@ -95,7 +95,7 @@ class _Lines:
         return self._numbers.setdefault(at, len(self._numbers) + 1)
 
     def names(self) -> Iterator[dict[str, Any]]:
-        """What the processes and the lines are called."""
+        """The names of the processes and the lines."""
         for process in _PROCESSES:
             yield _name("process_name", _pid(process), 0, process)
         for (process, lane, number), line in self._numbers.items():

@@ -15,7 +15,7 @@ from loaders.workers.worker import COLLATING
 
 @dataclass(frozen=True)
 class Reading:
-    """A row that a worker is busy with, or COLLATING."""
+    """What a worker is reading: a row, or COLLATING."""
 
     worker: int
     ticket: int
@@ -51,13 +51,13 @@ class Engine(Protocol):
         """
 
     def cancel(self, task: Task) -> None:
-        """Spend no more time on this task. Its spans are still reported, so that its slot can be reclaimed."""
+        """Stop working on this task. Its spans are still reported, so that its slot can be reclaimed."""
 
     def reading(self) -> list[Reading]:
-        """What is being read now, longest first."""
+        """What each busy worker is reading, longest first."""
 
     def resize(self, workers: int) -> None:
-        """Set the number of workers, 1 to the `num_workers` of the job. Not for streams: each worker has one."""
+        """Set the number of workers, 1 to the `num_workers` of the job. Not for streams: each worker has its own."""
 
     def close(self, *, force: bool = False) -> None:
         """Stop all workers; with `force` at once, whatever state an exception has left this engine in.
@@ -66,7 +66,7 @@ class Engine(Protocol):
 
 
 def describe_work(dataset: Any, fetch: Fetch, task: Task, row: int) -> tuple[Any, str | None, str]:
-    """(key, source, name for messages) of what a worker is busy with: a sample if that is known."""
+    """(key, source, name for messages) of what a worker is reading: a single sample if that is known."""
     if fetch == "stream":
         return None, None, f"batch {task.keys[0]} of its stream"
     if fetch == "all" or row == COLLATING:

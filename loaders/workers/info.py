@@ -1,4 +1,4 @@
-"""Which worker is this? `worker_info()`, and the record that `torch.utils.data.get_worker_info()` reads."""
+"""`worker_info()`, and the record that `torch.utils.data.get_worker_info()` reads."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-# torch keeps the record of its own workers here. Besides the table of `default_collate`, which torch documents, it is
-# the one private name of torch that the library touches: there is no public way to make `get_worker_info()` answer.
+# The private module in which torch keeps the record of its own worker: there is no public way to make
+# `get_worker_info()` answer.
 _TORCH_WORKER = "torch.utils.data._utils.worker"
 
 
@@ -26,7 +26,7 @@ class WorkerInfo:
     Attributes:
         id: from 0 to num_workers - 1.
         num_workers: of the loader.
-        seed: of this worker, as torch counts it: the base seed of the loader plus `id`.
+        seed: of this worker, as in torch: the base seed of the loader plus `id`.
         dataset: this worker's copy.
     """
 
@@ -41,7 +41,7 @@ _process: WorkerInfo | None = None
 
 
 def worker_info() -> WorkerInfo | None:
-    """The calling worker, in a process or a thread of a `loaders.DataLoader`; None outside of one."""
+    """The calling worker, in a process or a thread of a `loaders.DataLoader`; None outside of a worker."""
     _thread.has_asked = True
     info: WorkerInfo | None = getattr(_thread, "info", None)
     return info or _process
@@ -54,7 +54,7 @@ def set_worker_info(info: WorkerInfo, *, process: bool) -> None:
     """
     global _process
     if not process:
-        # torch's own record is a module global: with threads it could not be right.
+        # torch's own record is a module global, which cannot differ between threads.
         _thread.info = info
         return
     _process, _thread.info = info, None  # a fork inherits the info of the forking thread
@@ -70,7 +70,7 @@ def set_worker_info(info: WorkerInfo, *, process: bool) -> None:
 
 
 def forget_questions() -> None:
-    """Reset `has_asked`: it then covers calls from here on."""
+    """Reset `has_asked`, which then covers only later calls."""
     _thread.has_asked = False
 
 
@@ -83,12 +83,12 @@ def _tell_torch(module: ModuleType, info: WorkerInfo) -> None:
     module._worker_info = module.WorkerInfo(  # type: ignore[attr-defined]  # private, see above
         id=info.id, num_workers=info.num_workers, seed=info.seed, dataset=info.dataset
     )
-    # Only the CPU's generator: workers know nothing of devices.
+    # Only the CPU's generator: workers use no devices.
     module.torch.default_generator.manual_seed(info.seed)
 
 
 class _LateTorch(importlib.abc.MetaPathFinder):
-    """Tells torch which worker this is, if and when the user's dataset imports it."""
+    """Sets torch's record if the user's dataset imports torch later."""
 
     def __init__(self, info: WorkerInfo) -> None:
         self._info = info

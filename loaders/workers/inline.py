@@ -1,4 +1,4 @@
-"""The engine without workers: it works in the consumer's own thread, inside `collect`."""
+"""The engine without workers: it executes spans in the consumer's own thread, inside `collect`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from loaders.workers.worker import Worker
 
 
 class InlineEngine:
-    """Does the work inside `collect`, one span a call: `num_workers=0`."""
+    """Executes spans inside `collect` and `wait`, one per call: `num_workers=0`."""
 
     num_workers = 1
 
@@ -45,11 +45,11 @@ class InlineEngine:
         task.cancelled = True
 
     def reading(self) -> list[Reading]:
-        """Nothing: the consumer itself is reading."""
+        """Always empty: the consumer itself reads."""
         return []
 
     def resize(self, workers: int) -> None:
-        """Do nothing: there is always one."""
+        """Do nothing: there are no workers."""
 
     def close(self, *, force: bool = False) -> None:
         """Nothing to stop."""

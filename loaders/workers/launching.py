@@ -46,14 +46,14 @@ class _Forked(popen_fork.Popen):
 
 
 def launch(process: Any, method: str) -> None:
-    """Start a multiprocessing process, safe against Ctrl-C and a process that ends before it receives its task.
+    """Start a multiprocessing process, safe against Ctrl-C and a process that ends before it has read its setup.
 
     In the new process SIGINT and SIGPIPE are blocked until it unblocks them.
 
     Raises:
         EOFError, ConnectionError: the fork server has died.
     """
-    # These live on for all later processes, so they must not inherit the mask below.
+    # These serve all later processes, so they must not inherit the mask below.
     if method == "forkserver":
         forkserver.ensure_running()
     elif method == "spawn":
@@ -66,15 +66,15 @@ def launch(process: Any, method: str) -> None:
         process.start()
     finally:
         if signal.SIGPIPE in signal.sigpending() and signal.SIGPIPE not in mask:
-            # With the default action it would end this program. The exception says what has happened.
+            # Its default action would end this program. The exception already reports the failure.
             signal.sigwait({signal.SIGPIPE})
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def sentinel_of(process: Any) -> int:
-    """A descriptor that shows that the process has ended.
+    """A descriptor that becomes readable when the process has ended.
 
-    multiprocessing's own is a pipe, which processes that the dataset forked there may hold open.
+    multiprocessing's own is a pipe, which processes that the dataset forked in the worker may hold open.
     """
     try:
         return os.pidfd_open(process.pid)
@@ -97,7 +97,7 @@ def exitcode_of(process: Any, method: str) -> int | None:
 def ended(exitcode: int | None) -> str:
     """How a process ended."""
     if exitcode is None:
-        return "nobody knows how"
+        return "with an unknown exit status"
     if exitcode >= 0:
         return f"by exit with status {exitcode}"
     try:
@@ -114,14 +114,14 @@ def hint_for_start(dataset: Any, method: str) -> str:
         return f"The dataset is a `{name}`. The process's own output may say more."
     script = getattr(sys.modules.get("__main__"), "__file__", None)
     if script is None:
-        is_here = f"`{name}` is defined here" if kind.__module__ == "__main__" else "Some of it may be defined here"
+        is_here = f"`{name}` is defined there" if kind.__module__ == "__main__" else "Part of it may be defined there"
         return (
-            f"The dataset is a `{name}`. Under {method} a worker process imports what it needs, and of `__main__` in a "
-            f"notebook or an interactive session it can import nothing. {is_here}: move it into a module (a file), or "
+            f"The dataset is a `{name}`. Under {method} a worker process imports what it needs, but it cannot import "
+            f"`__main__` of a notebook or an interactive session. {is_here}: move it into a module (a file), or "
             'use multiprocessing_context="fork" or worker_method="thread".'
         )
     return (
-        f"The dataset is a `{name}`. Under {method} a worker process imports `__main__` ({script}) and all else "
-        "that the dataset needs anew: define classes outside of the main program, and guard that with "
+        f"The dataset is a `{name}`. Under {method} a worker process imports `__main__` ({script}) again, and whatever "
+        "else the dataset needs: define classes at module level, and guard the main program with "
         "`if __name__ == '__main__':`. The process's own output may say more."
     )

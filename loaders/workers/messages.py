@@ -1,4 +1,4 @@
-"""What passes between the loader and its workers: jobs, tasks, results, failures. Plain data, all of it pickles."""
+"""Messages between the loader and its workers: jobs, tasks, results, failures. All of them can be pickled."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from loaders.batch.rows import Overflow
 from loaders.batch.spec import BatchSpec, Field
 from loaders.timing.stages import NO_TIMES, Times
 
-# Characters of a summary. It is kept in a loader's list of errors and in its state, the message itself is not.
+# Characters of a summary, which is kept in the loader's list of errors and in its state; the full message is not.
 _SUMMARY = 500
 
 Fetch = Literal["each", "all", "stream"]
@@ -22,18 +22,18 @@ Fetch = Literal["each", "all", "stream"]
 
 @dataclass(frozen=True)
 class Job:
-    """What every worker of a loader knows from the start.
+    """What every worker of a loader is given at its start.
 
     Attributes:
         dataset: the user's.
-        fetch: rows one by one (`dataset[key]`), a batch at once (`dataset.__getitems__(keys)`), or by `iter(dataset)`.
+        fetch: samples one by one (`dataset[key]`), a batch at once (`dataset.__getitems__(keys)`), or `iter(dataset)`.
         collate: the user's collate_fn, which runs here; None where samples go straight into rows.
         batched: False where a "batch" is one sample (`batch_size=None`).
         fields: declared pad and ragged fields.
         keep_going: True where a failing sample does not end its span (`on_error` other than "raise").
-        batch_rows, drop_last: the size of a stream's batches, and whether a short last one counts.
-        num_workers, seed, init: as torch's WorkerInfo and worker_init_fn have them.
-        indexed: True where the caller gets the key of every sample with it (`return_index`).
+        batch_rows, drop_last: the size of a stream's batches, and whether a short last one is dropped.
+        num_workers, seed, init: as in torch's WorkerInfo and worker_init_fn.
+        indexed: True where the caller gets every sample's key, too (`return_index`).
     """
 
     dataset: Any
@@ -51,10 +51,10 @@ class Job:
 
 
 class Keys(list[Any]):
-    """The keys of one batch, where the batch sampler gave something else than a list of them.
+    """The keys of one batch, where the batch sampler gave something other than a list.
 
     Attributes:
-        given: what it gave, a tuple, an array, a tensor, a slice …: `__getitems__` is passed that.
+        given: what it gave (a tuple, an array, a tensor, a slice …), which is passed to `__getitems__`.
     """
 
     def __init__(self, given: Any, keys: Iterable[Any] | None = None) -> None:
@@ -63,7 +63,7 @@ class Keys(list[Any]):
         self._are_items = keys is None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Not each item of a tensor by itself: every one would bring the whole tensor.
+        # Items of a tensor are not pickled one by one: each would bring the whole tensor with it.
         return Keys, (self.given,) if self._are_items else (self.given, list(self))
 
 
@@ -72,12 +72,12 @@ def keys_of(given: Any, dataset: Any, *, whole: bool) -> list[Any]:
 
     Args:
         given: what it gave.
-        dataset: whose length a slice is cut from.
-        whole: True where the dataset's `__getitems__` is passed `given` as it is. Then a thing that holds no keys, such
-            as a number or the name of a file, is one key.
+        dataset: its length bounds a slice.
+        whole: True where `given` is passed to the dataset's `__getitems__` as it is. Then a value that holds no keys,
+            such as a number or a file name, is one key.
 
     Raises:
-        TypeError: it cannot be iterated over, as torch has it.
+        TypeError: `given` cannot be iterated over; torch raises it, too.
     """
     if not whole or type(given) is list or isinstance(given, Iterator):
         return list(given)
@@ -94,14 +94,14 @@ class Task:
 
     Attributes:
         ticket: unique within an engine.
-        keys: one per row, what the sampler gave; for a stream a single serial number of the batch in that stream.
-        position: of the first row in the epoch, counted over all ranks; `stride` apart from that of the next row.
+        keys: one per row, as the sampler gave them; for a stream just the serial number of the batch in it.
+        position: of the first row in the epoch, counted over all ranks; that of the next row is `stride` further.
         epoch, seed: with the position, the key of each sample's randomness.
         spec: of the rows; None while unknown, and where `collate` makes the batch.
         blocks: (offset, nbytes) of the slot's blocks in the engine's memory.
-        resume: of a stream that goes on from a loaded state: (batches before it, the dataset's own state or None).
+        resume: for a stream that resumes from a loaded state: (batches before it, the dataset's own state or None).
         attempt: how often rows of this batch were replaced by substitutes.
-        raw: the samples themselves are wanted, one by one, not what `collate` makes of them.
+        raw: True where the samples themselves are wanted, one by one, not the result of `collate`.
     """
 
     ticket: int
@@ -120,17 +120,17 @@ class Task:
 
 @dataclass
 class Failure:
-    """An exception in the user's code, ready to travel.
+    """An exception in the user's code, in a form that can be pickled.
 
     Attributes:
-        row: of the batch, None where no single sample is at fault.
+        row: in the batch; None where no single sample is at fault.
         key: what the dataset was asked for; a list of all keys where that was a batch.
         source: what the dataset says the sample is.
         doing: "reading", "collating", "starting" ….
         summary: one line of bounded length: the exception's type and message.
         text: the formatted traceback.
         error: the exception, None where it cannot be pickled and rebuilt.
-        worker: that reported it.
+        worker: the number of the worker that reported it.
     """
 
     row: int | None
@@ -146,7 +146,7 @@ class Failure:
     def of(
         cls, error: BaseException, doing: str, row: int | None = None, key: Any = None, source: str | None = None
     ) -> Failure:
-        """The failure that is being handled."""
+        """The failure of `error`, which must be the exception being handled."""
         summary = traceback.format_exception_only(type(error), error)[0].splitlines()[0]
         if len(summary) > _SUMMARY:
             summary = f"{summary[:_SUMMARY]}… ({len(summary):,} characters)"
@@ -159,12 +159,12 @@ class Failure:
         self.__dict__.update(state)
         try:
             self.error = pickle.loads(state["error"])
-        except Exception:  # a module that only the worker has; its type and text have arrived
+        except Exception:  # its class is in a module that only the worker has
             self.error = None
 
 
 class _Remade:
-    """Unpickles as an exception of the same type that was given the same message."""
+    """Unpickles as an exception of the same type with the same message."""
 
     def __init__(self, error: BaseException | None) -> None:
         self.error = error
@@ -174,11 +174,11 @@ class _Remade:
 
 
 def _portable(error: BaseException | None) -> bytes:
-    """A pickle of the error, or of one of its type with its message alone, or of None."""
+    """A pickle of the error; if that fails, of one of its type with the same message; else of None."""
     for each in (error, _Remade(error)):
         try:
             pickled = dumps(each)
-            pickle.loads(pickled)  # can fail where dumping did not: an exception with its own __init__, usually
+            pickle.loads(pickled)  # can fail where dumping did not, usually for an exception with its own __init__
             return pickled
         except Exception:  # whatever the user's exception does, its type and text still arrive
             continue
@@ -187,7 +187,7 @@ def _portable(error: BaseException | None) -> bytes:
 
 @dataclass
 class Parcel:
-    """The result of a collate_fn: a pickle, and per buffer its size in the slot's block of that number or its bytes."""
+    """The result of a collate_fn: a pickle, and per buffer its bytes or its size in the slot's block of that number."""
 
     pickled: bytes
     pieces: list[int | bytearray]
@@ -203,14 +203,14 @@ class Parcel:
 
 @dataclass
 class Result:
-    """What became of a span.
+    """The outcome of a span.
 
     Attributes:
         rows: how many rows the batch has where only the worker knows (streams), else None; 0 ends a stream.
         spec: found from the first sample, where the task had none.
-        stream_state: what the dataset's `state_dict()` gave behind this batch of its stream.
-        times: when it began, and what the clock saw of it.
-        notes: what the user should be warned of, once.
+        stream_state: what the dataset's `state_dict()` gave after this batch of its stream.
+        times: when it began, and what the clock measured.
+        notes: warnings for the user, each to be given once.
     """
 
     worker: int
@@ -231,7 +231,7 @@ class Result:
 
     @property
     def is_plain(self) -> bool:
-        """True where the rows are written and there is nothing else to tell."""
+        """True where the rows are written and there is nothing else to report."""
         told = self.failures or self.parcel or self.overflow or self.notes
         return not told and self.rows is None and self.spec is None
 
@@ -247,7 +247,7 @@ def _result(pickled: bytes, buffers: Sequence[Any]) -> Result:
 
 
 def warn_of(notes: list[str], told: set[str], *, stacklevel: int) -> None:
-    """Warn the caller of what workers note, of each thing once. Each note is gone before its warning is raised."""
+    """Warn once of each of the workers' notes. A note is removed first, as its warning may be raised as an error."""
     while notes:
         note = notes.pop(0)
         if note not in told:

@@ -42,7 +42,7 @@ from loaders.workers.wire import (
 )
 from loaders.workers.worker import Worker
 
-# malloc.h: M_MMAP_THRESHOLD, of which 32 MiB is the most there is; M_TRIM_THRESHOLD; M_TOP_PAD.
+# malloc.h: M_MMAP_THRESHOLD, at its maximum of 32 MiB; M_TRIM_THRESHOLD; M_TOP_PAD.
 _MALLOC = {-3: 32 << 20, -1: 64 << 20, -2: 1 << 20}
 
 _PR_SET_PDEATHSIG = 1  # prctl.h
@@ -53,12 +53,12 @@ class WorkerSetup:
     """What a worker process is started with.
 
     Attributes:
-        job: in a forked process; others are sent it through `channel`.
-        pickled: the job as it is sent. It is made while the rest is pickled, when locks and descriptors can be.
+        job: set in a forked process; others receive it through `channel`.
+        pickled: the job as it is sent, pickled together with the rest: only then can locks and descriptors be pickled.
         cell: offset of this worker's cell in the arena.
-        serial: unique among all processes of the engine; `channel` brings the worker's number once it is needed.
-        consumer: the consumer's process id; `is_parent` is False where a server has forked this process.
-        dies_with_parent: True where the process is to end with the thread that has forked it.
+        serial: unique among all processes of the engine; the worker's number arrives through `channel` when needed.
+        consumer: the consumer's process id; `is_parent` is False where the fork server forked this process.
+        dies_with_parent: True where the kernel is to kill the process when the thread that forked it ends.
         is_refused: True once the job could not be pickled.
     """
 
@@ -90,8 +90,8 @@ def main(setup: WorkerSetup) -> None:
     if not setup.is_parent:
         _do_not_hold_the_server()
     elif os.getppid() != setup.consumer:
-        os._exit(1)  # it has died before the kernel was asked to tell
-    # Ctrl-C reaches the whole process group: the consumer alone decides what becomes of it.
+        os._exit(1)  # it died before the kernel was asked to signal that
+    # Ctrl-C reaches the whole process group; only the consumer handles it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)  # as in every Python process: writing raises instead
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGPIPE})
@@ -109,18 +109,18 @@ def main(setup: WorkerSetup) -> None:
             pickled = _receive(channel, size)
             try:
                 setup.job = pickle.loads(pickled)
-            except Exception as error:  # it is the consumer's to say, once for all workers
+            except Exception as error:  # the consumer raises it, once for all workers
                 failure = Failure.of(error, "starting")
                 _tell(setup, None, channel, Result(0, NO_TICKET, 0, 0, failures=[failure]), None)
                 return
             del pickled
         _cell_of(setup)[SINCE_AT] = time.monotonic_ns()
-        # Warm from here on, and idle until there is a number to take over.
+        # Warm from here on, and idle until its number arrives.
         serve(setup, int.from_bytes(_receive(channel, 8), "little"), channel)
 
 
 def serve(setup: WorkerSetup, number: int, channel: socket.socket) -> None:
-    """Read spans, execute them, report."""
+    """Read spans, execute them, report the results."""
     job, arena = setup.job, setup.arena
     assert job is not None
     view = memoryview(arena.buffer)
@@ -136,10 +136,10 @@ def serve(setup: WorkerSetup, number: int, channel: socket.socket) -> None:
         if job.init is not None:
             job.init(number)
         worker = Worker(job, number, arena.buffer, apart=True)  # after init, which may change the dataset
-    except Exception as error:  # whatever worker_init_fn raises is delivered with the first span
+    except Exception as error:  # whatever worker_init_fn raises is delivered with every span
         failure = Failure.of(error, "starting")
     while True:
-        cell[ROW_AT] = -1  # so that no row of the last span stands beside the next one
+        cell[ROW_AT] = -1  # so that the cell never shows a row of the last span beside the next span
         if os.readv(setup.spans.fd, [record]) != SPAN.size:
             return
         ticket, start, stop, offset, nbytes, *_ = SPAN.unpack(record)
@@ -153,7 +153,7 @@ def serve(setup: WorkerSetup, number: int, channel: socket.socket) -> None:
                 result = Result(number, ticket, start, stop, cancelled=True)
             else:
                 result = worker.execute(task, start, stop, _marker(cell, cancelled))
-        except Exception as error:  # a worker that ended in silence would be a hang
+        except Exception as error:  # a worker that ended without a report would hang the loader
             result = Result(number, ticket, start, stop, failures=[Failure.of(error, "working")])
         try:
             _tell(setup, job, channel, result, task)
@@ -162,7 +162,7 @@ def serve(setup: WorkerSetup, number: int, channel: socket.socket) -> None:
 
 
 def _receive(channel: socket.socket, nbytes: int) -> bytearray:
-    """So many bytes; ends this process if the consumer does not want it any more."""
+    """`nbytes` bytes; ends this process if the consumer has closed the channel."""
     received = bytearray()
     while len(received) < nbytes:
         data = channel.recv(min(nbytes - len(received), 1 << 20))
@@ -205,10 +205,10 @@ def _tell(setup: WorkerSetup, job: Job | None, channel: socket.socket, result: R
 
 
 def _pickled(job: Job | None, result: Result, task: Task | None) -> bytes:
-    """The result as it travels. A sample that cannot is a failed one."""
+    """The pickled result. A sample that cannot be pickled becomes a failure."""
     try:
         return dumps(result)
-    except Exception as error:  # something of the user's that cannot be pickled: whose is it?
+    except Exception as error:  # a value of the user's cannot be pickled: find its sample below
         assert job is not None
         unknown = Failure.of(error, "sending back", None, list(task.keys) if task and job.fetch != "stream" else None)
     overflow = result.overflow
@@ -222,13 +222,13 @@ def _pickled(job: Job | None, result: Result, task: Task | None) -> bytes:
                 overflow.drop(row)
     try:
         return dumps(result)
-    except Exception:  # it is not one of the samples
+    except Exception:  # the cause is not one of the samples
         failed = Result(result.worker, result.ticket, result.start, result.stop, failures=[unknown])
         return dumps(failed)
 
 
 class _Tasks:
-    """Tasks as this worker has read them from the arena: the last one, and every spec."""
+    """What this worker has read from the arena: the last task, and every spec."""
 
     def __init__(self, arena: Arena) -> None:
         self._arena = arena
@@ -236,7 +236,7 @@ class _Tasks:
         self._last: tuple[int, Task, memoryview] | None = None
 
     def get(self, ticket: int, offset: int, nbytes: int) -> tuple[Task, memoryview]:
-        """The task, and the one int64 that tells whether it is cancelled."""
+        """The task, and the int64 that is nonzero once it is cancelled."""
         if self._last is None or self._last[0] != ticket:
             keys, position, epoch, seed, spec_ref, *rest = pickle.loads(self._at(offset + TASK_HEADER, nbytes))
             if isinstance(keys, bytes):
@@ -258,7 +258,7 @@ class _Tasks:
 
 
 def _one_opencv_thread() -> None:
-    # The workers are the parallelism. The variable serves datasets that import OpenCV late.
+    # The workers already use the cores. The variable is for datasets that import OpenCV later.
     os.environ["OPENCV_FOR_THREADS_NUM"] = "1"
     cv2: Any = sys.modules.get("cv2")
     if cv2 is not None:
@@ -266,8 +266,8 @@ def _one_opencv_thread() -> None:
 
 
 def _keep_freed_memory() -> None:
-    # Each sample takes again what the one before has let go: glibc would give it back to the machine, and each of its
-    # pages would be mapped and cleared anew, a quarter of the time that a photo takes to decode.
+    # Each sample allocates what the one before freed. By default glibc returns that to the system, and to map and clear
+    # its pages again takes a quarter of the time that a photo takes to decode.
     if any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ):
         return  # the user has settings of their own
     try:
@@ -285,16 +285,16 @@ def _one_torch_thread() -> None:
 
 
 def _die_with_parent() -> None:
-    # The thread below needs the GIL, which the dataset may hold, and a process that is not stopped.
+    # The thread of `_end_with` needs the GIL, which the dataset may hold, and does not run in a stopped process.
     if sys.platform == "linux":
         try:
             ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
         except (OSError, AttributeError):
-            pass  # not to be had here: the thread remains
+            pass  # not available: the thread remains
 
 
 def _do_not_hold_the_server() -> None:
-    # The server ends, and its processes with it, when nobody has this pipe open: so must not they themselves.
+    # The server, and its processes with it, end once no process has this pipe open, so this one must close it.
     server: Any = forkserver._forkserver  # there is no public way
     fd = getattr(server, "_forkserver_alive_fd", None)
     if fd is not None:
@@ -310,9 +310,9 @@ def _end_with(consumer: int, *, is_parent: bool) -> None:
         watch.register(os.pidfd_open(consumer), select.POLLIN)
         wait_s = None
     except (AttributeError, OSError):
-        wait_s = 1.0  # not to be had here: look again and again
-    # A process that was forked from the consumer may hold its end of multiprocessing's own sentinel open, but the ids
-    # cannot lie. They are looked at once the descriptor is there: another process may have got the consumer's before.
+        wait_s = 1.0  # not available: poll
+    # A process that was forked from the consumer may hold its end of multiprocessing's sentinel open, so the ids are
+    # compared as well; after the descriptor is opened, because the consumer's id may have been reused before that.
     while (parent is None or parent.is_alive()) and not (is_parent and os.getppid() != consumer):
         if wait_s is None:
             watch.poll()

@@ -1,7 +1,7 @@
 """Worker processes over shared memory, and their supervision.
 
-No lock crosses processes and all state is here in the consumer, so workers may be killed at any instruction: what they
-were doing is known from their cells, and is done again.
+No lock crosses processes and all state is here in the consumer, so workers may be killed at any instruction: their
+cells show what they were doing, and it is done again.
 """
 
 from __future__ import annotations
@@ -39,22 +39,22 @@ from loaders.workers.wire import (
     widen_pipe,
 )
 
-_APART = 7  # in a DONE record: bytes of the payload that comes through the socket
+_APART = 7  # index in a DONE record: bytes of the payload that comes through the socket
 _RECORDS_PER_WRITE = select.PIPE_BUF // SPAN.size
 
 
 class ProcessEngine:
-    """Worker processes that take spans from one pipe, whichever is free, and write rows into shared slots.
+    """Worker processes: whichever is free takes the next span from one pipe and writes rows into shared slots.
 
     Args:
         job: what to do.
         pool: slots in a shared arena.
         context: of multiprocessing: fork, forkserver or spawn.
-        num_workers: how many to begin with, where that is not the job's number, which is the most there may be.
+        num_workers: how many to start with; by default the job's number, which is also the maximum.
 
     Attributes:
-        intact: False once an exception, such as a signal handler raises, has cut a call short: after that only `close`
-            may be called. An exception that comes while `collect` waits cuts nothing short.
+        intact: False once an exception, such as one from a signal handler, has interrupted a call: then only `close`
+            may be called. An exception while `collect` waits interrupts nothing.
     """
 
     def __init__(self, job: Job, pool: SlotPool, context: BaseContext, num_workers: int | None = None) -> None:
@@ -68,12 +68,12 @@ class ProcessEngine:
         self._by_channel: dict[int, WorkerProcess] = {}
         self._placed: dict[int, PlacedTask] = {}
         self._strikes = Strikes()
-        self._later: list[tuple[float, PlacedTask, tuple[int, int]]] = []  # when to send what
+        self._later: list[tuple[float, PlacedTask, tuple[int, int]]] = []  # due time, task, span
         self._ready: list[Result] = []
         self._refusal: Failure | None = None  # of a worker that cannot unpickle the job
         self._tail = b""
         self._workers = 0  # started and not stopped, not counting replacements
-        # Blocks that are no batch: the workers' cells, then every spec.
+        # Blocks that belong to no batch: the workers' cells, then every spec.
         self._own = pool.acquire([CELL_NBYTES * (2 * job.num_workers + 4)], bounded=False)
         self._memory = TaskMemory(pool, self._own)
         try:
@@ -126,7 +126,7 @@ class ProcessEngine:
         self.intact = True
 
     def collect(self, timeout_s: float | None) -> list[Result]:
-        """The results that are there, after looking after the workers."""
+        """The available results. Also sends what is due, and reaps and replaces workers that have died."""
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         self._begin()
         while True:
@@ -136,7 +136,7 @@ class ProcessEngine:
             if self._ready:
                 left = 0.0
             dead = []
-            self.intact = True  # what is seen here is seen again
+            self.intact = True  # polling changes nothing: an event that is lost here is reported again
             events = self._poll.poll(self._until_due_ms(left))
             self.intact = False
             for fd, _ in events:
@@ -155,11 +155,11 @@ class ProcessEngine:
                 self._supervisor.refused(self._refusal)
             if self._ready or (deadline is not None and time.monotonic() >= deadline):
                 ready = self._ready
-                self._ready, self.intact = [], True  # from here to the caller no signal handler can come in between
+                self._ready, self.intact = [], True  # no signal handler can run from here to the return
                 return ready
 
     def wait(self, timeout_s: float | None) -> None:
-        """Until a worker has reported or died, or a span has waited long enough."""
+        """Wait until a worker has reported or died, or a delayed span is due."""
         if not self._ready:
             self._poll.poll(self._until_due_ms(timeout_s))
 
@@ -168,7 +168,7 @@ class ProcessEngine:
         return max(0.0, min(waits)) * 1000 if waits else None
 
     def cancel(self, task: Task) -> None:
-        """Raise the task's flag in shared memory: workers look at it before every row."""
+        """Set the task's flag in shared memory, which workers check before every row."""
         task.cancelled = True
         placed = self._placed.get(task.ticket)
         if placed is not None:
@@ -186,7 +186,7 @@ class ProcessEngine:
         return sorted(found, key=lambda reading: -reading.since_s)
 
     def resize(self, workers: int) -> None:
-        """Start workers with the next task, or stop whichever are idle first."""
+        """Start more workers with the next task, or stop those that are idle first."""
         self._begin()
         self.num_workers = workers
         surplus = self._workers - workers
@@ -198,18 +198,18 @@ class ProcessEngine:
 
     def _begin(self) -> None:
         if not self.intact or self._closed:
-            raise WorkerLostError("the workers are stopped, or a call was cut short.\n  Iterate the loader anew.")
+            raise WorkerLostError("the workers are stopped, or a call was interrupted.\n  Start a new iteration.")
         self.intact = False
 
     def _free_number(self) -> int | None:
-        """The lowest that no worker has; None while as many as there may be are still stopping."""
+        """The lowest number that no worker has; None while workers that are stopping still have the rest."""
         taken = {worker.number for worker in self._supervisor.processes.values()}
         return next((number for number in range(self._job.num_workers) if number not in taken), None)
 
     def close(self, *, force: bool = False) -> None:
-        """End all workers: those that are idle at once, those in the middle of a sample after a moment by force.
+        """Stop all workers: idle ones at once; those in the middle of a sample are killed after a grace period.
 
-        It may be called in any state. When it returns no process is left that could write into the pool's memory.
+        It may be called in any state. When it returns, no process is left that could write into the pool's memory.
 
         Args:
             force: kill all of them at once.
@@ -223,7 +223,7 @@ class ProcessEngine:
             for placed in self._placed.values():
                 self._memory.cancel(placed)
             for unsent in self._unsent:
-                # Not only closed: a process that was forked from this one may hold the pipes open.
+                # Closing the pipes is not enough: a process that was forked from this one may hold them open.
                 unsent.clear()
                 unsent.extend([STOP] * len(self._supervisor.processes))
             self._supervisor.close(self._flush, force=force or not self.intact)
@@ -245,7 +245,7 @@ class ProcessEngine:
         self._flush()
 
     def _send_later(self) -> None:
-        """Send what has waited long enough."""
+        """Send the delayed spans that are due."""
         now = time.monotonic()
         due = [entry for entry in self._later if entry[0] <= now]
         self._later = [entry for entry in self._later if entry[0] > now]
@@ -257,14 +257,14 @@ class ProcessEngine:
             while unsent:
                 chunk = [unsent[i] for i in range(min(len(unsent), _RECORDS_PER_WRITE))]
                 try:
-                    os.write(write, b"".join(chunk))  # at most PIPE_BUF: all of it or nothing
+                    os.write(write, b"".join(chunk))  # at most PIPE_BUF: all or nothing
                 except BlockingIOError:
                     break
                 for _ in chunk:
                     unsent.popleft()
 
     def _finish(self, result: Result) -> None:
-        """Report a span once: that of a worker that died after its own report is reported already."""
+        """Report a span, unless it has been reported: a worker may die right after its report."""
         if result.ticket == NO_TICKET:
             self._refusal = result.failures[0]
         placed = self._placed.get(result.ticket)
@@ -275,7 +275,7 @@ class ProcessEngine:
             del self._placed[result.ticket]
             self.pool.discard([placed.block])
 
-    # -- what workers say
+    # -- results from workers
 
     def _read_done(self) -> None:
         try:
@@ -310,7 +310,7 @@ class ProcessEngine:
         self._tail = tail[at:]
 
     def _read_channel(self, worker: WorkerProcess) -> None:
-        """Take what is there of the payloads this worker has announced."""
+        """Receive what has arrived of the payloads that this worker has announced."""
         while worker.payloads:
             header, payload = worker.payloads[0]
             try:
@@ -318,7 +318,7 @@ class ProcessEngine:
             except BlockingIOError:
                 return
             if not data:
-                break  # dead: its sentinel says so too
+                break  # dead, as its sentinel shows, too
             payload += data
             if len(payload) == header[_APART]:
                 worker.payloads.popleft()
@@ -326,7 +326,7 @@ class ProcessEngine:
         if self._by_channel.pop(worker.channel.fileno(), None) is not None:
             self._poll.unregister(worker.channel.fileno())
 
-    # -- what becomes of the spans of workers that were lost
+    # -- spans of lost workers
 
     def _held_by(self, worker: WorkerProcess) -> tuple[PlacedTask | None, int, int]:
         """(task, start row, row being read) of the span in a worker's cell; None if that span has been reported."""
@@ -337,7 +337,7 @@ class ProcessEngine:
         return placed, start, row
 
     def _reap(self, worker: WorkerProcess) -> None:
-        """A worker has died: read what it still sent, do its span again, and put another in its place."""
+        """A worker has died: read what it has sent, do its span again, and replace it."""
         self._read_done()
         self._read_channel(worker)
         if self._by_channel.pop(worker.channel.fileno(), None) is not None:
@@ -346,18 +346,18 @@ class ProcessEngine:
         was_stopped = (int(worker.cell[0]), int(worker.cell[1])) == STOPPED
         exitcode = self._supervisor.reap(worker)
         if was_stopped or self._refusal is not None:
-            return  # nobody is to take its place
+            return  # it is not to be replaced
         place = (placed.task.ticket, row) if placed is not None and row != -1 else None
         is_at_fault = self._strikes.add(place, exitcode)
         if placed is not None:
             self._redo(placed, start, row, worker.number or 0, exitcode, is_at_fault=is_at_fault)
-        # Only now: a stream's spans are in order again before somebody else follows them.
+        # Only now: a stream's spans must be in order again before another worker reads them.
         self._supervisor.replace(worker, exitcode, over_a_sample=row != -1)
 
     def _redo(
         self, placed: PlacedTask, start: int, row: int, number: int, exitcode: int | None, *, is_at_fault: bool
     ) -> None:
-        """Do a span again that worker `number` has lost, or give up the row that was being read."""
+        """Do a span again that was lost with worker `number`, or give up the row that was being read."""
         stop, ticket = placed.spans[start], placed.task.ticket
         pieces: list[tuple[int, int]] = [(start, stop)]
         failures: list[Failure] = []
@@ -365,7 +365,7 @@ class ProcessEngine:
             strikes = self._strikes.counts[ticket, row]
             failures.append(failure_of_lost(self._job, placed.task, row, number, strikes, exitcode))
         if self._job.fetch == "each" and self._job.collate is None and self._job.batched and row >= 0:
-            # In pieces: where workers are killed often, short spans get done. A row that is given up costs no other.
+            # In pieces: where workers are killed often, short spans still finish. Giving up a row costs no other row.
             del placed.spans[start]
             pieces = [piece for piece in ((start, row), (row, row + 1), (row + 1, stop)) if piece[0] < piece[1]]
             placed.spans.update(pieces)
@@ -377,7 +377,7 @@ class ProcessEngine:
             self._later.append((time.monotonic() + LAST_CHANCE_AFTER_S, placed, (start, stop)))
             pieces.remove((start, stop))
         if self._job.fetch == "stream" and pieces:
-            # What waits in a lane whose only reader is dead: a stream is to be followed in order.
+            # Take back what waits in the lane, whose only reader is dead: a stream must be read in order.
             read, waiting = self._lanes[placed.lane][0], []
             while select.select([read], [], [], 0)[0]:
                 waiting.append(os.read(read, SPAN.size))
@@ -387,7 +387,7 @@ class ProcessEngine:
     def _opened(self, header: tuple[int, ...], payload: bytes | bytearray) -> Result:
         try:
             result: Result = pickle.loads(payload)
-        except Exception as error:  # a class of the user's that cannot be rebuilt here
+        except Exception as error:  # a value of the user's that cannot be unpickled here
             if is_interrupt(error):
                 raise
             _, ticket, start, stop, *_ = header

@@ -1,4 +1,4 @@
-"""Who is to blame for the death of a worker: the sample that it was reading, or somebody who kills workers."""
+"""What caused the death of a worker: the sample that it was reading, or a kill from outside."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from loaders.workers.worker import COLLATING
 
 # A sample that was being read by this many dying workers is at fault.
 STRIKES = 3
-# At most this many, while workers are killed over other samples, or over none, too.
+# The most strikes that a sample can need, while workers are also killed over other samples, or over none.
 _MOST = 20
-# Before its last chance a sample whose workers were killed waits for so long: if others go on being killed meanwhile,
-# somebody kills them at random.
+# How long a sample whose workers were killed waits before its last attempt: if other workers are killed meanwhile, the
+# kills come from outside.
 LAST_CHANCE_AFTER_S = 0.1
-# Signals that somebody else sends; any other death is the process's own doing.
+# Signals that are sent from outside; the process itself causes any other death.
 KILLED_FROM_OUTSIDE = (-signal.SIGKILL, -signal.SIGTERM)
 
 Place = tuple[int, int]  # ticket, row
@@ -27,8 +27,8 @@ Place = tuple[int, int]  # ticket, row
 class Strikes:
     """Counts the deaths of workers by the row that each was reading.
 
-    A sample that ends its worker does so every time. The more workers were killed over other rows of late, the more
-    strikes a sample needs: it is less likely to be the reason.
+    A sample that ends its worker does so every time. The more workers were recently killed over other rows, the more
+    strikes a sample needs: it is less likely to be the cause.
     """
 
     def __init__(self) -> None:
@@ -36,7 +36,7 @@ class Strikes:
         self._killed: deque[Place | None] = deque(maxlen=_MOST)  # the latest; None: the worker was reading nothing
 
     def add(self, place: Place | None, exitcode: int | None) -> bool:
-        """Note a death. Returns whether the sample at `place` is at fault."""
+        """Record a death. Returns whether the sample at `place` is at fault."""
         is_kill = exitcode in KILLED_FROM_OUTSIDE
         if is_kill:
             self._killed.append(place)
@@ -45,17 +45,17 @@ class Strikes:
         self.counts[place] += 1
         if not is_kill:
             return self.counts[place] >= STRIKES
-        # A row that has three strikes itself says nothing of others: it may be at fault as well.
+        # Kills over a row that has three strikes itself do not count: it may be at fault as well.
         others = sum(other is None or self.counts[other] < STRIKES for other in self._killed if other != place)
         return self.counts[place] >= min(STRIKES + others, _MOST)
 
     def is_last_chance(self, place: Place, exitcode: int | None) -> bool:
-        """Whether the next death over this sample may be its last."""
+        """Whether the next death over this sample may put it at fault."""
         return exitcode in KILLED_FROM_OUTSIDE and self.counts[place] == STRIKES - 1
 
 
 def failure_of_lost(job: Job, task: Task, row: int, number: int, strikes: int, exitcode: int | None) -> Failure:
-    """What the consumer is told of a row that is given up; `number` is that of the last worker it has cost."""
+    """The failure to report for a row that is given up; `number` is that of the last worker lost over it."""
     key, source, name = describe_work(job.dataset, job.fetch, task, row)
     if exitcode == -signal.SIGKILL:
         remedy = "Likely out of memory."

@@ -1,4 +1,4 @@
-"""The worker processes of an engine: started, kept at strength, reaped, stopped."""
+"""Starts, replaces, reaps and stops the worker processes of an engine."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from loaders.workers.process_main import WorkerSetup, main
 from loaders.workers.strikes import KILLED_FROM_OUTSIDE
 from loaders.workers.wire import CELL_NBYTES, SEND_FLAGS, SINCE_AT, Inherited
 
-# Processes that end by themselves, or are killed, without any span being reported in between.
+# So many processes may end by themselves, or be killed, without a span being reported in between.
 _FAILED_STARTS, _FRUITLESS_KILLS = 3, 200
 # How long `close` waits for workers that are in the middle of a sample before it kills them.
 _GRACE_S = 2.0
-# A worker that reads what it is sent does not pause for longer.
+# How long `send_on` waits for a worker to read on.
 _PAUSE_MS = 20
 
 
@@ -42,10 +42,10 @@ class WorkerProcess:
         serial: unique among all processes of the engine.
         channel: the consumer's end of the worker's own socket.
         sentinel: a descriptor that becomes readable when the process has ended.
-        cell: the worker's own piece of shared memory, `cell_at` bytes into those of all.
-        number: None for a spare, which is started and warm, but not yet a worker.
+        cell: the worker's own cell in shared memory, `cell_at` bytes into the block of all cells.
+        number: None for a spare, which is started but not yet a worker.
         outbox: what is still to be sent through the channel: the job, the number.
-        payloads: announced and not received yet: their headers, and what is there of them.
+        payloads: announced, but not yet received in full: the header, and what has arrived.
     """
 
     serial: int
@@ -59,12 +59,12 @@ class WorkerProcess:
     payloads: deque[tuple[tuple[int, ...], bytearray]] = field(default_factory=deque)
 
     def is_warm(self) -> bool:
-        """Whether it has started, and only waits for its number or has it already."""
+        """Whether it has finished starting: it waits for its number, or has it already."""
         return bool(self.cell[SINCE_AT] != -1)
 
 
 class Supervisor:
-    """Starts processes, keeps a spare one warm, and notices when they cannot be kept alive.
+    """Starts processes, keeps a warm spare, and raises when processes cannot be kept alive.
 
     Args:
         job, arena: what every worker is given.
@@ -73,7 +73,7 @@ class Supervisor:
         lanes: the descriptors that spans are read from; worker `number` reads from lane `number % len(lanes)`.
         done: the descriptor that results are written to.
         not_theirs: descriptors of the consumer that a forked worker must not keep open.
-        poll: is told of every process's sentinel, and of channels that something is to be sent through.
+        poll: every process's sentinel is registered with it, and every channel that has something to send.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class Supervisor:
     ) -> None:
         self.processes: dict[int, WorkerProcess] = {}
         self.by_sentinel: dict[int, WorkerProcess] = {}
-        self.by_outbox: dict[int, WorkerProcess] = {}  # by channel, where it is not empty
+        self.by_outbox: dict[int, WorkerProcess] = {}  # by channel; only those that are not empty
         self._job = job
         self._arena = arena
         self._context = context
@@ -101,19 +101,19 @@ class Supervisor:
         self._not_theirs = not_theirs
         self._poll = poll
         self._serial = 0
-        self._spares = 1  # wanted
+        self._spares = 1  # how many are wanted
         self._failed_starts = 0
         self._kills = 0
 
     def start(self, number: int | None) -> None:
-        """Start a process: worker `number`, or a spare."""
+        """Start a process: worker `number`, or a spare if that is None."""
         while True:
             with undisturbed():
                 if self._start(number):
                     return
 
     def _start(self, number: int | None) -> bool:
-        """False if the server that was to fork the process has died."""
+        """False if the fork server has died."""
         ours, theirs = socket.socketpair()
         serial, self._serial = self._serial, self._serial + 1
         cell_at = self._free_cells.pop()
@@ -128,11 +128,11 @@ class Supervisor:
             spans=Inherited(self._lanes[(number or 0) % len(self._lanes)]),
             done=Inherited(self._done),
             channel=Inherited(theirs.fileno()),
-            # A fork has these too; held there, they would keep the others from seeing that this process has died.
+            # A fork inherits these; if it kept them open, the others could not detect that this process has died.
             not_mine=[ours.fileno(), *channels, *self._not_theirs] if self._method == "fork" else [],
             consumer=os.getpid(),
             is_parent=self._method != "forkserver",
-            # The kernel tells of the end of the thread that has forked: the server's, or this one.
+            # The kernel signals the end of the thread that forked: the server's, or this one.
             dies_with_parent=self._method == "forkserver" or threading.get_native_id() == os.getpid(),
         )
         name = f"loaders-{'spare' if number is None else number}"
@@ -151,14 +151,14 @@ class Supervisor:
             self._count(-signal.SIGKILL)
             return False
         finally:
-            # A socket object would close its descriptor in a forked child when it is collected there: not a `with`.
+            # Not a `with`: a socket object would close its descriptor in a forked child when it is collected there.
             theirs.close()
         worker = WorkerProcess(serial, process, ours, sentinel, cell, cell_at, None)
         self.processes[serial] = self.by_sentinel[sentinel] = worker
         self._poll.register(sentinel, select.POLLIN)
         if setup.pickled is not None:
-            # Through the socket, not with the rest: multiprocessing would wait for ever for a process that was killed
-            # or stopped before it had read everything.
+            # Through the socket, not with the rest: multiprocessing would wait forever for a process that was killed or
+            # stopped before it had read everything.
             worker.outbox += [memoryview(len(setup.pickled).to_bytes(8, "little")), memoryview(setup.pickled)]
         if number is not None:
             self._promote(worker, number)
@@ -167,7 +167,7 @@ class Supervisor:
         return True
 
     def send(self, worker: WorkerProcess, pause_ms: int = 0) -> None:
-        """Send what the worker takes; the rest when its channel is writable. It may be stopped, or still starting."""
+        """Send what the channel takes now, the rest once it is writable: the worker may be stopped, or starting."""
         while worker.outbox:
             try:
                 sent = worker.channel.send(worker.outbox[0], SEND_FLAGS)
@@ -178,7 +178,7 @@ class Supervisor:
                     continue
                 break
             except (BrokenPipeError, ConnectionResetError):
-                worker.outbox.clear()  # dead already: its sentinel will say so
+                worker.outbox.clear()  # dead already, as its sentinel will show
                 break
             rest = worker.outbox[0][sent:]
             if len(rest) > 0:
@@ -192,11 +192,11 @@ class Supervisor:
             self._poll.unregister(worker.channel)
 
     def send_on(self, worker: WorkerProcess) -> None:
-        """Go on sending to a worker that has begun to read."""
+        """Continue to send to a worker that has begun to read."""
         self.send(worker, _PAUSE_MS)
 
     def reap(self, worker: WorkerProcess) -> int | None:
-        """Forget a process that has ended. Returns its exit code, None where that went to somebody else."""
+        """Forget a process that has ended. Returns its exit code, None if that cannot be known."""
         exitcode = exitcode_of(worker.process, self._method)
         worker.outbox.clear()
         self.send(worker)
@@ -207,10 +207,10 @@ class Supervisor:
         return exitcode
 
     def replace(self, worker: WorkerProcess, exitcode: int | None, *, over_a_sample: bool) -> None:
-        """Put another in the place of one that was reaped.
+        """Replace a process that was reaped.
 
         Raises:
-            WorkerLostError: this leads nowhere. Deaths over a sample do not count here: the sample is at fault.
+            WorkerLostError: processes cannot be kept alive. Deaths over a sample do not count: `Strikes` counts them.
         """
         if not over_a_sample:
             if exitcode is not None and exitcode not in KILLED_FROM_OUTSIDE and not worker.is_warm():
@@ -221,42 +221,42 @@ class Supervisor:
         )
         if worker.number is not None:
             if not (spares and spares[0].is_warm()):
-                # They die faster than one can be started: more at once stand a better chance.
+                # Workers die faster than a spare can start, so keep more spares.
                 self._spares = min(self._spares + 1, len(self._free_cells))
             if spares:
                 self._promote(spares.pop(0), worker.number)
             else:
                 self.start(worker.number)
-        # With lanes a worker's stream is its own: a spare could not know in time which one to follow.
+        # Not with several lanes: a process is given its lane when it starts, and a spare has no number yet.
         if len(self._lanes) == 1:
             for _ in range(min(self._spares - len(spares), len(self._free_cells))):
                 self.start(None)
 
     def is_working(self) -> None:
-        """A span was reported: workers can be kept alive."""
+        """A span was reported, so workers can be kept alive: start counting again."""
         self._failed_starts = self._kills = 0
         self._spares = 1
 
     def refused(self, failure: Failure) -> NoReturn:
-        """A worker could not unpickle its job. No other will."""
+        """Raise what a worker reported that could not unpickle its job: no other worker can."""
         raise WorkerLostError(
             f"worker processes cannot unpickle the dataset, collate_fn or worker_init_fn: {failure.summary}\n"
             f"  {hint_for_start(self._job.dataset, self._method)}"
         ) from (failure.error or RuntimeError(failure.text))
 
     def close(self, push: Callable[[], None], *, force: bool) -> None:
-        """Wait until all have ended, by themselves at first, then by force; `push` sends what they are to be told."""
+        """Wait for all processes to end, then kill those that have not; `push` sends the records that stop them."""
         poll = select.poll()
         living = {worker.sentinel for worker in self.processes.values()}
         for worker in self.processes.values():
             poll.register(worker.sentinel, select.POLLIN)
             try:
-                # Not only closed: a process that was forked from the consumer may hold a copy of this end.
+                # Closing is not enough: a process that was forked from the consumer may hold a copy of this end.
                 worker.channel.shutdown(socket.SHUT_RDWR)
             except OSError:
                 pass  # it has ended already
             if not worker.is_warm():
-                worker.process.kill()  # it has begun nothing
+                worker.process.kill()  # it has read no span yet
         deadline = time.monotonic() + _GRACE_S
         while living and not force and time.monotonic() < deadline:
             push()

@@ -1,4 +1,4 @@
-"""Tasks and specs as they lie in shared memory, for worker processes to read."""
+"""Tasks and specs in shared memory, for worker processes to read."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from loaders.workers.wire import TASK_HEADER, as_keys
 
 @dataclass
 class PlacedTask:
-    """A task in the arena, and the spans of it that are not reported yet (start row → stop row)."""
+    """A task in the arena, and those of its spans that are not reported yet (start row → stop row)."""
 
     task: Task
     block: Block
@@ -28,21 +28,21 @@ class TaskMemory:
 
     Args:
         pool: gives the blocks.
-        own: those that are kept until the engine is closed; this adds to them.
+        own: the blocks that are kept until the engine is closed; those of specs are added to it.
     """
 
     def __init__(self, pool: SlotPool, own: list[Block]) -> None:
         self._pool = pool
         self._own = own
         self._spec_refs: dict[int, tuple[int, int, int]] = {}
-        self._specs: list[BatchSpec] = []  # held, so that their ids stay theirs
+        self._specs: list[BatchSpec] = []  # held, so that their ids are not reused
 
     def place(self, task: Task, lane: int) -> PlacedTask:
         """Write a task.
 
         Raises:
             BufferMemoryError: there is no memory. Nothing has changed.
-            Exception: whatever a key raises that cannot be pickled.
+            Exception: whatever a key that cannot be pickled raises.
         """
         content = dumps(
             (
@@ -65,7 +65,7 @@ class TaskMemory:
         return PlacedTask(task, block, len(content), lane, {})
 
     def cancel(self, placed: PlacedTask) -> None:
-        """Raise the flag that workers look at before every row."""
+        """Set the flag that workers check before every row."""
         self._pool.arena.buffer[placed.block.offset] = 1
 
     def _spec_ref(self, spec: BatchSpec | None) -> tuple[int, int, int] | None:

@@ -37,7 +37,7 @@ class ThreadEngine:
         self._reading: list[Reading | None] = [None] * job.num_workers
         self._closed = False
         self._threads: list[threading.Thread] = []  # by number
-        self._started = 0  # and not told to end
+        self._started = 0  # not counting those that were told to end
         self._ready: list[Result] = []
 
     def submit(self, task: Task, spans: Sequence[tuple[int, int]], lane: int = 0) -> None:
@@ -47,7 +47,7 @@ class ThreadEngine:
             self._lanes[lane % len(self._lanes)].put((task, start, stop))
 
     def collect(self, timeout_s: float | None) -> list[Result]:
-        """The results that are there."""
+        """The available results."""
         if timeout_s != 0:
             self.wait(timeout_s)
         try:
@@ -59,16 +59,16 @@ class ThreadEngine:
         return results
 
     def wait(self, timeout_s: float | None) -> None:
-        """Until a thread has reported."""
+        """Wait until a thread has reported."""
         if not self._ready:
             try:
-                # Taken and noted in one step, so that a signal handler that raises loses nothing.
+                # Taken and stored in one call, so that a signal handler that raises loses nothing.
                 self._ready.extend(map(self._done.get, (True,), (timeout_s,)))
             except queue.Empty:
                 pass
 
     def cancel(self, task: Task) -> None:
-        """Threads look at this before every row."""
+        """Set the flag that threads check before every row."""
         task.cancelled = True
 
     def reading(self) -> list[Reading]:
@@ -78,14 +78,14 @@ class ThreadEngine:
         return sorted(busy, key=lambda reading: -reading.since_s)
 
     def resize(self, workers: int) -> None:
-        """Start threads with the next task, or let those end that are idle first."""
+        """Start more threads with the next task, or end those that are idle first."""
         self.num_workers = workers
         while self._started > workers:
             self._started -= 1
             self._lanes[0].put(None)
 
     def _start(self) -> None:
-        """Bring the threads up to their number, as far as those that were to end have ended."""
+        """Start threads until there are `num_workers`, each under a number whose last thread has ended."""
         if self._started == self.num_workers:
             return
         for number in range(self._job.num_workers):
@@ -101,7 +101,7 @@ class ThreadEngine:
                 self._started += 1
 
     def close(self, *, force: bool = False) -> None:
-        """Ask every thread to end, and wait a moment for those that are reading, but with `force`."""
+        """Tell every thread to end, and unless `force` is set wait a moment for those that are reading."""
         if self._pid != os.getpid() or (self._closed and not force):
             return
         self._closed = True
@@ -126,7 +126,7 @@ class ThreadEngine:
                 job, number, self.pool.arena.buffer, apart=False, threaded=True, shared=shared
             )
         except Exception as error:  # whatever worker_init_fn raises is delivered with every span
-            # Each time anew: the traceback of an error that was raised knows the iterator, which ends this thread.
+            # A new copy for each span: the traceback of a raised error refers to the iterator, which ends this thread.
             failure = pickle.dumps(Failure.of(error, "starting"))
         lane = self._lanes[number % len(self._lanes)]
         while (item := lane.get()) is not None:
@@ -141,9 +141,9 @@ class ThreadEngine:
 
             try:
                 result = worker.execute(task, start, stop, reading)
-            except BaseException as error:  # a thread that ended in silence would be a hang
+            except BaseException as error:  # a thread that ended without a report would hang the loader
                 result = Result(number, task.ticket, start, stop, failures=[Failure.of(error, "working")])
             self._reading[number] = None
             self._done.put(result)
-            # An error in it, once raised, knows the iterator: kept here it would keep this very thread from ending.
+            # An error in it, once raised, refers to the iterator: kept here, it would keep this thread from ending.
             del result

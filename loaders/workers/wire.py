@@ -1,10 +1,10 @@
-"""What passes between the consumer and its worker processes: fixed records through pipes, all else in shared memory.
+"""The transport between the consumer and its worker processes: fixed records in pipes, the rest in shared memory.
 
-- Spans go down one pipe that all workers read (streams: one per worker). Every write is a whole number of records and
-  every read asks for one, so each record reaches exactly one worker, whichever is free, without a lock.
-- A worker reads a record straight into its own cell of shared memory. Receiving a span and saying that one has it are
-  the same system call, so a SIGKILL can come at any instruction and the consumer still knows which span is lost.
-- Results come back up one pipe. A record with a small payload is one write below PIPE_BUF, hence atomic; a large
+- Spans go through one pipe that all workers read (streams: one per worker). Every write is a whole number of records
+  and every read asks for one, so each record reaches exactly one worker, whichever is free, without a lock.
+- A worker reads a record straight into its own cell of shared memory. Receiving a span and recording who has it are
+  one system call, so a SIGKILL can come at any instruction and the consumer still knows which span is lost.
+- Results come back through one pipe. A record with a small payload is one write below PIPE_BUF, hence atomic; a large
   payload follows through the worker's own socket.
 """
 
@@ -26,9 +26,9 @@ from loaders.workers.messages import Keys
 SPAN = struct.Struct("<8q")
 # The record that stops the worker that reads it.
 STOP = SPAN.pack(-1, 0, 0, 0, 0, 0, 0, 0)
-STOPPED = (-1, 0)  # how the cell of that worker begins; in a fresh one all is -1
-# worker serial, ticket, start row, stop row, flags, elapsed ns, payload bytes behind the record, … in the socket; the
-# span's Times
+STOPPED = (-1, 0)  # the start of that worker's cell; a fresh cell is all -1
+# worker serial, ticket, start row, stop row, flags, elapsed ns, payload bytes after the record, payload bytes in the
+# socket; the span's Times
 DONE = struct.Struct("<20q")
 # the span as it was received; then the row being read, and since when (monotonic ns)
 CELL = struct.Struct("<8q")
@@ -37,16 +37,16 @@ ROW_AT, SINCE_AT = 8, 9  # as int64 indices of a cell
 CANCELLED = 1
 # In a DONE record: the worker could not unpickle its job, and ends.
 NO_TICKET = -1
-# A channel never makes its sender wait, nor raise SIGPIPE, which would end a program that has not asked for that.
+# Sending through a channel never blocks, and never raises SIGPIPE, which by default would end the program.
 SEND_FLAGS = getattr(socket, "MSG_DONTWAIT", 0) | getattr(socket, "MSG_NOSIGNAL", 0)
-# A record and its payload in one atomic write. PIPE_BUF is at least 4096 on Linux and 512 anywhere.
+# Payloads up to this size share one atomic write with their record. PIPE_BUF is 4096 on Linux, at least 512 elsewhere.
 INLINE_NBYTES = 2048
-# A task lies in the arena behind one int64 that turns 1 when the task is cancelled.
+# In the arena a task follows an int64 that becomes 1 when the task is cancelled.
 TASK_HEADER = 8
 
 
 class Inherited:
-    """A descriptor that a worker is given, whatever the start method."""
+    """A descriptor that is passed to a worker under any start method."""
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
@@ -59,7 +59,7 @@ class Inherited:
 
 
 def as_keys(keys: Sequence[Any]) -> Any:
-    """Keys as they travel: plain ints as the bytes of an int64 array, which is several times faster than a pickle."""
+    """Keys in the form to pickle: plain ints as the bytes of an int64 array, several times faster than a list."""
     if isinstance(keys, Keys):
         return keys
     if all(type(key) is int for key in keys):
@@ -71,7 +71,7 @@ def as_keys(keys: Sequence[Any]) -> Any:
 
 
 def open_pipes(count: int) -> list[tuple[int, int]]:
-    """So many pipes (read end, write end), or none.
+    """`count` pipes (read end, write end), or none.
 
     Raises:
         OSError: there are not enough descriptors.
@@ -87,7 +87,7 @@ def open_pipes(count: int) -> list[tuple[int, int]]:
 
 
 def widen_pipe(fd: int) -> None:
-    """Room for many results, so that workers go on while the consumer is away; as much as the system allows."""
+    """Make room for many results, so that workers continue while the consumer is busy; if the system allows it."""
     try:
         import fcntl
 

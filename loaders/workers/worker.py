@@ -1,7 +1,7 @@
 """What a worker does, wherever it runs: a task in, a result out. NumPy only.
 
 A task describes one batch; a span is some of its rows. Executing a span is a pure function of the task, so a span that
-was lost with its worker is executed again, by anyone.
+was lost with its worker is executed again, by any worker.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from loaders.workers.info import forget_questions, has_asked
 from loaders.workers.messages import Failure, Job, Keys, Parcel, Result, Task
 
 _WHOLE = (
-    "{} asks torch.utils.data.get_worker_info() who reads the stream, which knows of no threads: each of the {} reads "
-    "all of it. Use worker_method='process', or split it by loaders.worker_info()."
+    "{} calls torch.utils.data.get_worker_info(), which does not work in threads: each of the {} threads reads the "
+    "whole stream. Use worker_method='process', or split the stream by loaders.worker_info()."
 )
-# Stands for a row while the worker is in the user's collate_fn: no single sample is at fault then.
+# Stands in for a row while the worker is in the user's collate_fn: no single sample is at fault then.
 COLLATING = -2
 
 
@@ -43,7 +43,7 @@ class Worker:
         memory: the buffer that tasks' blocks lie in.
         apart: True where results must leave this process: they are packed into the slot.
         threaded: True where other workers run beside this one in the same process.
-        shared: transforms that these have as well.
+        shared: transforms that these workers have in common.
     """
 
     def __init__(
@@ -63,8 +63,8 @@ class Worker:
         self._threaded = threaded
         self._transforms = KeyedTransforms(job.dataset, job.collate, shared if job.num_workers > 1 else ())
         self._has_read = False
-        # Threads share the process's generators with each other and with the consumer: nothing is promised of them.
-        # A stream cannot be read twice, so there every sample is keyed before it is known whether it draws.
+        # Threads share the process's generators with each other and the consumer: their draws are not reproducible. A
+        # stream cannot be read twice, so every sample of it is keyed before it is known whether it draws.
         self._generators = ProcessGenerators(shared=not apart, keyed=job.fetch == "stream") if not threaded else None
         self._reads_into = any(own_read_into(base) is not None for base in bases(job.dataset))
         self._writer: tuple[tuple[int, int], RowWriter] | None = None  # for (ticket, rows)
@@ -72,7 +72,7 @@ class Worker:
         self._stream: tuple[int, Iterator[Any], int] | None = None  # epoch, iterator, serial of its next batch
 
     def execute(self, task: Task, start: int, stop: int, reading: Callable[[int], bool]) -> Result:
-        """Do rows `start` to `stop` of `task`. `reading(row)` is called before each; False ends the span."""
+        """Execute rows `start` to `stop` of `task`. `reading(row)` is called before each; False ends the span."""
         outer = set_aside()
         try:
             execute = self._keyed if self._has_read else self._first
@@ -88,10 +88,10 @@ class Worker:
         stream, several = self.job.fetch == "stream", self.job.num_workers > 1
         threaded = self._threaded and several
         forget_questions()
-        # A profiler: not in the consumer's own thread, where a signal handler may raise inside of it.
+        # A profiler, so not in the consumer's own thread, where a signal handler may raise inside it.
         with Calls(watch=self._apart or self._threaded) as calls:
             result = self._keyed(task, start, stop, reading)
-        # torch's `get_worker_info()` knows of no threads: a stream that splits itself by it is read whole by each.
+        # torch's `get_worker_info()` does not know threads: each reads the whole of a stream that is split by it.
         if threaded and stream and calls.asked and not has_asked():
             self._transforms.notes.append(_WHOLE.format(calls.asked[0], self.job.num_workers))
         if result.cancelled:
@@ -101,7 +101,7 @@ class Worker:
         return self._keyed(task, start, stop, reading) if more and not stream else result
 
     def _keyed(self, task: Task, start: int, stop: int, reading: Callable[[int], bool]) -> Result:
-        """Do a span so that what it gives depends on its keys alone."""
+        """Execute a span so that its samples depend on their keys alone."""
         if self._generators is None:
             return self._execute(task, start, stop, reading)
         self._generators.begin()
@@ -122,7 +122,7 @@ class Worker:
                 self._do_stream(task, result, reading, look=due < stop)
             else:
                 self._do_batch(task, result, reading, look=due < stop)
-        except Exception as error:  # what the user's code gave cannot be a row: a declared field that is no array …
+        except Exception as error:  # the user's sample cannot be a row: a declared field that is no array …
             self._raise_if_interrupted(error)
             result.failures.append(Failure.of(error, "writing samples into their rows"))
         finally:
@@ -132,7 +132,7 @@ class Worker:
         return result
 
     def _raise_if_interrupted(self, error: Exception) -> None:
-        """In the consumer's own thread its signal handlers raise: no sample is at fault then."""
+        """Raise the error of a signal handler, possible in the consumer's own thread: no sample is at fault then."""
         if not (self._apart or self._threaded) and is_interrupt(error):
             raise error
 
@@ -215,7 +215,7 @@ class Worker:
             if look:
                 clock.end_sample(row)
         if look:
-            clock.begin_sample()  # the batch as a whole: what follows is nobody's alone
+            clock.begin_sample()  # for the batch as a whole: what follows belongs to no single sample
         if together is not None and not result.failures:
             result.failures.append(together)
         elif not (result.failures or task.raw):
@@ -227,12 +227,12 @@ class Worker:
             result.overflow.samples.extend(good)  # the batch may be short: the consumer fills it up and collates
 
     def _read_together(self, keys: Sequence[Any]) -> Any:
-        """What the dataset gives for these keys at once: usually a list with a sample for each.
+        """What `__getitems__` returns for these keys: usually a list with one sample for each.
 
         Raises:
-            SampleError: it gave something else, where each sample has to be known by its key.
+            SampleError: it returned something else, and each sample must be matched with its key.
         """
-        # Always a list of its own: the dataset may change what it is given.
+        # Never the task's own list: the dataset may change what it is given.
         asked = keys.given if isinstance(keys, Keys) else list(keys)
         samples = self.job.dataset.__getitems__(asked)
         rows = _rows_of(samples)
@@ -271,11 +271,11 @@ class Worker:
                     samples = self._draw(task, stream, batch * rows, rows)
                 except Exception as error:
                     self._raise_if_interrupted(error)
-                    if batch == 0:  # the others were raised the first time
+                    if batch == 0:  # errors of earlier batches were raised the first time
                         raise
                     continue
                 if len(samples) < rows:
-                    # It has ended, whatever it would say if it were asked again.
+                    # It has ended, whatever another `next` would return.
                     self._stream = task.epoch, (stream := iter(())), serial + 1
         except Exception as error:
             self._raise_if_interrupted(error)
@@ -301,7 +301,7 @@ class Worker:
         return samples
 
     def _finish(self, task: Task, samples: Any, result: Result, reading: Callable[[int], bool]) -> None:
-        """A whole batch of samples: into rows, or through the user's collate_fn into a parcel."""
+        """Write a whole batch of samples into rows, or collate it with the user's collate_fn."""
         if self.job.collate is None and self.job.batched:
             rows = _rows_of(samples)
             if rows is None or (self.job.fetch == "all" and len(rows) > len(task.keys)):
@@ -359,14 +359,14 @@ class Worker:
         if task.spec is None:
             return None
         rows = len(task.keys) if rows is None else rows
-        # A batch that is read again can have another number of rows, and then they lie elsewhere.
+        # A batch that is read again can have another number of rows, and then other offsets.
         if self._writer is None or self._writer[0] != (task.ticket, rows):
             offsets = [offset for offset, _ in task.blocks]
             self._writer = (task.ticket, rows), RowWriter(task.spec, self._memory, offsets, rows)
         return self._writer[1]
 
     def _enter(self, task: Task, row: int) -> None:
-        """What is drawn from here on belongs to the sample in `row`."""
+        """Key what is drawn from here on by the sample in `row`."""
         position = task.position + row * task.stride
         enter_sample(task.seed, task.epoch, position)
         if self._transforms:
@@ -375,7 +375,7 @@ class Worker:
             self._generators.enter(Domain.PROCESS, task.seed, task.epoch, position)
 
     def _enter_collate(self, task: Task) -> None:
-        """What is drawn from here on belongs to the batch."""
+        """Key what is drawn from here on by the batch."""
         enter_sample(task.seed, task.epoch, task.position, Domain.COLLATE)
         if self._transforms:
             self._transforms.rekey(task.seed, task.epoch, task.position, Domain.COLLATE)
@@ -391,7 +391,7 @@ def _rows_of(samples: Any) -> Sequence[Any] | None:
     """The samples one by one, where the collate function would see no difference; None for anything else."""
     if type(samples) is list or (type(samples) is np.ndarray and samples.ndim > 0):
         return list(samples)
-    # Of texts alone torch keeps the container.
+    # torch returns a sequence of texts in the container that it came in.
     if type(samples) is tuple and not (samples and isinstance(samples[0], (str, bytes))):
         return samples
     return None

@@ -185,7 +185,7 @@ def test_an_engine_whose_call_was_cut_short_can_only_be_closed(bench: Any, monke
             engine.submit(task, [(0, 4)])
     assert not engine.intact
     for call in (lambda: engine.collect(0), lambda: engine.submit(task, [(0, 4)]), lambda: engine.resize(1)):
-        with pytest.raises(WorkerLostError, match="a call was cut short"):
+        with pytest.raises(WorkerLostError, match="a call was interrupted"):
             call()
     engine.close()
     bench.pool.trim()

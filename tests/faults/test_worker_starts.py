@@ -67,7 +67,7 @@ def test_a_class_of_a_notebook_that_workers_cannot_import_is_told_once_and_named
     done = run(["-c", NOTEBOOK.format(method=method)])
     assert done.stdout.startswith("WorkerLostError worker processes cannot unpickle the dataset")
     assert "Can't get attribute 'Mine' on <module '__main__'" in done.stdout
-    assert "`__main__.Mine` is defined here" in done.stdout
+    assert "`__main__.Mine` is defined there" in done.stdout
     assert "notebook" in done.stdout
     assert done.stdout.endswith("AttributeError\n")
     assert done.stderr == ""
@@ -94,7 +94,7 @@ def test_a_class_inside_the_main_program_of_a_script_is_told_with_what_to_do(tmp
     done = run([str(script)])
     assert "`__main__.Mine`" in done.stdout
     assert f"imports `__main__` ({script})" in done.stdout
-    assert "define classes outside of the main program" in done.stdout
+    assert "define classes at module level" in done.stdout
     assert done.stderr == ""
 
 

@@ -241,9 +241,9 @@ def test_a_batch_never_shares_the_memory_of_the_dataset():
     ("usual", "odd", "error", "says"),
     [
         (np.zeros((2, 3)), np.zeros((3, 3)), FieldShapeError, r"shape \(3, 3\), expected \(2, 3\)"),
-        (np.zeros(2), "text", FieldDtypeError, "str 'text' does not go with float64 array"),
-        (3, "text", FieldDtypeError, "str 'text' does not go with int 3"),
-        (np.zeros(2), None, FieldDtypeError, "NoneType None does not go with float64 array"),
+        (np.zeros(2), "text", FieldDtypeError, "str 'text' does not match float64 array"),
+        (3, "text", FieldDtypeError, "str 'text' does not match int 3"),
+        (np.zeros(2), None, FieldDtypeError, "NoneType None does not match float64 array"),
         (np.array(["a"]), np.array(["b"]), FieldDtypeError, "cannot be collated"),
     ],
 )

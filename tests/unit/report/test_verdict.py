@@ -139,7 +139,7 @@ def test_copies_that_block_the_host_limit():
 
 
 def test_a_few_batches_say_nothing():
-    assert Report(batches=2, window_s=0.1).verdict == "too few batches to tell: 2 so far, beside the first."
+    assert Report(batches=2, window_s=0.1).verdict == "too few batches to tell: 2 so far, not counting the first."
     assert Report().verdict.startswith("too few batches")
 
 

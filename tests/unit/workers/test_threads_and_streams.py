@@ -62,8 +62,8 @@ def test_a_stream_that_every_thread_reads_whole_is_told_once(kind: Any) -> None:
     samples, [note] = read(kind(), num_workers=3, worker_method="thread")
     assert samples == sorted([*range(12)] * 6)
     assert note.startswith(f"{__name__}.__iter__ (line ")
-    assert "asks torch.utils.data.get_worker_info()" in note
-    assert "each of the 3 reads all of it" in note
+    assert "calls torch.utils.data.get_worker_info()" in note
+    assert "each of the 3 threads reads the whole stream" in note
 
 
 @pytest.mark.parametrize("kind", [AsksUs, AsksBoth, AsksNobody])
