@@ -19,8 +19,6 @@ LITTLE = 0.03
 SATURATED = 0.8
 # A loader this many times as fast as the model has workers to spare.
 SPARE = 1.5
-# Share of a worker's core below which it waits (for a disk, a network) rather than computes.
-_WAITS = 0.5
 
 _DOING = {
     "read": "reading",
