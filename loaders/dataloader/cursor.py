@@ -126,6 +126,24 @@ def _from_start(sampler: Any) -> dict[str, Any]:
     return {**state, "position": 0} if "position" in state else state
 
 
+def _order_of(sampler: Any) -> Any:
+    """Values that fix the next iteration of a sampler, to be compared; None where it is not computed from such."""
+    if isinstance(sampler, KeyedSampler):
+        return sampler.next_order()
+    if type(sampler) not in (*_RANDOM, SequentialSampler, DistributedSampler):
+        return None
+    fixed = dict(vars(sampler))
+    if fixed.pop("generator", None) is not None:
+        return None
+    for name in ("data_source", "dataset"):
+        if name in fixed:
+            fixed[name] = len(fixed[name])
+    for name in ("indices", "weights"):  # which may be changed in place
+        if name in fixed:
+            fixed[name] = fixed[name].tolist() if isinstance(fixed[name], torch.Tensor) else list(fixed[name])
+    return type(sampler), len(sampler), fixed
+
+
 class SamplerCursor:
     """The sampler's keys in one epoch, batch by batch. Batches can be drawn again until they are forgotten.
 
@@ -165,6 +183,7 @@ class SamplerCursor:
         self._is_drawing = False  # stays True where an exception interrupted a draw
         self._begun = False
         self._items: Iterator[Any] = iter(())
+        self._order: Any = None  # of the sampler, where this epoch was foreseen
         self._prepare(skip)
 
     @property
@@ -223,6 +242,47 @@ class SamplerCursor:
             kept, following = (before, items[count:]), max(0, self._next - count)
             self._kept = kept
             self._next = following
+
+    def following(self) -> SamplerCursor | None:
+        """A cursor of the next epoch, if its keys can be computed now: without a generator, or a change of the sampler.
+
+        Whether it was foreseen rightly is known when that epoch begins: `is_foreseen`.
+        """
+        if not self._by_key:
+            return None
+        sampler: Any = None
+        if isinstance(self.sampler, KeyedSampler) or type(self.sampler) is DistributedSampler:
+            sampler = copy.copy(self.sampler)
+            # Where the sampler's epoch is that of the loader, somebody sets it, or this is the first.
+            sampler.set_epoch(sampler.epoch + (sampler.epoch == self._epoch))
+        elif type(self.sampler) is SequentialSampler or (type(self.sampler) in _RANDOM and self._seed is not None):
+            sampler = self.sampler  # a random one is copied when it draws
+        order = _order_of(sampler)
+        if order is None:
+            return None
+        cursor = copy.copy(self)
+        cursor.sampler, cursor.origin, cursor._order = sampler, {}, order
+        cursor._sampler = sampler if self._outer is None else self._sampler
+        cursor._epoch += 1
+        cursor._kept, cursor._next, cursor._is_drawing = (0, []), 0, False
+        cursor._prepare(0)
+        return cursor
+
+    def is_foreseen(self, ahead: SamplerCursor) -> bool:
+        """Whether `ahead`, made by `following`, draws the keys that this cursor, which has drawn none, would draw."""
+        return (
+            (ahead._outer is self._outer, ahead._epoch, ahead._seed) == (True, self._epoch, self._seed)
+            and not self._begun
+            and self._kept == (0, [])
+            and ahead.origin == self.origin
+            and ahead._order == _order_of(self.sampler)
+        )
+
+    def replace(self, cursor: SamplerCursor) -> None:
+        """Take the place of `cursor`, of which this one is foreseen."""
+        if isinstance(cursor.sampler, KeyedSampler):
+            cursor.sampler.follow(self.sampler)
+        self._sampler, self.sampler, self.origin = cursor._sampler, cursor.sampler, cursor.origin
 
     def _count(self, items: list[Any]) -> int:
         return len(items) if self._by_key else sum(map(len, items))
