@@ -183,7 +183,7 @@ class SamplerCursor:
         self._is_drawing = False  # stays True where an exception interrupted a draw
         self._begun = False
         self._items: Iterator[Any] = iter(())
-        self._order: Any = None  # of the sampler, where this epoch was foreseen
+        self._order: Any = None  # what fixed the keys when this epoch was foreseen
         self._prepare(skip)
 
     @property
@@ -257,15 +257,15 @@ class SamplerCursor:
             sampler.set_epoch(sampler.epoch + (sampler.epoch == self._epoch))
         elif type(self.sampler) is SequentialSampler or (type(self.sampler) in _RANDOM and self._seed is not None):
             sampler = self.sampler  # a random one is copied when it draws
-        order = _order_of(sampler)
-        if order is None:
+        if sampler is None or _order_of(sampler) is None:
             return None
         cursor = copy.copy(self)
-        cursor.sampler, cursor.origin, cursor._order = sampler, {}, order
+        cursor.sampler, cursor.origin = sampler, {}
         cursor._sampler = sampler if self._outer is None else self._sampler
         cursor._epoch += 1
         cursor._kept, cursor._next, cursor._is_drawing = (0, []), 0, False
         cursor._prepare(0)
+        cursor._order = cursor._order_now()
         return cursor
 
     def is_foreseen(self, ahead: SamplerCursor) -> bool:
@@ -275,7 +275,7 @@ class SamplerCursor:
             and not self._begun
             and self._kept == (0, [])
             and ahead.origin == self.origin
-            and ahead._order == _order_of(self.sampler)
+            and ahead._order == self._order_now()
         )
 
     def replace(self, cursor: SamplerCursor) -> None:
@@ -283,6 +283,9 @@ class SamplerCursor:
         if isinstance(cursor.sampler, KeyedSampler):
             cursor.sampler.follow(self.sampler)
         self._sampler, self.sampler, self.origin = cursor._sampler, cursor.sampler, cursor.origin
+
+    def _order_now(self) -> Any:
+        return _order_of(self.sampler), (self._outer.batch_size, self._outer.drop_last) if self._cuts else None
 
     def _count(self, items: list[Any]) -> int:
         return len(items) if self._by_key else sum(map(len, items))
