@@ -1,7 +1,7 @@
-"""What keyed randomness costs per sample, beside reading one JPEG of about 100 KB.
+"""The cost of keyed randomness per sample, compared with reading one JPEG of about 100 KB.
 
-`python -m benchmarks.randomness`. The work that a worker does for keys alone, in runs as long as a loader cuts them for
-samples that take as long, against `read_image` of a photograph from the page cache, in the same process.
+`python -m benchmarks.randomness`. Times only what a worker does for keys, in runs as long as a loader makes them for
+samples that take this long, and `read_image` of a photograph from the page cache, in the same process.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ KINDS = {
 }
 PLACES = {"worker": "a worker", "inline": "`num_workers=0`"}
 PEERS = [f"{kind} {place}" for kind in KINDS for place in PLACES]
-# Samples in a run: of one to two milliseconds where several workers share a batch; else the batch is one run.
+# Samples in a run: one to two milliseconds of work if several workers share a batch; else the whole batch.
 RUNS = {"worker": 2, "inline": 64}
 PHOTO_NBYTES = 100_000
 GOAL = 3.0  # per cent
 
 
 def cost(kind: str, place: str, samples: int) -> dict[str, float]:
-    """Microseconds per sample for its keys, and per photograph read."""
+    """Microseconds per sample for its keys, and per photograph that is read."""
     import albumentations as A
     import cv2
     import numpy as np
@@ -59,7 +59,7 @@ def cost(kind: str, place: str, samples: int) -> dict[str, float]:
     order = Order(0, range(samples), 0, 1, 5, None, ())
     generators = worker._generators
     assert generators is not None
-    generators.keyed = kind == "process"  # as it is once a sample was seen to draw
+    generators.keyed = kind == "process"  # as after a sample was found to draw
 
     def key_all() -> None:
         for start in range(0, samples, run):
@@ -97,7 +97,7 @@ def cost(kind: str, place: str, samples: int) -> dict[str, float]:
 
 
 def _best(work: Callable[[], None]) -> float:
-    """Median seconds of a few repetitions, the first left out."""
+    """Median seconds of a few repetitions, without the first."""
     taken = []
     for _ in range(6):
         begun = time.perf_counter()
