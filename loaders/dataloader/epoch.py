@@ -11,7 +11,7 @@ import os
 import threading
 import time
 import weakref
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple, NoReturn
@@ -393,18 +393,23 @@ class Epoch(Iterator[Any]):
         self._submit(batch)
 
     def _open_stream(self) -> bool:
-        """Open the next batch of the next worker whose stream has not ended; False if all have."""
-        if all(serial < 0 for serial in self._lanes):
+        """Open a batch of a worker whose stream has not ended; False if all have."""
+        lanes = self._lanes
+        following = (*range(self._lane, len(lanes)), *range(self._lane))
+        running = [lane for lane in following if lanes[lane] >= 0]
+        if not running:
             return False
-        while self._lanes[self._lane] < 0:
-            self._lane = (self._lane + 1) % len(self._lanes)
-        serial, lane = self._lanes[self._lane], self._lane
-        rows = self._plan.room
+        lane = running[0]
+        if not self._options.in_order:
+            # The batches of a slow worker must not take the places of all others.
+            opened = Counter(batch.lane for batch in self._work.batches)
+            lane = min(running, key=opened.__getitem__)
+        serial, rows = lanes[lane], self._plan.room
         # Each worker has its own stream, and its samples their own positions, which key their randomness.
         batch = self._new_batch([serial], self._rank + ((lane << 40) + serial * rows) * self._ranks, rows)
         batch.lane, batch.task.resume = lane, self._bases[lane]
-        self._lanes[lane] += 1
-        self._lane = (lane + 1) % len(self._lanes)
+        lanes[lane] += 1
+        self._lane = (lane + 1) % len(lanes)
         self._submit(batch)
         return True
 
