@@ -10,7 +10,7 @@ demo: $(READY)
 	$(BIN)/python -m examples.demo
 
 test: $(READY)
-	$(BIN)/python -m pytest -q -m "not soak" -n 2 --durations 20
+	$(BIN)/python -m pytest -q -m "not soak" -n 2 --no-loadscope-reorder --durations 20
 
 check: $(READY)
 	$(BIN)/ruff check .

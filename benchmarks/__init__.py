@@ -1,1 +1,1 @@
-"""Benchmarks: every figure that the documents give, and the commands that make it."""
+"""Benchmarks: the commands that produce every figure in the documentation."""

@@ -1,8 +1,8 @@
-"""Ours against other loaders: `python -m benchmarks.compare [--peers all] [--rounds 5] [--seconds 2]`.
+"""Compares our loader with others: `python -m benchmarks.compare [--peers all] [--rounds 5] [--seconds 2]`.
 
-Every run is a fresh process in the peer's own environment (`python -m benchmarks.peers.install`). In a round all peers
-follow each other, rounds alternate in order, ratios are taken within a round. What was measured is kept as soon as a
-round is over, in results/NAME.json; `python -m benchmarks.tables` makes the tables and plots of it.
+Every run is a fresh process in the peer's own environment (`python -m benchmarks.peers.install`). A round runs all
+peers in turn, the order alternates from round to round, and ratios are taken within a round. Results are saved after
+every round in results/NAME.json; `python -m benchmarks.tables` makes the tables and plots from them.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from benchmarks.peers.install import python_of
 from benchmarks.runs import RUNS, does, peer_module
 from benchmarks.tables import comparison
 
-FILES, REPEATED = 512, 8  # JPEG files, and how often each comes in an epoch
+FILES, REPEATED = 512, 8  # JPEG files, and how often each occurs in an epoch
 _TIMEOUT_S = 180
 _LAST_WORDS = 200
 
@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             suite.round(number)
             keep(arguments.out, suite.content(arguments.rounds, short=arguments.short))
     print(f"\n{comparison(suite.content(arguments.rounds, short=arguments.short))}")
-    print(f"\n{time.perf_counter() - began:.0f} s; kept in benchmarks/results/{arguments.out}.json")
+    print(f"\n{time.perf_counter() - began:.0f} s; saved in benchmarks/results/{arguments.out}.json")
     return 0
 
 
@@ -53,7 +53,7 @@ class Suite:
     """All runs of all peers, round by round.
 
     Args:
-        folder: for the photographs, and what peers make of them.
+        folder: for the photographs, and the files that peers make from them.
         tell: called with a line before each run.
     """
 
@@ -87,7 +87,7 @@ class Suite:
                 self._figures[name].setdefault(peer, []).append(found)
 
     def content(self, rounds: int, *, short: bool) -> dict[str, Any]:
-        """What is kept. `short` marks what is no measurement, only a trial."""
+        """The result to save. `short` marks a trial, which is not a measurement."""
         return {
             "machine": machine(),
             "short": short,
@@ -117,7 +117,7 @@ class Suite:
         return source, sorted(map(str, jpegs.iterdir())) * REPEATED
 
     def _do(self, peer: str, run: str, function: str, **arguments: Any) -> dict[str, Any] | None:
-        """One process. What fails once is noted, and not tried again."""
+        """Run one process. A failed run is recorded, and not tried again."""
         python = python_of(peer)
         assert python is not None
         about = {"peer": peer, "files": str(self._files), "prepared": str(self._folder / peer), **arguments}
@@ -139,7 +139,7 @@ class Suite:
 
 
 def _versions(module: Any) -> list[str]:
-    """What is pinned for a peer, or of what is installed here that which it uses."""
+    """A peer's pinned packages, or the installed versions of those it uses."""
     found = list(module.REQUIREMENTS)
     for name in getattr(module, "PACKAGES", ()):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -149,11 +149,11 @@ def _versions(module: Any) -> list[str]:
 
 def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.compare", description=__doc__.splitlines()[0])
-    parser.add_argument("--peers", default="ours,torch_loader", help="names with commas between, or all")
-    parser.add_argument("--only", default="all", help=f"runs, with commas between: {', '.join(RUNS)}")
+    parser.add_argument("--peers", default="ours,torch_loader", help="comma-separated names, or all")
+    parser.add_argument("--only", default="all", help=f"comma-separated runs: {', '.join(RUNS)}")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=0.5, help="of each pass")
-    parser.add_argument("--out", default="bench", help="the name of the file in benchmarks/results")
+    parser.add_argument("--seconds", type=float, default=0.5, help="length of each pass")
+    parser.add_argument("--out", default="bench", help="name of the result file in benchmarks/results")
     parser.add_argument("--short", action="store_true", help="mark the result as a trial that tables leave out")
     return parser.parse_args(argv)
 

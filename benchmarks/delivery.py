@@ -1,4 +1,4 @@
-"""How batches get from workers to the consumer: ours against torch's loader. `python -m benchmarks.delivery`.
+"""The transport of batches from workers to the consumer: our loader against torch's. `python -m benchmarks.delivery`.
 
 Throughput of ready samples, first batch, system calls (where strace is installed), memory.
 """
@@ -120,7 +120,7 @@ def _calls_of_run(peer: str, batch_size: int, batches: int) -> int:
 
 
 def _memory(peer: str) -> float:
-    """Bytes above what the same loader takes for samples of one byte."""
+    """Bytes in addition to what the same loader takes for samples of one byte."""
     arguments = {"peer": peer, "batch_size": 256, "batches": 40, "workers": 8}
     floor = run_fresh("benchmarks.scenarios", "memory", shape=[1, 1, 1], **arguments)
     full = run_fresh("benchmarks.scenarios", "memory", shape=[224, 224, 3], **arguments)

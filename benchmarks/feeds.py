@@ -1,4 +1,4 @@
-"""Ways to feed a device: generators of batches there, images normalised to bfloat16, channels last.
+"""Ways to feed a device: generators of batches on it, with images normalised to bfloat16, channels last.
 
 All take a dataset of {"image": uint8 (H, W, 3), "label": int} and the same arguments.
 """
@@ -18,7 +18,7 @@ Batches = Generator[dict[str, torch.Tensor], None, None]
 
 
 def resident(dataset: Any, batch_size: int, workers: int, device: torch.device) -> Batches:
-    """One batch that lies on the device; it is normalised in each step as all the others are."""
+    """One batch that stays on the device; it is normalised in each step, as with all other feeds."""
     samples = [dataset[index] for index in range(batch_size)]
     image = torch.stack([torch.from_numpy(sample["image"]) for sample in samples]).to(device)
     label = torch.tensor([sample["label"] for sample in samples]).to(device)
@@ -43,9 +43,9 @@ def torchs(dataset: Any, batch_size: int, workers: int, device: torch.device) ->
 
 
 def timms(dataset: Any, batch_size: int, workers: int, device: torch.device) -> Batches:
-    """torch's loader under the scheme of timm's prefetcher: uint8 batches, copied and normalised one ahead.
+    """torch's loader with the scheme of timm's prefetcher: uint8 batches, copied and normalised one batch ahead.
 
-    Both happen on a side stream that the loop's stream waits for.
+    Both are done on a side stream that the loop's stream waits for.
     """
     loader: Any = torch.utils.data.DataLoader(
         dataset, batch_size, num_workers=workers, pin_memory=_is_cuda(device), collate_fn=_stacked

@@ -1,8 +1,8 @@
 """On a CUDA device: copies, their overlap with computing, and training. `python -m benchmarks.gpu [--quick]`.
 
-Every part runs in fresh processes; within a round all variants follow each other in one, rounds in alternating order,
-and ratios are taken within a round. Each result is kept as soon as it is there, in results/gpu-DEVICE.json. Parts that
-are not run again keep what was measured before.
+Every part runs in fresh processes. A round runs all variants in turn in one process, the order alternates from round to
+round, and ratios are taken within a round. Each result is saved at once in results/gpu-DEVICE.json. Parts that are not
+run again keep their earlier results.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Scale(NamedTuple):
     batch_size: int
     rounds: int
     photos: int
-    steps: Mapping[str, tuple[int, int]]  # data → warm-up, and what counts
+    steps: Mapping[str, tuple[int, int]]  # data → (warm-up steps, counted steps)
     traced_steps: int
     h2d_runs: int
     h2d_batches: tuple[int, ...]
@@ -44,7 +44,7 @@ QUICK = Scale(64, 1, 64, {"ready": (3, 10), "jpeg": (3, 10)}, 12, 5, (32, 256))
 
 
 class Ratio(NamedTuple):
-    """One thing over another, round by round, and the least that its median should be."""
+    """The ratio of two figures in each round, and the least that its median should be."""
 
     what: str
     values: list[float]
@@ -85,7 +85,7 @@ def measure_overlap(scale: Scale, workers: int, files: str) -> Iterator[Any]:
 
 
 def measure_train(scale: Scale, workers: int, files: str) -> Iterator[Any]:
-    """After each round the rounds so far."""
+    """Yields the rounds so far after each round."""
     variants = [["resident", "ready", *scale.steps["ready"]]]
     variants += [[feed, data, *scale.steps[data]] for data in ("ready", "jpeg") for feed in LOADERS]
     rounds = []
@@ -97,7 +97,7 @@ def measure_train(scale: Scale, workers: int, files: str) -> Iterator[Any]:
 
 
 def measure_memory(scale: Scale, workers: int, files: str) -> Iterator[Any]:
-    """After each variant those so far."""
+    """Yields the figures so far after each variant."""
     figures = {}
     for data in ("ready", "jpeg"):
         for feed in ("resident", *LOADERS) if data == "ready" else LOADERS:
@@ -119,7 +119,7 @@ MEASURES: dict[str, Callable[[Scale, int, str], Iterator[Any]]] = {
 
 
 def ratios(content: Mapping[str, Any]) -> list[Ratio]:
-    """What was measured of that which has a goal, and how the loaders compare."""
+    """The measured ratios: those that have goals, and those between loaders."""
     found = []
     for nbytes, rounds in _figures(content, "h2d", {}).items():
         for base, goal in (("pinned", 0.97), ("pageable", None)):
@@ -141,7 +141,7 @@ def ratios(content: Mapping[str, Any]) -> list[Ratio]:
 
 
 def sections(content: Mapping[str, Any]) -> list[Section]:
-    """All tables of what was measured, and of nothing else."""
+    """The tables of the parts that were measured."""
     made = []
     if h2d := _figures(content, "h2d", {}):
         rows = [
@@ -223,7 +223,7 @@ def _verdict(is_met: bool | None) -> str:
 
 
 def device_of_this_machine() -> dict[str, Any]:
-    """What the figures are of."""
+    """The device that is measured."""
     import torch
 
     properties = torch.cuda.get_device_properties(0)
@@ -250,13 +250,13 @@ def _driver() -> str:
 
 
 def file_name(device: str, quick: bool) -> str:
-    """`gpu-nvidia-h100-80gb-hbm3`: of the results, without ".json"."""
+    """The name of the result file without ".json", such as `gpu-nvidia-h100-80gb-hbm3`."""
     slug = re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
     return f"gpu-{slug}{'-quick' if quick else ''}"
 
 
 def measure(parts: Sequence[str], *, quick: bool) -> tuple[dict[str, Any], list[str]]:
-    """Run the parts. Returns (all that is known of this device, what failed)."""
+    """Run the parts. Returns (all results for this device, with earlier ones, and what failed)."""
     scale, device = QUICK if quick else FULL, device_of_this_machine()
     name = file_name(device["name"], quick)
     file = RESULTS / f"{name}.json"
@@ -289,10 +289,10 @@ def _torch_version() -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description="What ours does on a CUDA device.")
-    parser.add_argument("--quick", action="store_true", help="a minute to see that all of it runs; kept apart")
-    parser.add_argument("--only", type=_parts, default=PARTS, metavar=",".join(PARTS), help="some of the parts")
-    parser.add_argument("--show", type=Path, metavar="FILE", help="print a kept result, and put it into README.md")
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description="Measures our loader on CUDA.")
+    parser.add_argument("--quick", action="store_true", help="a trial of one minute; saved separately")
+    parser.add_argument("--only", type=_parts, default=PARTS, metavar=",".join(PARTS), help="only these parts")
+    parser.add_argument("--show", type=Path, metavar="FILE", help="print a saved result and write it to README.md")
     options = parser.parse_args(arguments)
     if options.show is not None:
         content = json.loads(options.show.read_text())
@@ -302,7 +302,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     import torch
 
     if not torch.cuda.is_available():
-        print(f"benchmarks.gpu needs a CUDA device, and torch {torch.__version__} sees none here.", file=sys.stderr)
+        print(f"benchmarks.gpu needs a CUDA device, but torch {torch.__version__} finds none.", file=sys.stderr)
         return 1
     content, failed = measure(options.only, quick=options.quick)
     show(content)
@@ -316,7 +316,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parts(text: str) -> tuple[str, ...]:
     parts = tuple(text.split(","))
     if unknown := set(parts) - set(PARTS):
-        raise argparse.ArgumentTypeError(f"no part is called {', '.join(sorted(unknown))}: {', '.join(PARTS)} are.")
+        raise argparse.ArgumentTypeError(f"no part is called {', '.join(sorted(unknown))}: choose {', '.join(PARTS)}.")
     return parts
 
 

@@ -1,4 +1,4 @@
-"""What is measured on a CUDA device: each function runs in a process of its own and returns figures."""
+"""The scenarios on a CUDA device: each function runs in its own process and returns figures."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from benchmarks.photos import JpegCrops, ReadyImages
 from benchmarks.resnet import resnet50
 from benchmarks.scenarios import meminfo_nbytes, smaps_nbytes
 
-_COPIES = 4  # enqueued together when copies are timed: what the host takes to enqueue one counts for less
+_COPIES = 4  # are timed together, so that the host's time to enqueue one counts for less
 _ENDLESS = 1 << 20  # batches
 
 
@@ -29,7 +29,7 @@ class Training:
     """ResNet-50 in bfloat16 and channels last, with SGD.
 
     Args:
-        size: pixels of a side of the images.
+        size: side of the images, in pixels.
     """
 
     def __init__(self, device: torch.device, batch_size: int, size: int) -> None:
@@ -44,7 +44,7 @@ class Training:
         )
 
     def step(self, batch: dict[str, torch.Tensor]) -> None:
-        """Forward, backward, update; nothing waits for the device."""
+        """Forward, backward, update, without waiting for the device."""
         with torch.autocast(self.device.type, dtype=torch.bfloat16):
             loss = functional.cross_entropy(self._net(batch["image"]), batch["label"])
         loss.backward()
@@ -52,12 +52,12 @@ class Training:
         self._optimizer.zero_grad(set_to_none=True)
 
     def run(self, batches: Batches, steps: int) -> None:
-        """So many steps; the device may be behind."""
+        """Run this many steps; the device may not have finished them."""
         for _ in range(steps):
             self.step(next(batches))
 
     def feed(self, name: str, data: str, workers: int, files: str) -> Batches:
-        """Batches as one of `feeds.FEEDS` brings them, of ready arrays or of JPEG files."""
+        """Batches from one of `feeds.FEEDS`, of ready arrays or of JPEG files."""
         count = _ENDLESS * self.batch_size
         dataset: Any = ReadyImages(count, self.size)
         if data == "jpeg":
@@ -70,7 +70,7 @@ class Training:
             torch.cuda.synchronize()
 
     def warm_up(self, steps: int) -> None:
-        """Steps on a resident batch: algorithms are chosen, memory is taken."""
+        """Run steps on a resident batch, so that algorithms are chosen and memory is allocated."""
         with closing(self.feed("resident", "ready", 0, "")) as batches:
             self.run(batches, steps)
             self.synchronize()
@@ -82,7 +82,7 @@ def train(
     """Steps per second of each variant, in this order.
 
     Args:
-        variants: [feed, data, steps of warm-up, steps that count].
+        variants: [feed, data, warm-up steps, counted steps].
     """
     training = Training(torch.device(device), batch_size, size)
     training.warm_up(5)
@@ -101,10 +101,10 @@ def train(
 def overlap(
     feeds: list[str], batch_size: int, size: int, workers: int, steps: int, repeats: int
 ) -> dict[str, list[float]]:
-    """The share of copying that is hidden behind computing, of ready arrays, `repeats` times for each feed."""
+    """The share of copying that is hidden behind computing, with ready arrays, `repeats` times for each feed."""
     training = Training(torch.device("cuda"), batch_size, size)
     training.warm_up(5)
-    trace.record(lambda: training.warm_up(2))  # the profiler's own start
+    trace.record(lambda: training.warm_up(2))  # the profiler's first use takes longer
     figures = defaultdict(list)
     for feed in itertools.chain.from_iterable([feeds] * repeats):
         with closing(training.feed(feed, "ready", workers, "")) as batches:
@@ -119,7 +119,7 @@ def overlap(
 
 
 def h2d(shapes: list[list[int]], rounds: int, runs: int) -> dict[str, list[dict[str, float]]]:
-    """GB/s to the device from a slot, from memory that torch has pinned and from pageable memory, by bytes copied."""
+    """GB/s to the device from a slot, from memory pinned by torch and from pageable memory, by bytes copied."""
     return {str(int(np.prod(shape))): _h2d_of(shape, rounds, runs) for shape in shapes}
 
 
@@ -129,7 +129,7 @@ def _h2d_of(shape: list[int], rounds: int, runs: int) -> list[dict[str, float]]:
     loader: Any = DataLoader(ReadyImages(4 * shape[0], shape[1]), shape[0], num_workers=2, pin_memory=True)
     slot = next(iter(loader))["image"]
     if list(slot.shape) != shape or not slot.is_pinned() or not _lies_in_a_slot(slot):
-        raise RuntimeError(f"{tuple(slot.shape)}: the batch does not lie in a page-locked slot.")
+        raise RuntimeError(f"{tuple(slot.shape)}: the batch is not in a page-locked slot.")
     sources = {
         "slot": slot,
         "pinned": torch.empty(shape, dtype=torch.uint8, pin_memory=True).copy_(slot),
@@ -160,14 +160,14 @@ def _lies_in_a_slot(tensor: torch.Tensor) -> bool:
 def memory(
     feed: str, data: str, batch_size: int, size: int, workers: int, steps: int, files: str, device: str = "cuda"
 ) -> dict[str, float]:
-    """The most memory that is taken while training, in bytes.
+    """The peak memory while training, in bytes.
 
     Returns:
-        pss_nbytes: of this process and its workers, shared pages divided among those that map them. Memory that a
-            driver has pinned by itself is not in it.
-        machine_nbytes: by how much the machine's available memory fell from before there was a loader, everything
-            that anybody took counted.
-        device_nbytes, device_reserved_nbytes: of torch's allocator: in use, and kept.
+        pss_nbytes: of this process and its workers, shared pages divided among the processes that map them. Memory
+            pinned by a driver itself is not included.
+        machine_nbytes: by how much the machine's available memory fell since before the loader was created, whichever
+            process took it.
+        device_nbytes, device_reserved_nbytes: in use by, and reserved by, torch's allocator.
     """
     training = Training(torch.device(device), batch_size, size)
     training.warm_up(3)
@@ -182,7 +182,7 @@ def memory(
 
     watcher = threading.Thread(target=lambda: _repeat(look, over))
     with closing(training.feed(feed, data, workers, files)) as batches:
-        training.run(batches, 1)  # workers are up: forking a process with threads is to be avoided
+        training.run(batches, 1)  # starts the workers first: a process with threads should not be forked
         watcher.start()
         training.run(batches, steps)
         training.synchronize()

@@ -1,6 +1,6 @@
-"""Runs scenarios: a fresh process per run, rounds interleaved between peers, ratios within a round, JSON kept.
+"""Runs scenarios: a fresh process per run, peers interleaved in each round, ratios within a round, results in JSON.
 
-The machines this is made for are noisy: a ratio of two runs that followed each other means something, seconds do not.
+Benchmark machines are noisy: the ratio of two consecutive runs is meaningful, their absolute times are not.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ RESULTS = HERE / "results"
 def run_fresh(
     module: str, function: str, *, python: str = sys.executable, timeout_s: float = 900, **arguments: Any
 ) -> dict[str, Any]:
-    """Call `module.function(**arguments)` in a new process, of `python`, and return the dict of figures it gives."""
+    """Call `module.function(**arguments)` in a new process of `python`, and return its dict of figures."""
     command = [python, "-m", "benchmarks.harness", module, function, json.dumps(arguments)]
     done = subprocess.run(command, cwd=HERE.parent, capture_output=True, text=True, timeout=timeout_s, check=False)
     if done.returncode != 0:
@@ -34,7 +34,7 @@ def run_fresh(
 def rounds(
     peers: Sequence[str], run: Callable[[str], dict[str, float]], count: int
 ) -> dict[str, list[dict[str, float]]]:
-    """`run(peer)` for every peer, `count` times over, in alternating order."""
+    """`run(peer)` for every peer, `count` times, in alternating order."""
     figures: dict[str, list[dict[str, float]]] = {peer: [] for peer in peers}
     for number in range(count):
         for peer in peers if number % 2 == 0 else reversed(peers):

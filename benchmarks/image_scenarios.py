@@ -1,6 +1,6 @@
-"""What it takes to make training batches of JPEG files: each function runs in a process of its own and returns figures.
+"""Making training batches from JPEG files: each function runs in its own process and returns figures.
 
-Peers do the same work: crops drawn from the same distribution, INTER_LINEAR, a flip with probability 0.5.
+All peers do the same work: crops drawn from the same distribution, INTER_LINEAR, a flip with probability 0.5.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def loader(work: str, peer: str, folder: str, repeats: int, epochs: int) -> dict
     """Samples per second after a first epoch, which starts the workers and fills caches.
 
     Args:
-        repeats: how often each file comes in an epoch.
+        repeats: how often each file occurs in an epoch.
     """
     torch.set_num_threads(1)
     files = _files(f"{folder}-prepared" if peer.endswith("prepared") else folder)
@@ -76,7 +76,7 @@ def loader(work: str, peer: str, folder: str, repeats: int, epochs: int) -> dict
 
 
 def bare(work: str, folder: str, seconds: float, processes: int = 2) -> dict[str, float]:
-    """Samples per second of bare loops, one per core: read, decode the region, resize, flip; no loader around it."""
+    """Samples per second of bare loops, one per core: read, decode the region, resize, flip; without a loader."""
     files, pipe = _files(folder), os.pipe()
     for worker in range(processes):
         if os.fork() == 0:

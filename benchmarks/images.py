@@ -1,6 +1,6 @@
-"""Training batches of JPEG files: ours against torch's loader with OpenCV. `python -m benchmarks.images [ROUNDS]`.
+"""Training batches from JPEG files: our loader against torch's with OpenCV. `python -m benchmarks.images [ROUNDS]`.
 
-Fresh processes, rounds interleaved in alternating order, ratios within a round.
+Fresh processes, peers interleaved in alternating order, ratios within a round.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _MODULE = "benchmarks.image_scenarios"
 
 
 class Work(NamedTuple):
-    """What is measured, on which photos, and what it should reach."""
+    """What is measured, on which photos, and the goals."""
 
     name: str
     photos: str
@@ -34,7 +34,7 @@ class Work(NamedTuple):
     share_goal: float | None = None
 
 
-PHOTOS = {"small": (600, (400, 470), 98), "large": (24, (3000, 4000), 92)}  # how many, (height, width), quality
+PHOTOS = {"small": (600, (400, 470), 98), "large": (24, (3000, 4000), 92)}  # count, (height, width), quality
 RECIPE = ("ours", "ours, flip by albumentations", "ours, prepared", "torch")
 WORKS = {
     "recipe": Work("RandomResizedCrop(224) + flip, uint8", "small", 4, 2, 1.45, RECIPE, 0.92),

@@ -1,7 +1,7 @@
-"""Crops of JPEGs with restart markers: ours against torch's loader with OpenCV. `python -m benchmarks.patches`.
+"""Crops of JPEGs with restart markers: our loader against torch's with OpenCV. `python -m benchmarks.patches`.
 
-Patches of 12-megapixel photos, random-resized crops of small ones, and the bytes that a patch takes. The same pictures
-are encoded with and without markers; everything is read from the page cache.
+Patches of 12-megapixel photos, random-resized crops of small ones, and the bytes read for a patch. The same images are
+encoded with and without markers; everything is read from the page cache.
 """
 
 from __future__ import annotations
@@ -36,18 +36,18 @@ SAMPLES = {
 }
 SIDE = 224
 BATCH = 32
-# The small ones have about 100 KB then, as ImageNet's have.
+# With these, small photos have about 100 KB, like those of ImageNet.
 _QUALITY = {"patches": 92, "recipe": 97}
 _LARGE, _SMALL = (3000, 4000), (375, 500)
 _COUNTS = {"patches": 8, "recipe": 400}
 
 
 class WholeThenCrop:
-    """What one writes by hand: OpenCV decodes all of the file, then the region is cut and resized.
+    """The usual hand-written dataset: OpenCV decodes the whole file, then the region is cropped and resized.
 
     Args:
         files: the paths; sample i is of file i % len(files).
-        crop: whose regions are taken, so that all peers see parts of the same sizes.
+        crop: its regions are used, so that all peers read regions of the same sizes.
         count: how many samples.
     """
 
@@ -68,7 +68,7 @@ class WholeThenCrop:
 
 
 def crop_of(work: str) -> Any:
-    """The crop that all peers do."""
+    """The crop that all peers apply."""
     from loaders import RandomPatches, RandomResizedCrop
 
     return RandomPatches(SIDE) if work == "patches" else RandomResizedCrop(SIDE, interpolation=cv2.INTER_LINEAR)
@@ -90,7 +90,7 @@ def through_loader(peer: str, work: str, folder: str, samples: int, workers: int
     else:
         paths = [files[number % len(files)] for number in range(samples)]
         loader = DataLoader(ImageFiles(paths, crop=crop_of(work)), BATCH, num_workers=workers)
-    # As many as both kinds of loader have ready ahead are not counted.
+    # As many batches as either loader prefetches are not counted.
     began, seen, warm_up = 0.0, 0, 2 * workers
     for number, batch in enumerate(loader):
         if number == warm_up:
@@ -100,7 +100,7 @@ def through_loader(peer: str, work: str, folder: str, samples: int, workers: int
 
 
 def bytes_of_patches(folder: str, patches: int) -> dict[str, float]:
-    """The share of a photo's file that is read for a patch, and the index's share of all files."""
+    """The share of a photo's file that is read for a patch, and the size of the index relative to all files."""
     from loaders.images.decode import files, restart_index
 
     noted: list[int] = []
@@ -131,7 +131,7 @@ def bytes_of_patches(folder: str, patches: int) -> dict[str, float]:
 
 
 def write_photos(folder: Path) -> None:
-    """The same pictures twice, without markers and with them, and an index of those."""
+    """Write the same images without and with markers, and an index of those with markers."""
     from examples.demo.photos import PHOTOS, read_photo
     from loaders.images.decode import read_image
     from loaders.images.decode.restart_index import index_of
@@ -154,7 +154,7 @@ def write_photos(folder: Path) -> None:
 
 
 def _montage(photos: list[Any], rng: np.random.Generator, height: int, width: int) -> Any:
-    """Photographs beside and below each other at their own size: detail as a large photo has it."""
+    """A grid of photographs at their original size, with as much detail as a large photo."""
     picture = np.zeros((height, width, 3), np.uint8)
     for top in range(0, height, 500):
         for left in range(0, width, 500):

@@ -1,4 +1,4 @@
-"""What the training benchmarks read: arrays that are ready, and JPEG files cut out of photographs."""
+"""The inputs of the training benchmarks: ready arrays, and JPEG files cut out of photographs."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import numpy as np
 from benchmarks.workloads import Ready
 
 CLASSES = 1000
-_HEIGHT, _WIDTH = 375, 500  # of a file: what most of ImageNet's have
+_HEIGHT, _WIDTH = 375, 500  # of a file: the most common size in ImageNet
 
 
 class ReadyImages(Ready):
-    """Images that cost nothing: one of a few arrays."""
+    """Images that take no time to read: one of a few arrays."""
 
     def __init__(self, count: int, size: int) -> None:
         super().__init__(count, [size, size, 3], "uint8")
@@ -25,12 +25,12 @@ class ReadyImages(Ready):
 
 
 class JpegCrops:
-    """A random crop of a JPEG file, resized and maybe mirrored, by OpenCV and NumPy alone.
+    """A random crop of a JPEG file, resized and possibly mirrored, with OpenCV and NumPy only.
 
     Args:
-        files: the paths; there are as many samples as asked for, so files come again and again.
+        files: the paths; they are repeated to make `count` samples.
         count: how many samples.
-        size: pixels of a side of what comes out.
+        size: side of the result, in pixels.
     """
 
     def __init__(self, files: list[str], count: int, size: int) -> None:
@@ -75,7 +75,7 @@ def write_jpegs(
 
 
 def _photographs() -> tuple[list[np.ndarray[Any, Any]], str]:
-    """The demo's photographs, uint8 (H, W, 3); where the packages that ship them are missing, something like them."""
+    """The demo's photographs, uint8 (H, W, 3), or smooth noise if the packages that ship them are missing."""
     from examples.demo.photos import PHOTOS, read_photo
     from loaders.errors import MissingExtraError
 
@@ -86,7 +86,7 @@ def _photographs() -> tuple[list[np.ndarray[Any, Any]], str]:
 
 
 def _smooth_noise(seed: int) -> np.ndarray[Any, Any]:
-    """Noise of several scales, the coarse the stronger, as photographs have it."""
+    """Noise at several scales, stronger at coarser scales, as in photographs."""
     rng = np.random.default_rng(seed)
     image = np.zeros((_HEIGHT, _WIDTH, 3), np.float32)
     for scale in (2, 8, 32, 128):
@@ -96,7 +96,7 @@ def _smooth_noise(seed: int) -> np.ndarray[Any, Any]:
 
 
 def _random_crop(photo: np.ndarray[Any, Any], rng: np.random.Generator, least: float) -> np.ndarray[Any, Any]:
-    """Of the same proportions, at `least` so much of each side."""
+    """A crop with the photo's aspect ratio and at least the share `least` of each side."""
     share = rng.uniform(least, 1.0)
     height, width = (max(1, int(side * share)) for side in photo.shape[:2])
     top = int(rng.integers(photo.shape[0] - height + 1))

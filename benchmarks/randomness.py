@@ -1,7 +1,7 @@
-"""What keyed randomness costs per sample, beside reading one JPEG of about 100 KB.
+"""The cost of keyed randomness per sample, compared with reading one JPEG of about 100 KB.
 
-`python -m benchmarks.randomness`. The work that a worker does for keys alone, in runs as long as a loader cuts them for
-samples that take as long, against `read_image` of a photograph from the page cache, in the same process.
+`python -m benchmarks.randomness`. Times only what a worker does for keys, in spans as long as a loader makes them for
+samples that take this long, and `read_image` of a photograph from the page cache, in the same process.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ KINDS = {
 }
 PLACES = {"worker": "a worker", "inline": "`num_workers=0`"}
 PEERS = [f"{kind} {place}" for kind in KINDS for place in PLACES]
-# Samples in a run: of one to two milliseconds where several workers share a batch; else the batch is one run.
-RUNS = {"worker": 2, "inline": 64}
+# Samples in a span: one to two milliseconds of work if several workers share a batch; else the whole batch.
+SPANS = {"worker": 2, "inline": 64}
 PHOTO_NBYTES = 100_000
 GOAL = 3.0  # per cent
 
 
 def cost(kind: str, place: str, samples: int) -> dict[str, float]:
-    """Microseconds per sample for its keys, and per photograph read."""
+    """Microseconds per sample for its keys, and per photograph that is read."""
     import albumentations as A
     import cv2
     import numpy as np
@@ -41,7 +41,7 @@ def cost(kind: str, place: str, samples: int) -> dict[str, float]:
     from examples.demo.photos import read_photo
     from loaders import sample_rng
     from loaders.images.decode import read_image
-    from loaders.workers.messages import Job, Order
+    from loaders.workers.messages import Job, Task
     from loaders.workers.worker import Worker
 
     class Reads:
@@ -53,19 +53,19 @@ def cost(kind: str, place: str, samples: int) -> dict[str, float]:
 
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
-    run = RUNS[place]
-    job = Job(Reads(), "each", None, True, {}, False, run, False, 2, 0, None)
+    span = SPANS[place]
+    job = Job(Reads(), "each", None, True, {}, False, span, False, 2, 0, None)
     worker = Worker(job, 0, bytearray(8), apart=place == "worker")
-    order = Order(0, range(samples), 0, 1, 5, None, ())
+    task = Task(0, range(samples), 0, 1, 5, None, ())
     generators = worker._generators
     assert generators is not None
-    generators.keyed = kind == "process"  # as it is once a sample was seen to draw
+    generators.keyed = kind == "process"  # as after a sample was found to draw
 
     def key_all() -> None:
-        for start in range(0, samples, run):
+        for start in range(0, samples, span):
             generators.begin()
-            for row in range(start, start + run):
-                worker._enter(order, row)
+            for row in range(start, start + span):
+                worker._enter(task, row)
                 if kind == "sample_rng":
                     sample_rng()
             assert not generators.drew()
@@ -97,7 +97,7 @@ def cost(kind: str, place: str, samples: int) -> dict[str, float]:
 
 
 def _best(work: Callable[[], None]) -> float:
-    """Median seconds of a few repetitions, the first left out."""
+    """Median seconds of a few repetitions, without the first."""
     taken = []
     for _ in range(6):
         begun = time.perf_counter()
@@ -111,7 +111,7 @@ def main(count: int = 5, samples: int = 512) -> None:
         kind, place = peer.split()
         return run_fresh("benchmarks.randomness", "cost", kind=kind, place=place, samples=samples)
 
-    kept = {"goal_percent": GOAL, "runs": RUNS, "figures": rounds(PEERS, run, count)}
+    kept = {"goal_percent": GOAL, "spans": SPANS, "figures": rounds(PEERS, run, count)}
     keep("randomness", kept)
     text = section({"machine": machine(), **kept})
     write_section("randomness", text)
@@ -132,7 +132,7 @@ def section(content: Mapping[str, Any]) -> str:
         "## Randomness\n\nWhat a sample costs for its keys, per thing that its dataset draws from, and in per cent of "
         f"reading one JPEG of {one['photo_nbytes'] / 1e3:.0f} KB ({one['height']:.0f} by {one['width']:.0f} pixels: "
         f"{reads} µs) in the same process: median (least to most) of {count} fresh processes. The "
-        "generators are watched run by run: runs of 2 samples in a worker, of a batch of 64 without workers. "
+        "generators are watched span by span: spans of 2 samples in a worker, of a batch of 64 without workers. "
         f"The goal is less than {goal:.0f} %. `python -m benchmarks.randomness`. "
         f"{machine_line(content['machine'])}\n\n"
         + table(["draws from", "read by", "µs per sample", "% of a JPEG"], rows)

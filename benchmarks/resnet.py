@@ -1,4 +1,4 @@
-"""ResNet-50 (He et al. 2015) with the stride of a block in its 3 x 3 convolution, as it is trained nowadays."""
+"""ResNet-50 (He et al. 2015) with the stride of a block in its 3 x 3 convolution, as is usual today."""
 
 from __future__ import annotations
 

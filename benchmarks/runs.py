@@ -1,4 +1,4 @@
-"""What every peer is measured with, and one run of it: made and measured in a process of the peer's own environment."""
+"""The workloads and figures of the comparison, and `run`, which measures a peer in a process of its own environment."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class Run(NamedTuple):
     """One workload.
 
     Attributes:
-        of: what the peer must be able to do: "samples" or "photos".
-        batch_size, workers: 0 workers stand for as many as there are cores.
+        of: what the peer must provide: "samples" or "photos".
+        batch_size, workers: 0 workers means one per core.
         arguments: of the dataset, or of `photos`.
-        pause_s: what a model would take for each batch: loaders get as far ahead as they ever do.
+        pause_s: stands for a model's time per batch, in which loaders prefetch as much as they can.
     """
 
     of: str
@@ -57,10 +57,10 @@ class Scenario(NamedTuple):
 
     Attributes:
         title: with its unit.
-        run: of RUNS.
-        figure: of what `run` returns.
-        scale: figure times this is shown.
-        digits: behind the point.
+        run: a key of RUNS.
+        figure: a key of what `run` returns.
+        scale: the figure is multiplied by it for display.
+        digits: after the decimal point.
         lower: whether less is better.
     """
 
@@ -98,12 +98,12 @@ def peer_module(peer: str) -> Any:
 
 
 def does(peer: str, run: str) -> bool:
-    """Whether a peer can do a run at all; asks nothing of its environment."""
+    """Whether a peer supports a run; does not need the peer's environment."""
     return hasattr(peer_module(peer), RUNS[run].of)
 
 
 def prepare(peer: str, files: str, prepared: str) -> dict[str, Any]:
-    """What the peer writes before its runs over photographs."""
+    """Let the peer write what it needs before its runs over photographs."""
     module = peer_module(peer)
     if hasattr(module, "prepare"):
         Path(prepared).mkdir(parents=True, exist_ok=True)
@@ -112,7 +112,7 @@ def prepare(peer: str, files: str, prepared: str) -> dict[str, Any]:
 
 
 def run(peer: str, name: str, seconds: float, files: str, prepared: str) -> dict[str, Any]:
-    """Two passes over a peer's batches, of which the second counts; each batch is copied out, as a device reads it."""
+    """Two passes over a peer's batches, of which the second counts; each batch is copied, as a device would read it."""
     from loaders.benchmark import measure
 
     one, out = RUNS[name], np.zeros(0, np.uint8)
@@ -146,5 +146,5 @@ def run(peer: str, name: str, seconds: float, files: str, prepared: str) -> dict
 
 
 def _photos(files: str, prepared: str) -> Photos:
-    """The paths are listed in a file: they are too many for a command line."""
+    """Read the paths from a file: they are too many for a command line."""
     return Photos(json.loads(Path(files).read_text()), prepared)

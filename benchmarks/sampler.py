@@ -1,4 +1,4 @@
-"""A shuffled epoch's indices: `ShardedSampler` beside `torch.randperm(n).tolist()` and torch's `DistributedSampler`.
+"""A shuffled epoch's indices: `ShardedSampler`, `torch.randperm(n).tolist()` and torch's `DistributedSampler`.
 
 `python -m benchmarks.sampler`. First index, whole epoch, memory; what does not fit into memory is reported as not run.
 """
@@ -16,11 +16,11 @@ from typing import Any
 from benchmarks.harness import keep, machine, machine_line, rounds, run_fresh, spread, table, write_section
 
 SIZES = [1_300_000, 1_000_000_000]
-# (ranks, ours, torch's): a share is that of rank 0.
+# (ranks, ours, torch's); the share of rank 0 is measured.
 PAIRS = [(1, "ShardedSampler", "randperm"), (8, "ShardedSampler", "DistributedSampler")]
-# An epoch longer than this is timed over a slice of as many indices.
+# Of a longer share only a slice of this many indices is timed.
 SLICE = 10_000_000
-# torch's hold an int64 tensor, and a list of Python ints: a pointer and an object of 32 bytes each.
+# torch's samplers hold an int64 tensor, and a list of Python ints: a pointer and an object of 32 bytes each.
 TORCH_NBYTES_PER_SAMPLE = 8 + 8 + 32
 
 
@@ -41,8 +41,8 @@ def indices(peer: str, n: int, ranks: int, epoch: int) -> Iterable[int]:
 
 
 def epoch(peer: str, n: int, ranks: int) -> dict[str, float]:
-    """Seconds to the first index and for all (or a slice) of a share, and the memory that it took at its peak."""
-    deque(indices(peer, 10_000, ranks, epoch=1), maxlen=0)  # imports, and code that runs for the first time
+    """Seconds to the first index and for all (or a slice) of a share, and the peak memory."""
+    deque(indices(peer, 10_000, ranks, epoch=1), maxlen=0)  # so that imports and first calls are not timed
     before = _memory_nbytes("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     begun = time.perf_counter()

@@ -1,4 +1,4 @@
-"""What is measured: each function runs in a process of its own and returns figures."""
+"""The scenarios: each function runs in its own process and returns figures."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def _loader(peer: str, dataset: Any, **arguments: Any) -> Any:
 
 
 def transport(peer: str, shape: list[int], dtype: str, batch_size: int, batches: int, workers: int) -> dict[str, float]:
-    """GB/s of ready samples through the loader; the consumer copies each batch out, as a device would read it."""
+    """GB/s of ready samples through the loader; the consumer copies each batch, as a device would read it."""
     torch.set_num_threads(1)
     loader = _loader(peer, Ready(batch_size * batches, shape, dtype), batch_size=batch_size, num_workers=workers)
     began, first_s, out, counted = time.perf_counter(), 0.0, torch.empty(0), 0
@@ -40,9 +40,9 @@ def transport(peer: str, shape: list[int], dtype: str, batch_size: int, batches:
 
 
 def ceiling(shape: list[int], dtype: str, batch_size: int, batches: int, workers: int) -> dict[str, float]:
-    """GB/s of the same copies without a loader: forked loops write samples into reused memory, the consumer copies out.
+    """GB/s of the same copies without a loader: forked loops write samples to reused memory, the consumer copies them.
 
-    Three slots, and as few messages as can be: what the machine's memory and cores allow, and no loader can pass.
+    Three slots and as few messages as possible: the limit of the machine's memory and cores, for any loader.
     """
     torch.set_num_threads(1)
     ready = Ready(1, shape, dtype).arrays
@@ -79,7 +79,7 @@ def ceiling(shape: list[int], dtype: str, batch_size: int, batches: int, workers
 
 
 def first_batch(peer: str, batch_size: int, workers: int) -> dict[str, float]:
-    """Seconds from constructing the loader to its first batch, in a process that has iterated one before."""
+    """Seconds from constructing the loader to its first batch, in a process that has already iterated one."""
     torch.set_num_threads(1)
     dataset = Ready(batch_size * 8, [224, 224, 3], "uint8")
     times = []
@@ -93,7 +93,7 @@ def first_batch(peer: str, batch_size: int, workers: int) -> dict[str, float]:
 
 
 def iterate(peer: str, batch_size: int, batches: int, workers: int) -> dict[str, float]:
-    """Just runs, for tools that look on from outside."""
+    """Only iterates, for tools that observe the process from outside."""
     torch.set_num_threads(1)
     dataset = Ready(batch_size * batches, [224, 224, 3], "uint8")
     out = torch.empty(batch_size, 224, 224, 3, dtype=torch.uint8)
@@ -103,9 +103,9 @@ def iterate(peer: str, batch_size: int, batches: int, workers: int) -> dict[str,
 
 
 def memory(peer: str, shape: list[int], batch_size: int, batches: int, workers: int) -> dict[str, float]:
-    """The most bytes taken while iterating: shared-memory pages of the machine, and anonymous memory of all processes.
+    """The peak bytes while iterating: shared-memory pages of the machine, and anonymous memory of all processes.
 
-    Shared pages are counted machine-wide, because queued files are mapped by nobody. The caller subtracts a floor.
+    Shared pages are counted machine-wide, because no process maps queued files. The caller subtracts a floor.
     """
     torch.set_num_threads(1)
     dataset = Ready(batch_size * batches, shape, "uint8")
@@ -122,10 +122,10 @@ def memory(peer: str, shape: list[int], batch_size: int, batches: int, workers: 
     loader = _loader(peer, dataset, batch_size=batch_size, num_workers=workers)
     out = torch.empty(batch_size, *shape, dtype=torch.uint8)
     for number, batch in enumerate(loader):
-        if number == 1:  # workers are up: forking a process with threads is to be avoided
+        if number == 1:  # the workers have started: a process with threads should not be forked
             watcher.start()
         out.copy_(batch["image"])
-        time.sleep(0.02)  # a model at work: the loader gets as far ahead as it ever does
+        time.sleep(0.02)  # stands for a model: the loader prefetches as much as it can
     over.set()
     watcher.join()
     return {"shared_nbytes": most_shared, "private_nbytes": most_private}
@@ -140,7 +140,7 @@ def meminfo_nbytes(name: str) -> int:
 
 
 def smaps_nbytes(name: str) -> int:
-    """Bytes of a line of smaps_rollup, such as "Pss", over this process and all below it."""
+    """Bytes of a line of smaps_rollup, such as "Pss", summed over this process and its descendants."""
     total = 0
     for pid in (os.getpid(), *descendants()):
         try:
@@ -148,5 +148,5 @@ def smaps_nbytes(name: str) -> int:
                 if line.startswith(f"{name}:"):
                     total += int(line.split()[1]) * 1024
         except OSError:
-            pass  # gone in between
+            pass  # the process has ended
     return total

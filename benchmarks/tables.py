@@ -1,4 +1,4 @@
-"""The tables and plots of benchmarks/README.md, made of what is kept in results/: `python -m benchmarks.tables`."""
+"""The tables and plots of benchmarks/README.md, made from the files in results/: `python -m benchmarks.tables`."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ Rounds = Sequence[Mapping[str, Any] | None]
 
 
 def values(content: Mapping[str, Any], scenario: Scenario, peer: str) -> list[float | None]:
-    """A figure of a peer, as it is shown, in each round; None where a round failed or had no such figure."""
+    """A peer's figure in each round, as displayed; None where a round failed or had no such figure."""
     rounds: Rounds = content["figures"].get(scenario.run, {}).get(peer, [])
     found = [one.get(scenario.figure) if one is not None else None for one in rounds]
     return [value * scenario.scale if value is not None else None for value in found]
 
 
 def medians(content: Mapping[str, Any], scenario: Scenario) -> dict[str, float]:
-    """Peer → the median of its rounds, of all that have one."""
+    """Peer → the median of its rounds, for peers that have the figure."""
     found = {}
     for peer in PEERS:
         known = [value for value in values(content, scenario, peer) if value is not None]
@@ -38,7 +38,7 @@ def medians(content: Mapping[str, Any], scenario: Scenario) -> dict[str, float]:
 
 
 def ahead(content: Mapping[str, Any], scenario: Scenario) -> dict[str, float]:
-    """Peer → how many times as good as ours it is, of those that are better: the median of ratios within rounds."""
+    """Peer → how many times as good as ours it is, for peers that are better: the median of ratios within rounds."""
     found = {}
     for peer in PEERS:
         pairs = zip(values(content, scenario, peer), values(content, scenario, OURS), strict=False)
@@ -91,7 +91,7 @@ def draw(content: Mapping[str, Any], path: Path) -> None:
     figure.savefig(path, metadata={"Software": None})
 
 
-# Section of the README → the file in results/ and what makes Markdown of it.
+# Section of the README → the file in results/ and the function that makes Markdown from it.
 SECTIONS: dict[str, tuple[str, Callable[[Mapping[str, Any]], str]]] = {
     "peers": ("peers", lambda content: comparison(content, "results/peers.png")),
     "delivery": ("delivery", delivery.section),
@@ -103,7 +103,7 @@ SECTIONS: dict[str, tuple[str, Callable[[Mapping[str, Any]], str]]] = {
 
 
 def kept(name: str) -> dict[str, Any] | None:
-    """What was measured, of a section; None where nothing is kept, or a trial alone."""
+    """The saved result of a section; None if there is none, or only a trial."""
     path = harness.RESULTS / f"{SECTIONS[name][0]}.json"
     if not path.exists():
         return None
@@ -115,7 +115,7 @@ def main() -> int:
     for name, (file, section) in SECTIONS.items():
         content = kept(name)
         if content is None:
-            print(f"{name}: nothing is kept in results/{file}.json", file=sys.stderr)
+            print(f"{name}: no measurement in results/{file}.json", file=sys.stderr)
             continue
         harness.write_section(name, section(content))
         if name == "peers":
@@ -148,7 +148,7 @@ def _cell(content: Mapping[str, Any], scenario: Scenario, peer: str) -> str:
 
 
 def _who_is_ahead(content: Mapping[str, Any], scenarios: Sequence[Scenario]) -> str:
-    """In words, where a peer is better than ours, by ratios within rounds."""
+    """A sentence that says where a peer is better than ours, by ratios within rounds."""
     told = []
     for scenario in scenarios:
         better = sorted(ahead(content, scenario).items(), key=lambda pair: -pair[1])

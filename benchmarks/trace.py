@@ -21,7 +21,7 @@ class Activity(NamedTuple):
 
 
 def union(spans: Iterable[Span]) -> list[Span]:
-    """The same time in spans that are in order and apart."""
+    """The union of the spans, as sorted, disjoint spans."""
     merged: list[Span] = []
     for begin, end in sorted(spans):
         if merged and begin <= merged[-1][1]:
@@ -32,12 +32,12 @@ def union(spans: Iterable[Span]) -> list[Span]:
 
 
 def length(spans: Iterable[Span]) -> float:
-    """How long it all takes; of spans that are apart."""
+    """The total length of disjoint spans."""
     return sum(end - begin for begin, end in spans)
 
 
 def common(ours: Sequence[Span], others: Sequence[Span]) -> list[Span]:
-    """The time that is in both, each in order and apart."""
+    """The intersection of two lists of sorted, disjoint spans."""
     found, mine, other = [], 0, 0
     while mine < len(ours) and other < len(others):
         begin, end = max(ours[mine][0], others[other][0]), min(ours[mine][1], others[other][1])
@@ -51,17 +51,17 @@ def common(ours: Sequence[Span], others: Sequence[Span]) -> list[Span]:
 
 
 def hidden_share(activity: Activity, lead_in: float = 0.0) -> float:
-    """The share of the time in which the device copies from the host that kernels of other streams cover.
+    """The share of the time of copies from the host during which kernels run on other streams.
 
     Args:
-        lead_in: the share of the trace, by time, whose copies are not counted: a profiler that starts interrupts what
-            it watches.
+        lead_in: the share of the trace, from its start, whose copies are not counted: a starting profiler disturbs what
+            it measures.
 
     Raises:
-        ValueError: there is no kernel, or no copy behind the lead-in.
+        ValueError: there is no kernel, or no copy after the lead-in.
     """
     if not any(activity.kernels.values()):
-        raise ValueError("the trace has no kernel: nothing was computed while it was taken.")
+        raise ValueError("the trace has no kernel: nothing was computed while it was recorded.")
     spans = [span for kind in activity for each in kind.values() for span in each]
     first, last = min(begin for begin, _ in spans), max(end for _, end in spans)
     begins = first + lead_in * (last - first)
@@ -72,12 +72,12 @@ def hidden_share(activity: Activity, lead_in: float = 0.0) -> float:
         copied += length(counted)
         hidden += length(common(counted, elsewhere))
     if copied == 0:
-        raise ValueError("the trace has no copy from the host to the device behind its lead-in.")
+        raise ValueError("the trace has no copy from the host to the device after its lead-in.")
     return hidden / copied
 
 
 def activity_of(events: Iterable[Mapping[str, Any]]) -> Activity:
-    """What torch's profiler writes under "traceEvents", in microseconds."""
+    """The activity in the "traceEvents" of torch's profiler, in microseconds."""
     copies: dict[int, list[Span]] = defaultdict(list)
     kernels: dict[int, list[Span]] = defaultdict(list)
     for event in events:
@@ -97,11 +97,11 @@ def _stream(event: Mapping[str, Any]) -> int:
 
 
 def record(work: Callable[[], Any]) -> Activity:
-    """What the CUDA device does during `work()`, which waits for it in the end."""
+    """The activity of the CUDA device during `work()`, which must wait for the device at its end."""
     from torch.profiler import ProfilerActivity, profile
 
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the profiler's, about what is left out on purpose
+        warnings.simplefilter("ignore")  # the profiler warns about activities that are left out on purpose
         with profile(activities=[ProfilerActivity.CUDA]) as profiler:
             work()
         file = Path(folder) / "trace.json"

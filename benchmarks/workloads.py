@@ -1,6 +1,6 @@
-"""What all peers read: datasets of ready or slow samples, and photographs. NumPy and OpenCV alone.
+"""The inputs of all peers: datasets of ready or slow samples, and photographs, with NumPy and OpenCV only.
 
-Every environment can import this, so nothing here imports torch.
+Every environment must be able to import this, so nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 
 KINDS = 16
-SIZE = 224  # of a photograph when it is cropped and resized
+SIZE = 224  # side of a photograph after cropping and resizing, in pixels
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _SORTED = 200_000  # numbers to sort: about a millisecond
 
 
 class Ready:
-    """Samples that cost nothing: one of a few arrays, and a label."""
+    """Samples that take no time to read: one of a few arrays, and a label."""
 
     def __init__(self, count: int, shape: list[int], dtype: str) -> None:
         generator = np.random.default_rng(0)
@@ -53,11 +53,11 @@ class HeavyTailed(Ready):
 
 
 class Photos:
-    """JPEG files and what a peer made of them beforehand.
+    """JPEG files, and what a peer prepared from them.
 
     Args:
-        files: paths; some come several times.
-        prepared: a folder with whatever `prepare` of the peer has written.
+        files: paths; some occur several times.
+        prepared: a folder with what the peer's `prepare` wrote.
     """
 
     def __init__(self, files: list[str], prepared: str) -> None:
@@ -67,7 +67,7 @@ class Photos:
 
 
 class Epochs:
-    """An iterable of batches, made anew for each epoch by `start()`."""
+    """An iterable of batches; `start()` is called for each epoch."""
 
     def __init__(self, start: Callable[[], Iterator[Any]]) -> None:
         self._start = start
@@ -94,7 +94,7 @@ def random_crop(height: int, width: int, rng: np.random.Generator) -> tuple[int,
 
 
 def train_photo(jpeg: bytes, rng: np.random.Generator, normalised: bool) -> np.ndarray[Any, Any]:
-    """The recipe for peers that leave the decoding to the user: OpenCV, all of the photograph, then its crop.
+    """The recipe for peers that leave decoding to the user: OpenCV decodes the whole photograph, then it is cropped.
 
     Returns:
         uint8 (224, 224, 3) RGB, or normalised float32 (3, 224, 224).

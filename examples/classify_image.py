@@ -2,7 +2,7 @@
 
 python examples/classify_image.py PHOTO.jpg
 
-Uses torchvision's ResNet-18 where torchvision and its weights are on this machine (nothing is downloaded), else the
+Uses torchvision's ResNet-18 if torchvision and its weights are on this machine (nothing is downloaded), else the
 network that `python -m examples.demo` trained.
 """
 
@@ -20,7 +20,7 @@ from loaders import as_tensor, to_numpy
 
 
 def resnet18_at_hand():
-    """ImageNet's ResNet-18, its classes and its image size; None where torchvision or the weights are missing."""
+    """ImageNet's ResNet-18, its classes and its image size; None if torchvision or the weights are missing."""
     try:
         from torchvision.models import ResNet18_Weights, resnet18
     except (ImportError, RuntimeError):  # RuntimeError: a torchvision that was built for another torch
@@ -56,7 +56,7 @@ def main() -> None:
     batch = normalise({"image": image[None]})
 
     scores = net.to(device)(batch["image"]).softmax(dim=1)
-    probabilities = to_numpy(scores[0])  # detached, on the host, an ndarray of your own
+    probabilities = to_numpy(scores[0])  # detached, on the host, an ndarray that you own
     best = probabilities.argsort()[::-1][:5]
 
     figure = Figure(figsize=(9, 4), layout="constrained")

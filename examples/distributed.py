@@ -1,4 +1,4 @@
-"""Two ranks share an epoch: together they read every sample once, and each step's global batch is what one would read.
+"""Two ranks share an epoch: together they read every sample once, and each global batch is that of a single rank.
 
 python -m torch.distributed.run --nproc-per-node 2 examples/distributed.py
 """
@@ -43,7 +43,7 @@ def main() -> None:
     rank, world_size = dist.get_rank(), dist.get_world_size()
     batch_size = GLOBAL_BATCH // world_size
     dataset = Line(options.samples)
-    # Rank and number of ranks it finds by itself. Told the batch size, the epoch is the same on any number of ranks.
+    # It finds the rank and the number of ranks itself. With batch_size, the epoch is the same on any number of ranks.
     sampler = ShardedSampler(len(dataset), seed=0, batch_size=batch_size)
     loader = DataLoader(dataset, batch_size, sampler=sampler, num_workers=1, seed=0)
     net = DistributedDataParallel(nn.Linear(1, 1))

@@ -1,6 +1,6 @@
-"""Run a trained network over a folder of photographs and keep what it finds as `.npy`, row by row in dataset order.
+"""Run a trained network over a folder of photographs and save its outputs as `.npy` files, in dataset order.
 
-python examples/train.py --out network.pt             trains one
+python examples/train.py --out network.pt             trains a network
 python examples/evaluate.py                           the demo's validation photographs
 python examples/evaluate.py FOLDER --out found        FOLDER/<class>/*.jpg → found/features.npy, found/scores.npy
 """
@@ -21,7 +21,7 @@ from loaders import Albumentations, DataLoader, DevicePrefetcher, ImageFolder, O
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, nargs="?", help="default: the demo's validation photographs")
-    parser.add_argument("--network", type=Path, default=Path("network.pt"), help="what train.py kept")
+    parser.add_argument("--network", type=Path, default=Path("network.pt"), help="the file that train.py saved")
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path("found"))
@@ -40,7 +40,7 @@ def main() -> None:
         sys.exit(f"the network knows {classes}, the folder has {dataset.classes}.")
     loader = DataLoader(dataset, options.batch_size, num_workers=options.workers, return_index=True)
 
-    # Neither makes the device wait: rows leave it beside its work, sums stay on it until they are sent.
+    # Neither makes the device wait: rows are copied while it works, and sums stay on it until they are sent.
     collector = OutputCollector(len(dataset), options.out)
     log = ScalarLog(every=10)
     samples = 0
@@ -65,7 +65,7 @@ def main() -> None:
     worst = int(certainty.argmin())
     name, guess = Path(dataset.paths[worst]).name, classes[found["scores"][worst].argmax()]
     print(f"Least certain of {name}: {guess}, {certainty[worst]:.0%}")
-    print(f"Kept: {', '.join(f'{name} {array.shape}' for name, array in found.items())} in {options.out}")
+    print(f"Saved: {', '.join(f'{name} {array.shape}' for name, array in found.items())} in {options.out}")
 
 
 def describe(means: dict[str, float]) -> str:

@@ -1,4 +1,4 @@
-"""Show what a layer of the demo's network sees in a photograph: a forward hook's feature maps as images.
+"""Plot the feature maps of a layer of the demo's network for a photograph, captured by a forward hook.
 
 python examples/feature_maps.py PHOTO.jpg --layer 1
 
@@ -41,14 +41,14 @@ def main() -> None:
     hook = layer.register_forward_hook(lambda module, inputs, output: seen.append(output))
     net(batch["image"])
     hook.remove()
-    # They lie on the device and belong to a graph; `to_numpy` detaches and brings them to the host in one call.
+    # They are on the device and part of a graph; `to_numpy` detaches them and copies them to the host in one call.
     maps = to_numpy(seen[0])[0]
 
     figure = Figure(figsize=(13, 4), layout="constrained")
     left, right = figure.subfigures(1, 2, width_ratios=(1, 2.4))
     axes = left.subplots()
     axes.imshow(to_image(batch["image"], MEAN, STD)[0])
-    axes.set_title("what the network is given")
+    axes.set_title("input of the network")
     axes.axis("off")
     channels, height, width = maps.shape
     right.suptitle(f"layer {options.layer}: {ROWS * COLUMNS} of {channels} channels, {height} by {width} pixels each")

@@ -1,10 +1,10 @@
-"""Train on patches of large photos at the cost of the patches: prepare once, then read windows.
+"""Train on patches of large photos without decoding whole photos: prepare once, then read windows.
 
 python examples/patches.py FOLDER
 
-FOLDER holds one folder of photos per class. A small network learns to say which class a patch is from; the same loop
-over the photos as they were shows what the preparation saves. Preparing changes no pixel where `jpegtran` is installed;
-here the photos are encoded anew, so that it runs anywhere.
+FOLDER holds one folder of photos per class. A small network learns to classify patches; reading patches of the original
+photos as well shows what the preparation saves. Preparing changes no pixel if `jpegtran` is installed; here the photos
+are re-encoded, so that the example runs anywhere.
 """
 
 import argparse
@@ -22,13 +22,13 @@ SIDE = 64
 
 
 def patches_of(folder: Path, per_photo: int, workers: int) -> DataLoader:
-    """Batches of windows: each photo gives `per_photo` samples an epoch, in any order."""
+    """Batches of windows: each photo gives `per_photo` samples per epoch, shuffled."""
     dataset = ImageFolder(folder, crop=RandomPatches(SIDE, per_photo=per_photo))
     return DataLoader(dataset, batch_size=64, shuffle=True, num_workers=workers, seed=0)
 
 
 def rate_of(loader: DataLoader) -> float:
-    """Samples per second of one epoch, nothing done with them."""
+    """Samples per second of one epoch, without training."""
     began = time.perf_counter()
     count = sum(len(batch["image"]) for batch in loader)
     return count / (time.perf_counter() - began)
@@ -37,7 +37,7 @@ def rate_of(loader: DataLoader) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--prepared", type=Path, default=Path("prepared"), help="where the prepared photos go")
+    parser.add_argument("--prepared", type=Path, default=Path("prepared"), help="folder for the prepared photos")
     parser.add_argument("--per-photo", type=int, default=32)
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--workers", type=int, default=2)
@@ -66,11 +66,11 @@ def main() -> None:
             optimizer.step()
             hits += (scores.argmax(1) == batch["label"]).sum().item()
             seen += len(scores)
-        print(f"epoch {epoch}: {seen} patches, {hits / seen:.1%} told right while learning")
+        print(f"epoch {epoch}: {seen} patches, {hits / seen:.1%} classified correctly in training")
 
     folders = (options.prepared, options.folder)
     rates = [rate_of(patches_of(folder, options.per_photo, options.workers)) for folder in folders]
-    print(f"patches per second: {rates[0]:,.0f} prepared, {rates[1]:,.0f} as they were")
+    print(f"patches per second: {rates[0]:,.0f} prepared, {rates[1]:,.0f} original")
 
 
 if __name__ == "__main__":

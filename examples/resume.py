@@ -1,7 +1,7 @@
-"""Train a tiny network with a checkpoint every few steps. Kill it at any time, start it again: it goes on to the bit.
+"""Train a tiny network with a checkpoint every few steps. Kill it at any time and restart it: the losses are the same.
 
 python examples/resume.py                     prints the loss of each step
-python examples/resume.py --checkpoint FILE   where the state of the run is kept
+python examples/resume.py --checkpoint FILE   where the state of the run is stored
 """
 
 import argparse
@@ -18,7 +18,7 @@ from loaders import DataLoader, sample_rng
 
 
 class Blobs:
-    """Noisy pictures of ten kinds; each reading of a sample draws other noise."""
+    """Noisy images of ten kinds; the noise of a sample differs in every epoch."""
 
     def __init__(self, count: int) -> None:
         self.kinds = np.random.default_rng(0).normal(size=(10, 1, 12, 12)).astype(np.float32)
@@ -33,7 +33,7 @@ class Blobs:
 
 
 def save(checkpoint: dict[str, Any], path: Path) -> None:
-    """Write to another name first: a file that is there is whole."""
+    """Write under another name first, so that an existing file is always complete."""
     unfinished = path.with_suffix(".part")
     torch.save(checkpoint, unfinished)
     os.replace(unfinished, path)
@@ -47,7 +47,7 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=4, help="steps between two checkpoints")
     options = parser.parse_args()
 
-    torch.set_num_threads(1)  # sums of several threads come in any order
+    torch.set_num_threads(1)  # several threads would add in varying order
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Dropout(0.1), nn.Flatten(), nn.Linear(800, 10))
     optimizer = torch.optim.Adam(net.parameters(), lr=3e-3)
@@ -58,7 +58,7 @@ def main() -> None:
         net.load_state_dict(checkpoint["net"])
         optimizer.load_state_dict(checkpoint["optimizer"])
         loader.load_state_dict(checkpoint["loader"])
-        torch.set_rng_state(checkpoint["random"])  # the dropout's
+        torch.set_rng_state(checkpoint["random"])  # for the dropout
         first, step = checkpoint["epoch"], checkpoint["step"]
 
     for epoch in range(first, options.epochs):

@@ -30,21 +30,21 @@ def main() -> None:
     parser.add_argument("folder", type=Path, nargs="?", help="default: the demo's photographs")
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--out", type=Path, default=Path("network.pt"), help="where to keep the trained network")
+    parser.add_argument("--out", type=Path, default=Path("network.pt"), help="where to save the trained network")
     options = parser.parse_args()
 
     torch.manual_seed(0)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     folder = options.folder or demo_photos()
 
-    # Datasets know nothing of torch: a sample is {"image": uint8 (H, W, 3) RGB, "label": int}.
+    # Datasets do not use torch: a sample is {"image": uint8 (H, W, 3) RGB, "label": int}.
     train_set = ImageFolder(folder / "train", transform=Albumentations(AUGMENT))
     val_set = ImageFolder(folder / "val", transform=Albumentations(RESIZE))
     # `seed` fixes the order and every augmentation, with any number of workers.
     loader = DataLoader(train_set, batch_size=64, shuffle=True, num_workers=options.workers, seed=0)
     val_loader = DataLoader(val_set, batch_size=64, num_workers=options.workers)
 
-    # Bytes cross to the device; `normalise` makes them floats there.
+    # uint8 is copied to the device; `normalise` converts it to float there.
     batches = DevicePrefetcher(loader, device, transform=normalise)
     val_batches = DevicePrefetcher(val_loader, device, transform=normalise)
 

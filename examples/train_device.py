@@ -1,4 +1,4 @@
-"""Train on a GPU as if the data already lay on it. The same script runs on a CPU.
+"""Train on a GPU as if the data were already there. The same script runs on a CPU.
 
 python examples/train_device.py                      the demo's photographs
 python examples/train_device.py FOLDER --epochs 5    FOLDER/train/<class>/*.jpg and FOLDER/val/<class>/*.jpg
@@ -35,8 +35,8 @@ def main() -> None:
     settings = {"batch_size": 64, "num_workers": options.workers, "persistent_workers": options.workers > 0}
     loader = DataLoader(train_set, shuffle=True, seed=0, **settings)
 
-    # Workers write bytes into page-locked slots, the copy engine reads them there while the model computes, and the
-    # device makes of them what the model wants.
+    # Workers write uint8 into page-locked slots, the copy engine reads from them while the model computes, and the
+    # device normalises and mixes the batches.
     normalize = Normalize(MEAN, STD, dtype=torch.bfloat16 if device == "cuda" else torch.float32)
     mix = MixUp(len(train_set.classes), alpha=0.1)
     batches = DevicePrefetcher(loader, device, transform=lambda batch: mix(normalize(batch)))
@@ -57,7 +57,7 @@ def main() -> None:
             optimizer.step()
             schedule.step()
             step += 1
-            # The sums stay on the device. Once in a while they are sent, and no step waits for them.
+            # The sums stay on the device. They are sent to the host every few steps, and no step waits for them.
             if (means := log.add({"loss": loss})) is not None:
                 print(f"step {step:5}: loss {means['loss']:.3f}", flush=True)
     if (means := log.flush()) is not None:

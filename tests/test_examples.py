@@ -95,10 +95,10 @@ def test_patches_prepares_photos_and_learns_from_windows_of_them(run, tmp_path):
     done = run("patches.py", "photos", "--per-photo", 24, "--epochs", 3, "--workers", 1)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("6 JPEGs have restart markers.")
-    told = re.findall(r"^epoch \d: 144 patches, ([\d.]+)% told right while learning$", done.stdout, re.MULTILINE)
+    told = re.findall(r"^epoch \d: 144 patches, ([\d.]+)% classified correctly in training$", done.stdout, re.MULTILINE)
     assert len(told) == 3
     assert float(told[-1]) > 60  # chance is 33
-    assert re.search(r"^patches per second: [\d,]+ prepared, [\d,]+ as they were$", done.stdout, re.MULTILINE)
+    assert re.search(r"^patches per second: [\d,]+ prepared, [\d,]+ original$", done.stdout, re.MULTILINE)
 
 
 def test_evaluate_keeps_what_the_network_finds_in_dataset_order(run, few_photos, tmp_path):

@@ -1,15 +1,16 @@
-"""One module per peer. Each has the same names, and leaves out what the peer does not do:
+"""One module per peer. Each defines these names, except for what the peer does not support:
 
-| name | what |
+| name | meaning |
 | --- | --- |
-| `NAME` | for tables |
-| `REQUIREMENTS` | what `python -m benchmarks.peers.install PEER` installs into an environment of its own, pinned |
-| `WHY_NOT` | instead of them: why it is not measured |
-| `samples(dataset, batch_size, workers)` | batches of a NumPy dataset that is read by index |
+| `NAME` | the peer's name in tables |
+| `REQUIREMENTS` | pinned packages that `python -m benchmarks.peers.install PEER` installs into its environment |
+| `WHY_NOT` | instead of `REQUIREMENTS`: why the peer is not measured |
+| `samples(dataset, batch_size, workers)` | batches of a NumPy dataset, read by index |
 | `photos(photos, batch_size, workers, normalised)` | batches of JPEG files, randomly cropped and mirrored |
-| `prepare(photos)` | what must be written to `photos.prepared` before, untimed |
+| `prepare(photos)` | writes what `photos` needs to `photos.prepared`, untimed |
 
-Both give an iterable with a batch's images under "image", or first in a tuple; each iteration is an epoch.
+`samples` and `photos` return an iterable of batches, with the images under "image" or first in a tuple; each iteration
+is an epoch.
 """
 
 PEERS = (

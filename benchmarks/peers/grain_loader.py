@@ -33,13 +33,13 @@ def photos(photos: Photos, batch_size: int, workers: int, normalised: bool) -> A
 def _in_workers(dataset: Any, batch_size: int, workers: int) -> Epochs:
     import grain
 
-    # Grain's own processes parse absl's flags, which must have been parsed.
+    # Grain's worker processes require that absl's flags have been parsed.
     from absl import flags
 
     if not flags.FLAGS.is_parsed():
         flags.FLAGS(["benchmark"])
     options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
-    # By default each process reads 500 samples ahead, which a short measurement would take for speed.
+    # By default each process reads 500 samples ahead, which would make a short measurement look too fast.
     ahead = grain.ReadOptions(prefetch_buffer_size=batch_size)
     loader = dataset.to_iter_dataset(ahead).batch(batch_size, drop_remainder=True).mp_prefetch(options)
     return Epochs(lambda: iter(loader))

@@ -1,6 +1,6 @@
-"""Each peer's environment, made by one command: `python -m benchmarks.peers.install grain_loader`, or `all`.
+"""Creates the environments of peers: `python -m benchmarks.peers.install grain_loader`, or `all`.
 
-It lies in `.peers/PEER` and is made anew when the pinned versions change. Ours and torch's need none.
+An environment is in `.peers/PEER` and is recreated when the pinned versions change. Our loader and torch's need none.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ ENVIRONMENTS = ROOT / ".peers"
 
 
 def python_of(peer: str) -> str | None:
-    """The Python that runs a peer; None where its environment has not been made, or cannot be."""
+    """The Python that runs a peer; None if its environment has not been created, or cannot be."""
     module = importlib.import_module(f"benchmarks.peers.{peer}")
     if hasattr(module, "WHY_NOT"):
         return None
@@ -29,7 +29,7 @@ def python_of(peer: str) -> str | None:
 
 
 def install(peer: str) -> str | None:
-    """Make the environment of a peer, unless it is there. Returns why that failed, or None."""
+    """Create the environment of a peer, unless it exists. Returns why that failed, or None."""
     module = importlib.import_module(f"benchmarks.peers.{peer}")
     if hasattr(module, "WHY_NOT"):
         return str(module.WHY_NOT)
@@ -57,7 +57,7 @@ def main(peers: list[str]) -> int:
         began = time.perf_counter()
         why = install(peer)
         failed += why is not None
-        print(f"{peer}: {'ready' if why is None else f'not to be had: {why}'} ({time.perf_counter() - began:.0f} s)")
+        print(f"{peer}: {'ready' if why is None else f'not installed: {why}'} ({time.perf_counter() - began:.0f} s)")
     return 0 if "all" in peers else failed
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from benchmarks.workloads import MEAN, SIZE, STD, Photos
 
 NAME = "loaders"
-REQUIREMENTS = ()  # what runs the benchmark, of which these matter
+REQUIREMENTS = ()  # runs in the benchmark's own environment, whose relevant packages are these
 PACKAGES = ("torch", "numpy", "opencv-python-headless", "nvidia-nvimgcodec-cu12")
 
 
@@ -27,7 +27,7 @@ def photos(photos: Photos, batch_size: int, workers: int, normalised: bool) -> A
     from loaders import ImageFiles, RandomResizedCrop
 
     normalize = (MEAN, STD) if normalised else None
-    crop = RandomResizedCrop(SIZE, interpolation=cv2.INTER_LINEAR)  # which is what the others do
+    crop = RandomResizedCrop(SIZE, interpolation=cv2.INTER_LINEAR)  # as the other peers do
     dataset = ImageFiles(photos.files, photos.labels, transform=_maybe_mirrored, crop=crop, normalize=normalize)
     return make(dataset, batch_size=batch_size, shuffle=True, num_workers=workers)
 

@@ -65,7 +65,7 @@ def _decoded(photos: Photos, index: int) -> tuple[Any, int]:
 
     rng = np.random.default_rng(index)
     packets = spdl.io.demux_image(photos.files[index])
-    # All files have one size; its header is not asked for.
+    # All files have the same size, so the header is not read.
     top, left, height, width = random_crop(375, 500, rng)
     flip = "hflip," if rng.random() < 0.5 else ""
     steps = f"crop={width}:{height}:{left}:{top}:exact=1,scale={SIZE}:{SIZE}:flags=bilinear,{flip}format=rgb24"

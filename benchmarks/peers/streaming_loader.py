@@ -11,7 +11,7 @@ from benchmarks.peers.torchvision_pil import import_torchvision
 from benchmarks.workloads import Photos, train_photo
 
 NAME = "MosaicML Streaming"
-# It asks for a NumPy older than the others have.
+# It requires an older NumPy than the other peers.
 REQUIREMENTS = ("mosaicml-streaming==0.13.0", "torch==2.13.0", "numpy==2.1.3", "opencv-python-headless==5.0.0.93")
 
 
@@ -36,5 +36,5 @@ def photos(photos: Photos, batch_size: int, workers: int, normalised: bool) -> A
             image = train_photo(sample["jpeg"], np.random.default_rng(), normalised)
             return {"image": image, "label": sample["label"]}
 
-    clean_stale_shared_memory()  # of runs before
+    clean_stale_shared_memory()  # left by earlier runs
     return DataLoader(Read(local=photos.prepared, shuffle=True, batch_size=batch_size), batch_size, num_workers=workers)

@@ -19,7 +19,7 @@ def photos(photos: Photos, batch_size: int, workers: int, normalised: bool) -> A
     from timm.data.loader import PrefetchLoader, fast_collate
     from timm.data.transforms_factory import create_transform
 
-    # ImageNet's recipe without colour jitter and random erasing: what all peers do.
+    # ImageNet's recipe without colour jitter and random erasing, as for all peers.
     transform = create_transform(
         (3, SIZE, SIZE), is_training=True, use_prefetcher=True, color_jitter=None, interpolation="bilinear"
     )

@@ -7,7 +7,7 @@ from typing import Any
 from benchmarks.workloads import MEAN, SIZE, STD, Photos
 
 NAME = "torch, OpenCV + albumentations"
-REQUIREMENTS = ()  # what runs the benchmark, of which these matter
+REQUIREMENTS = ()  # runs in the benchmark's own environment, whose relevant packages are these
 PACKAGES = ("torch", "numpy", "opencv-python-headless", "albumentations")
 
 
@@ -26,7 +26,7 @@ def photos(photos: Photos, batch_size: int, workers: int, normalised: bool) -> A
 
 
 class Augmented:
-    """The usual dataset: OpenCV decodes everything, albumentations crops, mirrors and, if told to, normalises."""
+    """The usual dataset: OpenCV decodes the whole photograph; albumentations crops, mirrors, may normalise."""
 
     def __init__(self, photos: Photos, normalised: bool) -> None:
         import albumentations as A

@@ -1,4 +1,4 @@
-"""torch's loader with what torchvision's examples do: Pillow and torchvision's transforms."""
+"""torch's loader with Pillow and torchvision's transforms, as in torchvision's examples."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ REQUIREMENTS = ("torch==2.13.0", "torchvision==0.28.0", "pillow==13.0.0", "numpy
 
 
 def import_torchvision() -> None:
-    """Import it also where its compiled operators do not fit torch: PyPI's wheel is for CUDA's build alone.
+    """Import it even if its compiled operators do not match torch: PyPI's wheel is only for the CUDA build.
 
-    Transforms of Pillow's images need none of them.
+    Transforms of Pillow images do not need these operators.
     """
     import torch
 

@@ -2,5 +2,5 @@
 
 import os
 
-# Albumentations asks a server for its newest version when it is imported. The demo asks nobody for anything.
+# Albumentations asks a server for its latest version when it is imported. The demo uses no network.
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")

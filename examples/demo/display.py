@@ -11,7 +11,7 @@ from .record import EpochRecord, WindowRecord, samples_per_s, waiting_share
 
 
 class Display:
-    """Shows epochs as they run. A context manager: leaving it, also by Ctrl-C, gives the terminal back as it was."""
+    """Shows epochs as they run. A context manager: leaving it, also by Ctrl-C, restores the terminal."""
 
     def __init__(self, console: Console, epochs: int, samples: int) -> None:
         self.console = console
@@ -19,7 +19,7 @@ class Display:
         self.samples = samples
         self._epoch = 0
         columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[numbers]}"))
-        # No thread that refreshes: workers are forked while this is shown, and a fork must not find one holding a lock.
+        # No refresh thread: workers are forked while this is shown, and a thread could hold a lock during the fork.
         self._progress = Progress(
             *columns, console=console, auto_refresh=False, transient=True, disable=not console.is_terminal
         )
@@ -33,12 +33,12 @@ class Display:
         self._progress.stop()
 
     def start_epoch(self) -> None:
-        """Count the epoch and empty the bar."""
+        """Count the epoch and reset the bar."""
         self._epoch += 1
         self._progress.reset(self._task, description=self._name())
 
     def show_window(self, window: WindowRecord) -> None:
-        """Move the bar on."""
+        """Advance the bar."""
         self._progress.update(self._task, advance=window.samples, numbers=_numbers([window]), refresh=True)
 
     def end_epoch(self, epoch: EpochRecord) -> None:

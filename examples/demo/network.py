@@ -1,4 +1,4 @@
-"""The demo's network, its normalisation on the device, and the file it is kept in. Plain `torch.nn`."""
+"""The demo's network, its normalisation on the device, and the file it is saved in. Plain `torch.nn`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SIZE = 80  # pixels, the side of the images the network is trained on
 MEAN = (0.485, 0.456, 0.406)  # of RGB in 0 … 1: the values that torchvision's ImageNet models were trained with
 STD = (0.229, 0.224, 0.225)
 
-# The prefetcher calls this on the device, so that only bytes cross to it.
+# The prefetcher calls this on the device, so that images are copied to it as uint8.
 normalise = Normalize(MEAN, STD, dtype=torch.float32)
 
 
@@ -47,7 +47,7 @@ def _block(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
 
 
 def save(path: Path, net: SmallNet, classes: list[str]) -> None:
-    """Keep a trained network and the names of its classes in one file, complete or not at all."""
+    """Save a trained network and the names of its classes in one file, atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}-{os.getpid()}")
     torch.save({"classes": classes, "weights": net.state_dict()}, partial)
@@ -55,10 +55,10 @@ def save(path: Path, net: SmallNet, classes: list[str]) -> None:
 
 
 def load(path: Path) -> tuple[SmallNet, list[str]]:
-    """The network that `save` kept, in evaluation mode on the CPU, and the names of its classes.
+    """The network that `save` wrote, in evaluation mode on the CPU, and the names of its classes.
 
     Raises:
-        FileNotFoundError: nothing was kept there; `python -m examples.demo` trains a network.
+        FileNotFoundError: there is no such file; `python -m examples.demo` trains a network.
     """
     if not path.exists():
         raise FileNotFoundError(f'no trained network at "{path}": run `python -m examples.demo` first.')

@@ -1,7 +1,7 @@
 """Cuts the demo's folder of JPEG files out of photographs that other packages ship; nothing is downloaded.
 
 A class is a photograph, a sample a square crop of it. Each photograph is divided into four by four cells: validation
-crops lie inside four of them, training crops touch none of those four, so no pixel is in both.
+crops are inside four of them, training crops touch none of those four, so no pixel is in both.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def demo_photos() -> Path:
 
 
 def cache_folder() -> Path:
-    """Where the demo keeps its photographs and its trained network: $XDG_CACHE_HOME or the platform's cache folder."""
+    """The folder for the demo's photographs and its trained network: $XDG_CACHE_HOME or the platform's cache folder."""
     root = os.environ.get("XDG_CACHE_HOME")
     if not root and sys.platform == "win32":
         root = os.environ.get("LOCALAPPDATA")
@@ -96,7 +96,7 @@ def read_photo(name: str) -> np.ndarray[Any, np.dtype[Any]]:
 
 def crop_boxes(name: str, split: str, height: int, width: int) -> list[Box]:
     """The crops of a photograph of height by width pixels for the split "train" or "val": PER_CLASS[split] boxes."""
-    # Python promises that random() repeats for a seed in every later version; NumPy's generators do not.
+    # Python guarantees that random() repeats for a seed in later versions; NumPy does not for its generators.
     rng = random.Random(f"{name}/{split}")
     val_cells = [_cell(row, column, height, width) for row, column in _VAL_CELLS]
     boxes: list[Box] = []

@@ -17,8 +17,8 @@ LINE, TEXT, GRID = "#1f5fa8", "#374151", "#e5e7eb"
 
 
 def draw(run: Run, path: Path) -> None:
-    """Write the picture of `run` to `path`, a PNG file; its folder is made where it is missing."""
-    # A figure of its own, without pyplot: no display is needed, and nothing global is touched.
+    """Write the picture of `run` to `path`, a PNG file; its folder is created if it is missing."""
+    # A figure without pyplot: no display is needed, and no global state changes.
     figure: Any = Figure(figsize=(14, 8), dpi=100, layout="constrained")
     figure.get_layout_engine().set(w_pad=0.08, h_pad=0.06)
     figure.suptitle(

@@ -1,4 +1,4 @@
-"""What a run of the demo leaves to be shown: numbers over time, and photographs with guesses."""
+"""The record of a run of the demo: numbers over time, and photographs with guesses."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class EpochRecord:
 
 @dataclass(frozen=True)
 class Guess:
-    """A validation photograph as the network saw it (uint8 (H, W, 3), RGB), and what it took it for."""
+    """A validation photograph as the network saw it (uint8 (H, W, 3), RGB), and the class it predicted."""
 
     image: np.ndarray[Any, np.dtype[np.uint8]]
     label: str

@@ -29,7 +29,7 @@ from .network import MEAN, SIZE, STD, SmallNet, normalise
 from .record import EpochRecord, Guess, Run, WindowRecord
 
 BATCH_SIZE = 64
-STEPS_PER_WINDOW = 10  # the loss is read this often only: reading it waits for the device
+STEPS_PER_WINDOW = 10  # the loss is read only this often: reading it waits for the device
 PEAK_RATE = 3e-3
 GUESSES = 20
 SEED = 0
@@ -72,7 +72,7 @@ def train(
 
 
 def photo_set(folder: Path, *, augment: bool) -> ImageFolder:
-    """Samples {"image": uint8 (SIZE, SIZE, 3), "label": int}, cropped and coloured at random or only resized."""
+    """Samples {"image": uint8 (SIZE, SIZE, 3), "label": int}, cropped and coloured at random, or only resized."""
     steps = [A.Resize(SIZE, SIZE, interpolation=cv2.INTER_AREA)]
     if augment:
         steps = [
@@ -113,7 +113,7 @@ class TimedLoader:
 
 
 class Trainer:
-    """Trains `net`, which is on `device`, for `epochs` passes over `loader`: AdamW, one rise and fall of the rate."""
+    """Trains `net`, which is on `device`, for `epochs` passes over `loader`: AdamW, one-cycle rate."""
 
     def __init__(self, net: SmallNet, loader: DataLoader[Any], epochs: int, device: torch.device) -> None:
         self.net = net
@@ -124,7 +124,7 @@ class Trainer:
         self.schedule = torch.optim.lr_scheduler.OneCycleLR(self.optimizer, PEAK_RATE, total_steps=steps)
 
     def train_epoch(self) -> Iterator[WindowRecord]:
-        """Train on every batch once; a window comes out every STEPS_PER_WINDOW steps, and at the end."""
+        """Train on every batch once; yields a window every STEPS_PER_WINDOW steps, and at the end."""
         self.net.train()
         start_s, samples, self.timed.waited_s = time.perf_counter(), 0, 0.0
         for step, batch in enumerate(self.batches, start=1):
@@ -150,7 +150,7 @@ def accuracy(net: SmallNet, batches: DevicePrefetcher) -> float:
 
 @torch.inference_mode()
 def guess(net: SmallNet, photos: ImageFolder, classes: list[str], device: torch.device) -> list[Guess]:
-    """What `net` takes GUESSES photographs for, spread evenly over `photos`."""
+    """The predictions of `net` for GUESSES photographs, spread evenly over `photos`."""
     net.eval()
     picked = [(2 * place + 1) * len(photos) // (2 * GUESSES) for place in range(GUESSES)]
     batches = [numpy_collate([photos[index] for index in picked])]

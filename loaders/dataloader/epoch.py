@@ -231,7 +231,8 @@ class Epoch(Iterator[Any]):
             workers = max(1, self._options.num_workers)
             self._log.position = replace(position, lanes=(0,) * workers, streams=(None,) * workers)
         assert self._epochs.seed is not None
-        return Opener(self._plan, cursor, self._log.position, self._epochs.seed, self._log.statistics)
+        position, seed, in_order = self._log.position, self._epochs.seed, self._options.in_order
+        return Opener(self._plan, cursor, position, seed, self._log.statistics, in_order=in_order)
 
     def _begin_at(self, position: Position) -> None:
         """Continue at a position of this epoch."""

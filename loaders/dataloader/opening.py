@@ -7,13 +7,14 @@ an opener of the next one has its first batches made, and the next iteration tak
 from __future__ import annotations
 
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Sequence
 from typing import Any
 
 from loaders.dataloader.checkpoint import Position
-from loaders.dataloader.cursor import SamplerCursor, world_of
+from loaders.dataloader.cursor import SamplerCursor
 from loaders.dataloader.dispatch import Dispatch, OpenBatch, new_ticket
+from loaders.dataloader.orders import world_of
 from loaders.dataloader.plan import Plan
 from loaders.errors import BufferMemoryError
 from loaders.randomness.ranks import drawing_rank
@@ -27,7 +28,7 @@ class Opener:
     """The open batches of one epoch, and what is needed to open more.
 
     Args:
-        plan: the loader's.
+        plan: the loader's; `in_order` as well.
         cursor: draws the keys; None for streams.
         position: where to begin.
         seed: of the samples' randomness.
@@ -42,11 +43,19 @@ class Opener:
     """
 
     def __init__(
-        self, plan: Plan, cursor: SamplerCursor | None, position: Position, seed: int, statistics: EpochStatistics
+        self,
+        plan: Plan,
+        cursor: SamplerCursor | None,
+        position: Position,
+        seed: int,
+        statistics: EpochStatistics,
+        *,
+        in_order: bool,
     ) -> None:
         self.cursor = cursor
         self.statistics = statistics
         self._plan = plan
+        self._in_order = in_order
         self._seed = seed
         self._rank, self._ranks = drawing_rank(*(world_of(cursor.sampler) if cursor is not None else (0, 1)))
         self.begin_at(position)
@@ -72,7 +81,8 @@ class Opener:
         if cursor is None:
             return None
         position = Position(self.epoch + 1)
-        return Opener(self._plan, cursor, position, self._seed, EpochStatistics(position.epoch))
+        statistics = EpochStatistics(position.epoch)
+        return Opener(self._plan, cursor, position, self._seed, statistics, in_order=self._in_order)
 
     def is_foreseen(self, ahead: Opener) -> bool:
         """Whether the batches of `ahead` are those that this opener, which has opened none, would open."""
@@ -160,18 +170,23 @@ class Opener:
         self._submit(dispatch, batch)
 
     def _open_stream(self, dispatch: Dispatch) -> bool:
-        """Open the next batch of the next worker whose stream has not ended; False if all have."""
-        if all(serial < 0 for serial in self.lanes):
+        """Open a batch of a worker whose stream has not ended; False if all have."""
+        lanes = self.lanes
+        following = (*range(self._lane, len(lanes)), *range(self._lane))
+        running = [lane for lane in following if lanes[lane] >= 0]
+        if not running:
             return False
-        while self.lanes[self._lane] < 0:
-            self._lane = (self._lane + 1) % len(self.lanes)
-        serial, lane = self.lanes[self._lane], self._lane
-        rows = self._plan.room
+        lane = running[0]
+        if not self._in_order:
+            # The batches of a slow worker must not take the places of all others.
+            opened = Counter(batch.lane for batch in self.batches)
+            lane = min(running, key=opened.__getitem__)
+        serial, rows = lanes[lane], self._plan.room
         # Each worker has its own stream, and its samples their own positions, which key their randomness.
         batch = self.new_batch(dispatch, [serial], self._rank + ((lane << 40) + serial * rows) * self._ranks, rows)
         batch.lane, batch.task.resume = lane, self._bases[lane]
-        self.lanes[lane] += 1
-        self._lane = (lane + 1) % len(self.lanes)
+        lanes[lane] += 1
+        self._lane = (lane + 1) % len(lanes)
         self._submit(dispatch, batch)
         return True
 

@@ -1,8 +1,8 @@
 """The process's own generators (Python's, NumPy's legacy one, torch's), keyed for the samples that draw from them.
 
 Seeding the three takes longer than reading a small sample, and most datasets never draw from them. So at first their
-states are only compared before and after each run. The first run that changes them is repeated with every sample keyed,
-and all later runs are keyed: either way the result of a run depends only on its keys.
+states are only compared before and after each span. The first span that changes them is repeated with every sample
+keyed, and all later spans are keyed: either way the result of a span depends only on its keys.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class ProcessGenerators:
     """Watches the generators of this process, and keys them once something draws from them.
 
     Args:
-        shared: True outside of worker processes, where the caller uses them too: they are restored after every run, so
+        shared: True outside of worker processes, where the caller uses them too: they are restored after every span, so
             that reading does not affect a model's dropout.
         keyed: True to key from the start, for samples that cannot be read again.
     """
@@ -39,7 +39,7 @@ class ProcessGenerators:
         self._touched = False  # since `begin`
 
     def begin(self) -> None:
-        """Start a run."""
+        """Start a span."""
         self._touched = self.keyed
         if not self._shared and (self.keyed or self._left is not None):
             return
@@ -65,12 +65,12 @@ class ProcessGenerators:
             torch.default_generator.manual_seed(word)
 
     def drew(self) -> bool:
-        """Whether the run that ends here drew without keys. It must then be repeated, now with keys."""
+        """Whether the span that ends here drew without keys. It must then be repeated, now with keys."""
         if self.keyed:
             return False
         now = _fingerprint()
         if self._left is not None and self._left[-1] is None and (torch := _torch()) is not None:
-            # torch was imported during the run, which alone is not a draw.
+            # torch was imported during the span, which alone is not a draw.
             unused = torch.Generator().manual_seed(torch.default_generator.initial_seed())
             self._left = (*self._left[:-1], _bytes(unused))
         if now == self._left:
@@ -80,7 +80,7 @@ class ProcessGenerators:
         return True
 
     def end(self) -> None:
-        """Restore the caller's generators if this run changed them."""
+        """Restore the caller's generators if this span changed them."""
         if self._callers is not None and self._touched:
             python, legacy, torchs = self._callers
             random.setstate(python)

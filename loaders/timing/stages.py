@@ -27,13 +27,13 @@ _EVERY_NS = 4_000_000
 
 
 class Times(NamedTuple):
-    """What a run took; plain integers, so that they fit into the record that reports it.
+    """What a span took; plain integers, so that they fit into the record that reports it.
 
     Attributes:
         began_ns: when it began.
-        cpu_ns: the part of the run in which the thread computed, or would have with a core to itself; the rest it
+        cpu_ns: the part of the span in which the thread computed, or would have with a core to itself; the rest it
             waited, for a disk or a lock. -1 where nothing was timed.
-        looked_at: samples of the run that were timed. The stages, in the order of STAGES, are theirs alone.
+        looked_at: samples of the span that were timed. The stages, in the order of STAGES, are theirs alone.
         read_nbytes: bytes that these samples read from files.
         slowest_row: the row of the slowest of them in its batch; -1 where they were not timed one by one.
     """
@@ -70,7 +70,7 @@ _here = _Here()
 
 
 class Clock:
-    """Measures the runs of one worker. One per thread."""
+    """Measures the spans of one worker. One per thread."""
 
     def __init__(self) -> None:
         self._skip = 0  # rows before the next one to time
@@ -85,10 +85,10 @@ class Clock:
         self._whole = False
 
     def begin_run(self, start: int, stop: int, *, whole: bool = False) -> int:
-        """Begin a run. Returns the first row to time; `stop` or more if there is none in this run.
+        """Begin a span. Returns the first row to time; `stop` or more if there is none in this span.
 
         Args:
-            whole: time all of the run or nothing of it.
+            whole: time all of the span or nothing of it.
         """
         due = start + self._skip
         self._looked_at, self._whole = 0, whole
@@ -130,12 +130,12 @@ class Clock:
         self._nbytes += nbytes
 
     def end_run(self, start: int, stop: int) -> tuple[int, Times]:
-        """End the run. Returns what it took in all, in nanoseconds, and in detail."""
+        """End the span. Returns what it took in all, in nanoseconds, and in detail."""
         took_ns, rows = time.perf_counter_ns() - self._began_ns, stop - start
         if self._skip >= rows:  # nothing was timed
             self._skip -= rows
             return took_ns, Times(self._began_ns)
-        if _here.clock is self:  # of a whole run, or of a sample that an error ended
+        if _here.clock is self:  # of a whole span, or of a sample that an error ended
             self.end_sample(-1)
         (cpu_ns, waits), (cpu_before_ns, waits_before) = _cpu(), self._cpu
         # A thread that never gave up its core of its own accord has not waited.

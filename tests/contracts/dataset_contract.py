@@ -1,4 +1,4 @@
-"""What every dataset of the package promises. A new one inherits the class and says how it is made."""
+"""What every dataset of the package promises. Its tests inherit the class and define how it is made."""
 
 import multiprocessing
 import pickle
@@ -27,7 +27,7 @@ def equal(one, other):
 
 
 class DatasetContract:
-    """Subclasses give a fixture `make`: transform → a dataset of at least 3 samples with an int-like "label"."""
+    """Subclasses define a fixture `make`: transform → a dataset of at least 3 samples with an int-like "label"."""
 
     @pytest.fixture
     def dataset(self, make):
@@ -67,7 +67,7 @@ class DatasetContract:
         with pytest.raises(IndexError, match="inside the transform"):
             list(make(index_error))
 
-    def test_the_transform_gets_the_sample_and_gives_the_sample(self, make, dataset):
+    def test_the_transform_gets_the_sample_and_returns_the_sample(self, make, dataset):
         assert make(double_label)[1]["label"] == 2 * dataset[1]["label"]
 
     @pytest.mark.skipif(not hasattr(BaseException, "add_note"), reason="tracebacks have notes from Python 3.11 on")
@@ -83,8 +83,8 @@ class DatasetContract:
         assert len(copy) == len(dataset)
         assert all(equal(copy[index], dataset[index]) for index in range(len(dataset)))
 
-    # torch says once of read-only rows that it could write into them; numpy_collate copies them and has nothing to say.
-    # Python 3.12 and later warn of any fork beside threads, and torch and OpenCV have some.
+    # torch warns once that read-only rows could be written to; numpy_collate copies them and does not warn.
+    # Python 3.12 and later warn of a fork while threads run, and torch and OpenCV start some.
     @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
     @pytest.mark.filterwarnings("ignore:The given NumPy array is not writable")
     @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ class DatasetContract:
         batch = next(iter(loader))
         assert equal(batch, collate([dataset[0], dataset[1], dataset[2]]))
 
-    def test_the_repr_is_one_short_line_that_says_how_many(self, dataset):
+    def test_the_repr_is_one_short_line_with_the_length(self, dataset):
         assert str(len(dataset)) in repr(dataset)
         assert len(repr(dataset)) < 200
         assert "\n" not in repr(dataset)

@@ -1,4 +1,4 @@
-"""What every engine promises. A new one inherits the class and says how it is made."""
+"""What every engine promises. Its tests inherit the class and define how it is made."""
 
 import dataclasses
 import itertools
@@ -56,7 +56,7 @@ class Stream:
 
 
 def job_of(dataset, **changes):
-    """Two workers that read rows, unless told otherwise."""
+    """A job of two workers that read rows, with these changes."""
     usual = Job(
         dataset=dataset,
         fetch="each",
@@ -98,7 +98,7 @@ class Bench:
         return task_of(keys, spec, blocks, position)
 
     def collect(self, count):
-        """`count` results, in the order in which they come."""
+        """`count` results, in order of arrival."""
         results = []
         deadline = time.monotonic() + PATIENCE_S
         while len(results) < count and time.monotonic() < deadline:
@@ -111,10 +111,10 @@ class Bench:
 
 
 class EngineContract:
-    """Subclasses say how an engine is made and what its memory is."""
+    """Subclasses define how an engine is made and whether its memory is shared."""
 
     shared = False
-    works_beside_the_consumer = False
+    has_workers = False
 
     @staticmethod
     def engine_of(job, pool):
@@ -156,7 +156,7 @@ class EngineContract:
         assert all(each.is_plain and each.elapsed_s > 0 for each in results)
         assert bench.engine.collect(0) == []
 
-    def test_rows_are_written_where_the_order_says(self, bench):
+    def test_rows_are_written_where_the_task_says(self, bench):
         bench = bench(Numbers(1000))
         tasks = [bench.task(keys, self.SPEC) for keys in ([3, 1, 2], [700, -5, 0, 9])]
         for task in tasks:
@@ -175,7 +175,7 @@ class EngineContract:
         bench.collect(1)
         assert bench.rows(task, "label") == [-1, 2, 3, -1]
 
-    def test_one_worker_does_spans_in_the_order_they_came(self, bench):
+    def test_one_worker_executes_spans_in_the_order_they_came(self, bench):
         bench = bench(Numbers(), num_workers=1)
         tasks = [bench.task(range(4), self.SPEC) for _ in range(5)]
         for task in tasks:
@@ -216,7 +216,7 @@ class EngineContract:
 
     # -- what comes instead of rows
 
-    def test_the_first_sample_tells_the_spec_and_comes_itself(self, bench):
+    def test_the_first_sample_defines_the_spec_and_is_sent_itself(self, bench):
         bench = bench(Numbers())
         bench.engine.submit(bench.task([5, 6, 7]), [(0, 1)])
         [result] = bench.collect(1)
@@ -232,7 +232,7 @@ class EngineContract:
         made = result.parcel.open([]) if result.parcel is not None else result.value
         assert made[:, 0, 0].tolist() == [4, 2]
 
-    def test_a_raw_order_brings_the_samples_of_a_collate_fn(self, bench):
+    def test_a_raw_task_brings_the_samples_and_not_what_collate_fn_makes(self, bench):
         bench = bench(Numbers(fail={2}), collate=len, keep_going=True)
         task = bench.task([4, 2, 3])
         task.raw = True
@@ -263,7 +263,7 @@ class EngineContract:
         assert [bool(each.failures) for each in bench.collect(2)] == [True, False]
         assert bench.rows(good, "label") == [1, 2]
 
-    def test_under_a_policy_a_span_goes_on_behind_a_failed_sample(self, bench):
+    def test_under_a_policy_a_span_goes_on_after_a_failed_sample(self, bench):
         bench = bench(Numbers(fail={6, 8}), keep_going=True)
         task = bench.task([5, 6, 7, 8, 9], self.SPEC)
         bench.engine.submit(task, [(0, 5)])
@@ -274,7 +274,7 @@ class EngineContract:
     @pytest.mark.parametrize(
         "raised", [(StubbornError, 1, 2), (ValueError, lambda: 0)], ids=["cannot rebuild", "cannot pickle"]
     )
-    def test_an_exception_that_cannot_travel_still_tells_its_type_and_text(self, bench, raised):
+    def test_an_exception_that_cannot_be_sent_still_has_its_type_and_text(self, bench, raised):
         bench = bench(Raises(*raised))
         bench.engine.submit(bench.task([0]), [(0, 1)])
         [result] = bench.collect(1)
@@ -300,13 +300,13 @@ class EngineContract:
 
     # -- cancelling, closing, looking
 
-    def test_a_cancelled_order_is_reported_and_not_read(self, bench, gate):
+    def test_a_cancelled_task_is_reported_and_not_read(self, bench, gate):
         gate.hold(0)
         bench = bench(Numbers(gate=gate), num_workers=1)
         first, unwanted, last = (bench.task([key, key + 1], self.SPEC) for key in (0, 10, 20))
         for task in (first, unwanted, last):
             bench.engine.submit(task, [(0, 2)])
-        if self.works_beside_the_consumer:
+        if self.has_workers:
             assert gate.entered(1) == [0]
         bench.engine.cancel(unwanted)
         gate.open()
@@ -314,7 +314,7 @@ class EngineContract:
         assert [(each.ticket, each.cancelled) for each in results] == [
             (first.ticket, False), (unwanted.ticket, True), (last.ticket, False)
         ]  # fmt: skip
-        assert set(gate.entered(3 if self.works_beside_the_consumer else 4)) <= {0, 1, 20, 21}
+        assert set(gate.entered(3 if self.has_workers else 4)) <= {0, 1, 20, 21}
         assert gate.is_quiet()
 
     def test_a_cancelled_batch_of_a_stream_is_not_read(self, bench, gate):
@@ -323,31 +323,31 @@ class EngineContract:
         tasks = [task_of([serial]) for serial in range(3)]
         for task in tasks:
             bench.engine.submit(task, [(0, 1)])
-        if self.works_beside_the_consumer:
+        if self.has_workers:
             assert gate.entered(1) == [0]
         for task in tasks[1:]:
             bench.engine.cancel(task)
         gate.open()
         assert [each.cancelled for each in bench.collect(3)] == [False, True, True]
-        assert gate.entered(2 if self.works_beside_the_consumer else 3)[-2:] == [1, 2]
+        assert gate.entered(2 if self.has_workers else 3)[-2:] == [1, 2]
         assert gate.is_quiet()
 
-    def test_collect_without_time_never_waits(self, bench, gate):
+    def test_collect_with_a_timeout_of_zero_never_waits(self, bench, gate):
         gate.hold(0)
         bench = bench(Numbers(gate=gate))
         assert bench.engine.collect(0) == []
         task = bench.task([0, 1], self.SPEC)
         bench.engine.submit(task, [(0, 2)])
-        if self.works_beside_the_consumer:
+        if self.has_workers:
             assert gate.entered(1) == [0]
         assert bench.engine.collect(0) == []
         gate.open()
         assert len(bench.collect(1)) == 1
 
-    def test_collect_gives_up_when_its_time_is_over(self, bench):
+    def test_collect_returns_when_its_timeout_is_over(self, bench):
         began = time.monotonic()
         assert bench(Numbers()).engine.collect(0.05) == []
-        assert time.monotonic() - began >= 0.04 or not self.works_beside_the_consumer
+        assert time.monotonic() - began >= 0.04 or not self.has_workers
 
     def test_reading_names_the_row_that_is_being_read(self, bench, gate):
         gate.hold(8)
@@ -355,7 +355,7 @@ class EngineContract:
         assert bench.engine.reading() == []
         task = bench.task([7, 8, 9], self.SPEC)
         bench.engine.submit(task, [(0, 3)])
-        if self.works_beside_the_consumer:
+        if self.has_workers:
             assert gate.entered(2) == [7, 8]
             [reading] = bench.engine.reading()
             assert (reading.ticket, reading.row) == (task.ticket, 1)
@@ -365,7 +365,7 @@ class EngineContract:
         bench.collect(1)
         assert bench.engine.reading() == []
 
-    def test_closing_twice_is_closing_once(self, bench):
+    def test_closing_twice_does_no_harm(self, bench):
         bench = bench(Numbers())
         bench.engine.submit(bench.task(range(4), self.SPEC), [(0, 4)])
         bench.collect(1)
@@ -377,14 +377,14 @@ class EngineContract:
         bench = bench(Numbers(gate=gate))
         for _ in range(20):
             bench.engine.submit(bench.task(range(64), self.SPEC), [(row, row + 4) for row in range(0, 64, 4)])
-        begun = gate.entered(2) if self.works_beside_the_consumer else []
+        begun = gate.entered(2) if self.has_workers else []
         bench.engine.close()
         gate.open(len(begun))
         for thread in getattr(bench.engine, "_threads", ()):
             thread.join(PATIENCE_S)
         assert gate.is_quiet()
 
-    def test_closing_gives_back_all_memory_but_the_slots(self, bench):
+    def test_closing_frees_all_memory_except_the_slots(self, bench):
         bench = bench(Numbers())
         task = bench.task(range(4), self.SPEC)
         bench.engine.submit(task, [(0, 4)])
@@ -409,9 +409,9 @@ class EngineContract:
         bench.collect(4)
         [(offset, _)] = task.blocks
         labels = task.spec.fields[0].values(bench.pool.arena.buffer, offset, 4)
-        assert set(labels.tolist()) <= ({1000, 1001} if self.works_beside_the_consumer else {-1})
+        assert set(labels.tolist()) <= ({1000, 1001} if self.has_workers else {-1})
 
-    def test_slots_stay_what_they_were(self, bench):
+    def test_slots_keep_their_state(self, bench):
         bench = bench(Numbers())
         slot = bench.pool.acquire(self.SPEC.sizes(4))
         task = task_of(range(4), self.SPEC, [(block.offset, block.nbytes) for block in slot])
@@ -422,9 +422,9 @@ class EngineContract:
 
 
 class WorkersContract(EngineContract):
-    """And what those promise that have workers beside the consumer."""
+    """What engines with workers promise in addition."""
 
-    works_beside_the_consumer = True
+    has_workers = True
 
     def test_a_span_under_way_ends_at_its_next_row_when_it_is_cancelled(self, bench, gate):
         gate.hold(0)
@@ -439,7 +439,7 @@ class WorkersContract(EngineContract):
         assert gate.is_quiet()
 
     def test_workers_that_wait_for_each_other_in_their_first_sample_each_have_one(self, bench):
-        """The spec is not known yet: each brings its own sample, and what it would be by that."""
+        """The spec is not known yet: each worker returns its own sample and the spec derived from that."""
         bench = bench(Met())
         task = bench.task([5, 6, 7])
         bench.engine.submit(task, [(0, 1), (1, 2)])
@@ -465,7 +465,7 @@ class WorkersContract(EngineContract):
         labels = task.spec.fields[0].values(bench.pool.arena.buffer, task.blocks[0][0], 3)
         assert labels.tolist() == [expected_draws(position)[2] for position in (5, 6, 7)]
 
-    def test_an_init_function_that_fails_is_told_with_every_span(self, bench):
+    def test_an_init_function_that_fails_is_reported_with_every_span(self, bench):
         bench = bench(Numbers(), init=refuse)
         task = bench.task(range(4), self.SPEC)
         bench.engine.submit(task, [(0, 2), (2, 4)])
@@ -475,7 +475,7 @@ class WorkersContract(EngineContract):
 
 
 class Met:
-    """Samples that are their keys, of which two are read at the same time or none."""
+    """Samples that are their keys; reading one waits until another is being read."""
 
     def __init__(self):
         self.barrier = multiprocessing.get_context("fork").Barrier(2)

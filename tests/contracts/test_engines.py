@@ -72,7 +72,7 @@ def test_samples_draw_the_same_in_processes_that_start_anew(method):
 
 
 class Meeting(Noise):
-    """Two threads are keyed before either draws: what happens by bad luck elsewhere happens here always."""
+    """Two threads are keyed before either draws: a race that is rare elsewhere happens here every time."""
 
     barrier = threading.Barrier(2)
 
@@ -111,6 +111,6 @@ def test_each_thread_keys_a_transform_of_its_own():
     assert draws_of_two_threads_that_meet() == [keyed_draw(0), keyed_draw(1)]
 
 
-def test_one_transform_shared_by_threads_draws_wrongly_which_is_why_they_have_their_own(monkeypatch):
+def test_one_transform_shared_by_threads_draws_wrong_numbers_so_each_has_its_own(monkeypatch):
     monkeypatch.setattr("loaders.workers.threads.with_own_transforms", lambda *roots: (*roots, []))
     assert draws_of_two_threads_that_meet() != [keyed_draw(0), keyed_draw(1)]

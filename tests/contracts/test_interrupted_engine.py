@@ -1,4 +1,4 @@
-"""Signal handlers that raise at any moment while the consumer talks to its worker processes."""
+"""Signal handlers that raise at any moment while the consumer communicates with its worker processes."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ ROWS = 12
 SPANS = [(0, 5), (5, 6), (6, 12)]
 
 
-class ComesError(Exception):
-    """As a handler for a time limit raises it."""
+class TimeLimitError(Exception):
+    """Raised by a signal handler, as for a time limit."""
 
 
 @pytest.fixture
-def _comes() -> Any:
+def _alarm_raises() -> Any:
     def handler(number: int, frame: object) -> None:
-        raise ComesError
+        raise TimeLimitError
 
     before = signal.signal(signal.SIGALRM, handler)
     yield
@@ -49,7 +49,7 @@ def descriptors() -> int:
 
 
 class Storm:
-    """An engine that is asked for task after task, and interrupted. It is made anew when it is not intact."""
+    """An engine that gets task after task and is interrupted. It is replaced when it is not intact."""
 
     def __init__(self, seed: int) -> None:
         self.rng = random.Random(seed)
@@ -70,7 +70,7 @@ class Storm:
             self.engine = self.new_engine(job_of(Numbers(10_000)), self.bench.pool)
             self.engines += 1
             if self.rng.random() < 0.9:
-                within_s = PATIENCE_S  # else none would ever come to have its workers started
+                within_s = PATIENCE_S  # else no engine would ever get its workers started
         engine = self.engine
         task = None
         if self.free:
@@ -80,12 +80,12 @@ class Storm:
         try:
             signal.setitimer(signal.ITIMER_REAL, within_s)
             if task is not None:
-                # Noted in the step in which it returns: handlers run between those of Python, not in the midst of C's.
+                # Noted in C as it returns: handlers run between instructions of Python, not in the middle of C code.
                 sent.extend(zip((task,), map(engine.submit, (task,), (SPANS,)), strict=True))
             while not inbox:
                 inbox.extend(itertools.chain.from_iterable(map(engine.collect, (None,))))
             signal.setitimer(signal.ITIMER_REAL, 0)
-        except ComesError:
+        except TimeLimitError:
             self.interrupts += 1
         if sent:
             self.open[task.ticket] = [task, self.free.popleft(), set(SPANS)]
@@ -94,7 +94,7 @@ class Storm:
         if not engine.intact:
             engine.close(force=True)
             self.engine = None
-            self.free, self.open = deque(self.slots), {}  # written over at once
+            self.free, self.open = deque(self.slots), {}  # overwritten at once
 
     def task(self, slot: Any) -> Any:
         at = iter(slot)
@@ -126,7 +126,7 @@ class Storm:
         self.bench.pool.reclaim()
 
 
-def weather(interrupts: int, seed: int) -> Storm:
+def survive(interrupts: int, seed: int) -> Storm:
     before = descriptors()
     storm = Storm(seed)
     try:
@@ -135,18 +135,18 @@ def weather(interrupts: int, seed: int) -> Storm:
     finally:
         storm.end()
     assert_no_workers()
-    assert sum(storm.bench.pool._in_use.values()) <= storm.engines  # a block that was being taken at that moment
+    assert sum(storm.bench.pool._in_use.values()) <= storm.engines  # blocks just being taken
     storm.bench.pool.close()
     del storm.bench.pool.arena.buffer
     assert descriptors() == before
     return storm
 
 
-# A file that was being opened at that moment is closed with its object, of which Python warns.
+# A file that was being opened when the interrupt came is closed by its finalizer, of which Python warns.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
-@pytest.mark.usefixtures("_comes")
-def test_interrupts_at_any_moment_lose_no_span_and_spoil_no_row() -> None:
-    storm = weather(300, seed=1)
+@pytest.mark.usefixtures("_alarm_raises")
+def test_interrupts_at_any_moment_lose_no_span_and_corrupt_no_row() -> None:
+    storm = survive(300, seed=1)
     assert storm.checked > 100
     assert storm.engines > 5
 
@@ -154,9 +154,9 @@ def test_interrupts_at_any_moment_lose_no_span_and_spoil_no_row() -> None:
 @pytest.mark.soak
 @pytest.mark.timeout(1200)
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
-@pytest.mark.usefixtures("_comes")
+@pytest.mark.usefixtures("_alarm_raises")
 def test_five_thousand_interrupts_at_any_moment() -> None:
-    weather(5000, seed=2)
+    survive(5000, seed=2)
 
 
 @pytest.fixture
@@ -177,11 +177,11 @@ def test_an_engine_whose_call_was_cut_short_can_only_be_closed(bench: Any, monke
     engine, task = bench.engine, bench.task(range(4), SPEC)
 
     def cut_short() -> None:
-        raise ComesError
+        raise TimeLimitError
 
     with monkeypatch.context() as patch:
         patch.setattr(engine, "_flush", cut_short)
-        with pytest.raises(ComesError):
+        with pytest.raises(TimeLimitError):
             engine.submit(task, [(0, 4)])
     assert not engine.intact
     for call in (lambda: engine.collect(0), lambda: engine.submit(task, [(0, 4)]), lambda: engine.resize(1)):
@@ -192,7 +192,7 @@ def test_an_engine_whose_call_was_cut_short_can_only_be_closed(bench: Any, monke
     assert bench.pool.arena.reserved_nbytes == sum(nbytes for _, nbytes in task.blocks)
 
 
-@pytest.mark.usefixtures("_comes")
+@pytest.mark.usefixtures("_alarm_raises")
 def test_an_interrupt_while_collect_waits_leaves_the_engine_intact(bench: Any) -> None:
     gate = Gate()
     gate.hold(0)
@@ -201,7 +201,7 @@ def test_an_interrupt_while_collect_waits_leaves_the_engine_intact(bench: Any) -
     bench.engine.submit(task, [(0, 2)])
     assert gate.entered(1) == [0]
     signal.setitimer(signal.ITIMER_REAL, 0.05)
-    with pytest.raises(ComesError):
+    with pytest.raises(TimeLimitError):
         bench.engine.collect(None)
     assert bench.engine.intact
     gate.open()
@@ -212,12 +212,12 @@ def test_an_interrupt_while_collect_waits_leaves_the_engine_intact(bench: Any) -
 
 class UnpicklableKey:
     def __reduce__(self) -> Any:
-        raise ComesError
+        raise TimeLimitError
 
 
-@pytest.mark.usefixtures("_comes")
+@pytest.mark.usefixtures("_alarm_raises")
 @pytest.mark.parametrize("is_handlers", [True, False])
-def test_what_a_handler_raises_is_not_taken_for_the_fault_of_a_key(
+def test_what_a_handler_raises_is_not_mistaken_for_an_error_of_a_key(
     bench: Any, is_handlers: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bench = bench(Numbers())
@@ -229,7 +229,7 @@ def test_what_a_handler_raises_is_not_taken_for_the_fault_of_a_key(
             signal.raise_signal(signal.SIGALRM)
 
         monkeypatch.setattr("loaders.workers.task_memory.TaskMemory._spec_ref", raise_once)
-        with pytest.raises(ComesError):
+        with pytest.raises(TimeLimitError):
             bench.engine.submit(task, [(0, 1)])
     else:
         bench.engine.submit(task, [(0, 1)])

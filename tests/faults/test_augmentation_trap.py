@@ -1,6 +1,6 @@
 """Albumentations 2.0.8 keeps its random state in the pipeline: a stock DataLoader copies it to each worker and epoch.
 
-The first test shows the trap in a bare pipeline, so that what the others claim of ours means something.
+The first test shows the trap with a bare pipeline, without which the others would prove nothing.
 """
 
 import albumentations as A
@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, get_worker_info
 
 from loaders import Albumentations, ArrayDataset, numpy_collate, read_image
 
-# Python 3.12 and later warn of any fork beside threads, and torch and OpenCV have some.
+# Python 3.12 and later warn of a fork while threads run, and torch and OpenCV start some.
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
 
 SAMPLES, WORKERS, EPOCHS = 32, 2, 2
@@ -30,7 +30,7 @@ class CropCorner:
 
 
 def dataset(adapt):
-    """One photo many times: samples differ by nothing but what the pipeline draws."""
+    """One photo many times: samples differ only in what the pipeline draws."""
     photo = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     return ArrayDataset(
         {"image": np.stack([photo] * SAMPLES)}, adapt(A.Compose([A.RandomCrop(8, 8), A.GaussNoise(p=1)]))
@@ -67,7 +67,7 @@ def test_ours_never_repeats_without_workers_either():
 
 
 class ReportsThreads:
-    """A dataset that says how many threads OpenCV has after each of ours ran."""
+    """Samples that report the number of OpenCV's threads after a function of ours has run."""
 
     def __init__(self, via):
         self.via = via
@@ -95,7 +95,7 @@ def report(batch):
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_opencv_has_one_thread_in_workers_and_the_main_process_keeps_its_own(method, via):
     if method == "fork":
-        # Its threads run here before the fork, so the worker inherits a pool that has none.
+        # OpenCV's threads run here before the fork, so the worker inherits a thread pool without its threads.
         before = cv2.getNumThreads()
         cv2.GaussianBlur(np.zeros((2000, 2000, 3), np.uint8), (9, 9), 0)
     loader = DataLoader(

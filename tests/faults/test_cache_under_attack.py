@@ -1,4 +1,4 @@
-"""A DecodedCache whose readers are killed at any instruction: what is there is right, and nobody waits for the dead."""
+"""A DecodedCache whose readers are killed at any instruction: what it has is right, and nobody waits for the dead."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ WORDS = 1 << 16
 
 
 class Patterns:
-    """Arrays of half a MiB whose every word tells its sample; each read leaves a byte in `log`."""
+    """Arrays of half a MiB whose every word shows its sample; each read appends a byte to `log`."""
 
     def __init__(self, length: int, log: Path) -> None:
         self.length = length
@@ -65,7 +65,7 @@ def make(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[int], Deco
 
 
 def assert_intact(cache: DecodedCache) -> None:
-    """What is present is right to the last byte, and no two records share one."""
+    """What is present is right to the last byte, and no two records overlap."""
     places = []
     store = cache._records
     for index in np.flatnonzero(store._table).tolist():
@@ -87,7 +87,7 @@ def assert_still_fills(cache: DecodedCache) -> None:
     assert_intact(cache)
 
 
-# -- at each step of keeping a sample
+# -- kills at each step of storing a sample
 
 
 def die() -> None:
@@ -146,7 +146,7 @@ def test_a_kill_at_any_step_leaves_the_sample_absent_and_all_others_right(
     assert_still_fills(cache)
 
 
-# -- at random
+# -- kills at random
 
 
 def read_at_random(cache: DecodedCache, seed: int) -> None:
@@ -172,7 +172,7 @@ def test_random_kills_of_concurrent_readers_damage_nothing(make: Callable[[int],
         nonlocal killed
         readers = [start(cache) for _ in range(3)]
         while cache.cached_count < len(cache):
-            # Not to synchronise: the moment is what is drawn.
+            # Not to synchronise: the moment of the kill is random.
             wait([reader.sentinel for reader in readers], rng.uniform(0.0, 0.012))
             number = rng.randrange(len(readers))
             if killed < 40:
@@ -185,7 +185,7 @@ def test_random_kills_of_concurrent_readers_damage_nothing(make: Callable[[int],
             reader.join()
             assert reader.exitcode == 0
 
-    # A cache is full after few kills where processes start slowly.
+    # Where processes start slowly, a cache is full after few kills.
     while killed < 20:
         cache = make(150)
         fill(cache)
@@ -200,11 +200,12 @@ def test_workers_however_started_share_one_memory_and_the_second_epoch_reads_not
     make: Callable[[int], DecodedCache], method: str
 ) -> None:
     cache = make(24)
-    loader = DataLoader(cache, 4, num_workers=2, multiprocessing_context=method, persistent_workers=True)
+    order = list(range(24))  # not one that is computed: nothing of a third epoch is read
+    loader = DataLoader(cache, 4, sampler=order, num_workers=2, multiprocessing_context=method, persistent_workers=True)
     epochs = [[batch["image"][:, -1] - WORDS + 1 for batch in loader] for _ in range(2)]
     for batches in epochs:
         assert torch.cat(batches).tolist() == [index << 32 for index in range(24)]
-    # The first sample of all may be read twice: it tells the shapes.
+    # The very first sample may be read twice: it defines the shapes.
     assert 24 <= cache.dataset.reads <= 25
     assert 0.45 <= cache.hit_rate <= 0.55
     del loader
@@ -236,7 +237,7 @@ def test_a_loader_whose_workers_are_killed_gives_the_same_batches(make: Callable
     assert_still_fills(cache)
 
 
-def test_runs_that_know_nothing_of_each_other_fill_one_file(tmp_path: Path) -> None:
+def test_independent_programs_fill_one_file(tmp_path: Path) -> None:
     program = (
         "import sys; sys.path.insert(0, sys.argv[1]); from faults import test_cache_under_attack as t; "
         "from pathlib import Path; p = Path(sys.argv[2]); "
@@ -250,7 +251,7 @@ def test_runs_that_know_nothing_of_each_other_fill_one_file(tmp_path: Path) -> N
     codes = [run.wait(60) for run in runs]
     assert codes[0] in (0, -signal.SIGKILL)
     assert codes[1:] == [0, 0]
-    # Opened under the name that the dataset's class has there.
+    # With the identity from the file: the dataset's class has another module name in those programs.
     header = np.fromfile(tmp_path / "cache", np.int64, 1024)
     store = records.SharedRecords(80, 256 << 20, tmp_path / "cache", header[8:12].tobytes())
     for index in range(80):

@@ -24,7 +24,7 @@ ENGINES = {
 
 
 class Numbers:
-    """Rows of float32 that tell their index in every element, and the index."""
+    """Rows of float32 full of their index, and the index."""
 
     def __len__(self):
         return 64
@@ -41,7 +41,7 @@ def assert_epoch(batches, start=0):
 
 
 class Fork:
-    """A child that runs `work(wait)`, where `wait()` returns when the parent says so."""
+    """A child that runs `work(wait)`; `wait()` returns once the parent calls `end()`."""
 
     def __init__(self, work, *, through_exit=False):
         wait, self._go = os.pipe()
@@ -53,10 +53,10 @@ class Fork:
             try:
                 work(lambda: os.read(wait, 1))
                 status = 0
-            except BaseException:  # told to the parent
+            except BaseException:  # reported to the parent
                 os.write(report, traceback.format_exc().encode()[-4000:])
             if through_exit:
-                # As the interpreter ends: finalizers at exit, then every object that is left.
+                # As when the interpreter ends: finalizers at exit, then every object that is left.
                 import atexit
 
                 atexit._run_exitfuncs()
@@ -192,7 +192,7 @@ def test_the_workers_of_a_loader_hold_no_batch_that_was_held_when_they_started()
     assert inside.pool_of(loader).leased_count == 0
 
 
-def test_torchs_own_workers_may_read_a_batch_that_their_parent_lets_go_of():
+def test_torchs_own_workers_may_read_a_batch_that_their_parent_has_dropped():
     """Under fork a stock DataLoader over a batch reads what it inherited, for as long as its workers live."""
     from torch.utils.data import DataLoader as Stock
     from torch.utils.data import TensorDataset
@@ -202,7 +202,7 @@ def test_torchs_own_workers_may_read_a_batch_that_their_parent_lets_go_of():
     dataset = TensorDataset(*next(batches))
     stock = Stock(dataset, batch_size=2, num_workers=1, prefetch_factor=1, multiprocessing_context="fork")
     reading = iter(stock)
-    dataset.tensors = ()  # here; the workers have their own list
+    dataset.tensors = ()  # only here: the workers have a copy
     assert_epoch(batches, 1)
     assert_epoch(loader)
     for number, (rows, labels) in enumerate(reading):

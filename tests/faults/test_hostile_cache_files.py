@@ -1,4 +1,4 @@
-"""A cache file that somebody has cut short, damaged or forged: no code of it runs, and nothing ends the process."""
+"""A cache file that was truncated, damaged or forged: no code in it runs, and it does not end the process."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ COUNT = 6
 
 
 class Samples:
-    """Small samples with something of every kind."""
+    """Small samples with values of every kind."""
 
     def __len__(self) -> int:
         return COUNT
@@ -62,7 +62,7 @@ def words_of(path: Path) -> np.ndarray[Any, np.dtype[np.int64]]:
 
 
 def forge(path: Path, index: int, pieces: list[bytes], sizes: list[int] | None = None) -> None:
-    """Put another record, with a checksum that is right, in the place of a sample's."""
+    """Replace a sample's record by another one with a correct checksum."""
     sizes = [len(piece) for piece in pieces] if sizes is None else sizes
     start = whole_lines((4 + len(sizes)) * 8)
     body = struct.pack(f"{1 + len(sizes)}q", len(sizes), *sizes).ljust(start - 24, b"\0")
@@ -85,7 +85,7 @@ class Runs:
         return os.mkdir, (str(self.mark),)
 
 
-def test_no_code_of_a_file_is_run(path: Path, tmp_path: Path) -> None:
+def test_no_code_in_a_file_is_run(path: Path, tmp_path: Path) -> None:
     mark = tmp_path / "ran"
     names = ["os.system", "subprocess.Popen", "builtins.eval", f"{Runs.__module__}.Runs", "pathlib.Path"]
     named = [json.dumps(["named", name, ["mark"], str(mark)]).encode() for name in names]
@@ -93,13 +93,13 @@ def test_no_code_of_a_file_is_run(path: Path, tmp_path: Path) -> None:
         forge(path, 2, [description])
         cache = opened(path)
         try:
-            assert same(cache[2], Samples()[2])  # of a class that nothing shows to be the dataset's: read anew
+            assert same(cache[2], Samples()[2])  # of a class that is not known to be the dataset's: read anew
         except DatasetError as error:
-            assert "has an invalid description" in str(error)  # noqa: PT017  either is right
+            assert "has an invalid description" in str(error)  # noqa: PT017  both are right
     assert not mark.exists()
 
 
-def test_what_is_written_is_no_pickle(path: Path) -> None:
+def test_what_is_written_is_not_a_pickle(path: Path) -> None:
     content = path.read_bytes()
     assert b"numpy" not in content
     assert b'{"image":["array",' in content
@@ -132,7 +132,7 @@ def test_what_is_written_is_no_pickle(path: Path) -> None:
     ],
     ids=str,
 )
-def test_a_description_of_nothing_that_can_be_is_an_error_that_names_file_and_sample(path: Path, node: Any) -> None:
+def test_an_invalid_description_is_an_error_that_names_file_and_sample(path: Path, node: Any) -> None:
     forge(path, 3, [json.dumps(node).encode(), bytes(96)])
     cache = opened(path)
     with pytest.raises(DatasetError, match=r'cache" is damaged: the record of sample 3 has an invalid description'):
@@ -143,8 +143,8 @@ def test_a_description_of_nothing_that_can_be_is_an_error_that_names_file_and_sa
 @pytest.mark.parametrize(
     "description", [b"[" * 100_000, b'{"a":' * 20_000, b"\xff\xfe", b"", b"null null", b"9" * 9999]
 )
-def test_a_description_that_is_no_json_is_an_error(path: Path, description: bytes) -> None:
-    words_of(path)[TABLE + 3] = words_of(path)[TABLE + 1]  # where there is room behind
+def test_a_description_that_is_not_json_is_an_error(path: Path, description: bytes) -> None:
+    words_of(path)[TABLE + 3] = words_of(path)[TABLE + 1]  # where there is room after it
     forge(path, 3, [description])
     with pytest.raises(DatasetError, match="has an invalid description"):
         opened(path)[3]
@@ -182,7 +182,7 @@ def test_a_damaged_end_overwrites_nothing(path: Path, word: int) -> None:
     words = words_of(path)
     words[TABLE + 2], words[TAIL_AT] = 0, word
     before = bytes(words[TABLE:])
-    if word == ROOM:  # full, as far as anybody can tell
+    if word == ROOM:  # indistinguishable from a full file
         return
     with pytest.raises(DatasetError, match="it says that its records end at byte"):
         cache[2]
@@ -191,7 +191,7 @@ def test_a_damaged_end_overwrites_nothing(path: Path, word: int) -> None:
         opened(path)
 
 
-def test_a_word_that_leads_to_another_samples_record_is_read_anew(path: Path) -> None:
+def test_a_sample_whose_word_points_to_the_record_of_another_is_read_anew(path: Path) -> None:
     words = words_of(path)
     words[TABLE + 2] = words[TABLE + 4]
     cache = opened(path)
@@ -199,7 +199,7 @@ def test_a_word_that_leads_to_another_samples_record_is_read_anew(path: Path) ->
     assert same(cache[4], Samples()[4])
 
 
-# -- cut short while in use
+# -- truncated while in use
 
 
 def use(cache: DecodedCache, nbytes: int, then: int | None) -> None:
@@ -220,7 +220,7 @@ def use(cache: DecodedCache, nbytes: int, then: int | None) -> None:
                 found = read(index)
                 assert not isinstance(found, dict) or same(found, Samples()[index])
             except DatasetError as error:
-                assert "cache" in str(error)  # noqa: PT017  either is right
+                assert "cache" in str(error)  # noqa: PT017  both are right
     os._exit(0)
 
 
@@ -228,11 +228,11 @@ def use(cache: DecodedCache, nbytes: int, then: int | None) -> None:
 @pytest.mark.parametrize("then", [None, ROOM, 2 * ROOM])
 @pytest.mark.parametrize("nbytes", [0, 1, 4096, TABLE * 8, TABLE * 8 + 16, 12_000, ROOM // 2, ROOM - 1])
 @pytest.mark.parametrize("is_read", [True, False])
-def test_a_file_that_is_cut_short_in_use_ends_no_process(
+def test_a_file_that_is_truncated_in_use_ends_no_process(
     path: Path, nbytes: int, then: int | None, is_read: bool
 ) -> None:
     cache = opened(path)
-    # A record that is known to be whole is not looked at again: none is cut in two and made as long as it was.
+    # A record is verified only once: do not cut one in two after that and then restore the length of the file.
     is_read = is_read and not (nbytes == 12_000 and then == ROOM)
     for index in range(COUNT if is_read else 0):
         cache[index]
@@ -242,7 +242,7 @@ def test_a_file_that_is_cut_short_in_use_ends_no_process(
     assert process.exitcode == 0
 
 
-def test_a_loader_over_a_file_that_is_cut_short_raises(path: Path) -> None:
+def test_a_loader_over_a_file_that_is_truncated_raises(path: Path) -> None:
     loader = DataLoader(opened(path), 1, num_workers=1, collate_fn=len)
     os.truncate(path, 4096)
     with pytest.raises(DatasetError, match=r"was changed while in use: it has 4,096 bytes, not 131,072"):
@@ -258,17 +258,17 @@ def test_a_descriptor_that_other_code_has_closed_is_an_error_and_not_another_fil
         cache[2]
     number = cache._records._fd
     del cache
-    os.fstat(number)  # the other file's, and none of ours to close
+    os.fstat(number)  # the other file's, which was not closed
     os.close(number)
     os.close(other)
     assert (path.parent / "other").read_bytes() == bytes(ROOM)
 
 
-# -- anything
+# -- random damage
 
 
 def seal(content: bytearray, index: int) -> None:
-    """Make the checksum of a sample's record right again, if there is one."""
+    """Correct the checksum of a sample's record, if there is one."""
     offset = struct.unpack_from("q", content, (TABLE + index) * 8)[0]
     if 0 < offset < ROOM - 64:
         nbytes = struct.unpack_from("q", content, offset + 8)[0]
@@ -276,7 +276,7 @@ def seal(content: bytearray, index: int) -> None:
             struct.pack_into("q", content, offset + 16, zlib.crc32(content[offset + 24 : offset + nbytes]))
 
 
-def test_whatever_stands_in_a_file_reading_gives_a_sample_or_an_error_of_ours(path: Path) -> None:
+def test_reading_a_randomly_damaged_file_gives_a_sample_or_an_error_of_ours(path: Path) -> None:
     original, rng = path.read_bytes(), random.Random(5)
     table = struct.unpack_from(f"{COUNT}q", original, TABLE * 8)
     outcomes = {"sample": 0, "error": 0}
@@ -315,7 +315,7 @@ def test_whatever_stands_in_a_file_reading_gives_a_sample_or_an_error_of_ours(pa
     assert outcomes["error"] > 100
 
 
-def test_records_of_the_tests_are_those_of_the_library(path: Path) -> None:
+def test_forged_records_have_the_format_of_the_library(path: Path) -> None:
     description = json.dumps(["tuple", 1, ["array", 0, "|u1", [2, 3], [1, 0]]]).encode()
     forge(path, 2, [description, bytes(range(6))])
     number, array = opened(path)[2]

@@ -1,4 +1,4 @@
-"""A signal handler that raises, at any instruction of `next()`: nothing is lost, doubled or wrong."""
+"""A signal handler raises at any instruction of `next()`: no batch is lost, repeated or wrong."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from loaders import DataLoader, sample_rng
 from loaders.dataloader.dispatch import Dispatch
 
-# An exception of a handler that comes in a finalizer is shown and dropped by Python.
+# Python prints and drops what a handler raises inside a finalizer.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 ENGINES: dict[str, dict[str, Any]] = {
@@ -32,12 +32,12 @@ ENGINES: dict[str, dict[str, Any]] = {
     "kept threads": {"num_workers": 2, "worker_method": "thread", "persistent_workers": True},
 }
 LENGTH, SIZE = 40, 4
-# How long an epoch's `next` may take; interrupts come at all moments of it.
+# About how long `next` takes: interrupts come up to so long after its start.
 LONGEST_S = {"inline": 5e-4, "thread": 2e-3, "kept threads": 2e-3, "fork": 2e-3, "kept": 2e-3}
 
 
 class Drawn:
-    """Every value of a sample tells its index and what was drawn for it."""
+    """Every value of a sample shows its index and what was drawn for it."""
 
     def __len__(self) -> int:
         return LENGTH
@@ -55,7 +55,7 @@ def seen(batch: Any) -> list[tuple[int, int]]:
     """(index, draw) of each sample; its data must agree."""
     index, draw, data = batch["index"].tolist(), batch["draw"].tolist(), batch["data"].numpy()
     for row, (i, d) in enumerate(zip(index, draw, strict=True)):
-        assert (data[row] == i * 1000003 + d).all(), "the data of one sample beside the label of another"
+        assert (data[row] == i * 1000003 + d).all(), "the data of one sample with the label of another"
     return list(zip(index, draw, strict=True))
 
 
@@ -72,7 +72,7 @@ def whole_epochs(count: int) -> list[list[list[tuple[int, int]]]]:
 
 
 def storm(engine: str, interrupts: int, seed: int = 0) -> dict[str, int]:
-    """Interrupts `next` again and again; after each goes on, resumes from a state, or begins anew."""
+    """Interrupt `next` again and again; each time go on, resume from a state, or resume with a new loader."""
     moments, came, ways = delays(seed, LONGEST_S[engine]), 0, 0
     expected = whole_epochs(2)
     counts = {"interrupts": 0, "epochs": 0}
@@ -91,7 +91,7 @@ def storm(engine: str, interrupts: int, seed: int = 0) -> dict[str, int]:
                     patience = 1
                     continue
                 came += 1
-                patience *= 2  # what was cut off is made again, which takes longer
+                patience *= 2  # what was interrupted is done again, which takes longer
                 ways += 1
                 if ways % 3 == 1 or len(found) == LENGTH // SIZE:
                     continue  # with the same iterator
@@ -137,7 +137,7 @@ class Counted(IterableDataset[Any]):
 
 
 @pytest.mark.parametrize("engine", ["inline", "fork"])
-def test_a_stream_goes_on_where_it_was_interrupted(engine: str) -> None:
+def test_a_stream_continues_where_it_was_interrupted(engine: str) -> None:
     def batches(loader: Any) -> list[Any]:
         return [(batch["index"].tolist(), batch["draw"].tolist()) for batch in loader]
 
@@ -171,11 +171,11 @@ def test_the_interrupted_epoch_of_persistent_workers_leaves_nothing_to_the_next_
             assert [seen(batch) for batch in loader] == expected
 
 
-# -- one instruction, chosen
+# -- interrupts at a chosen instruction
 
 
-def test_work_that_was_cut_off_in_the_middle_is_not_built_upon(monkeypatch: pytest.MonkeyPatch) -> None:
-    # As if a handler had raised between the engine's taking a task and the note that it did.
+def test_workers_whose_submit_was_interrupted_are_not_used_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    # As if a handler had raised after the engine took a task and before the dispatch noted that.
     loader, expected = loader_for("kept"), whole_epochs(1)[0]
     submit, cuts = Dispatch.submit, iter([3, 9])
     count, cut = 0, next(cuts)
@@ -203,7 +203,7 @@ def test_work_that_was_cut_off_in_the_middle_is_not_built_upon(monkeypatch: pyte
             break
     monkeypatch.setattr(Dispatch, "submit", submit)
     assert found == expected
-    assert before is not inside.kept_of(loader), "workers that were cut off in the middle were used again"
+    assert before is not inside.kept_of(loader), "interrupted workers were used again"
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -211,7 +211,7 @@ def test_a_batch_that_was_made_and_not_handed_out_is_not_counted_and_comes_next(
     loader, expected = loader_for(engine), whole_epochs(1)[0]
     iterator = iter(loader)
     assert seen(next(iterator)) == expected[0]
-    inside.cut_off_before_hand_out(iterator, Interrupted())
+    inside.raise_before_hand_out(iterator, Interrupted())
     with pytest.raises(Interrupted):
         next(iterator)
     assert loader.state_dict()["batches"] == 1
@@ -246,7 +246,7 @@ class Waits:
         return index
 
 
-# -- handlers that do not raise, but do something
+# -- handlers that do not raise but use the loader
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -289,7 +289,7 @@ def test_a_handler_may_use_the_loader_in_the_middle_of_its_work(engine: str, doe
     assert calls
 
 
-def test_an_iterator_cannot_be_asked_by_a_handler_in_the_middle_of_its_own_work() -> None:
+def test_a_handler_cannot_advance_an_iterator_that_is_making_a_batch() -> None:
     class Alarms(Drawn):
         def __getitem__(self, index: int) -> dict[str, Any]:
             if index == first:
@@ -311,7 +311,7 @@ def test_an_iterator_cannot_be_asked_by_a_handler_in_the_middle_of_its_own_work(
         signal.signal(signal.SIGALRM, before)
 
 
-# -- threads of the user's
+# -- the user's threads
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -324,7 +324,7 @@ def test_threads_that_share_an_iterator_get_each_batch_once(engine: str) -> None
             try:
                 for batch in iterator:
                     found.append(seen(batch))
-            except BaseException as error:  # shown below
+            except BaseException as error:  # asserted below
                 errors.append(error)
 
         threads = [threading.Thread(target=consume) for _ in range(4)]
@@ -344,7 +344,7 @@ def test_threads_that_iterate_one_loader_each_see_a_whole_epoch(engine: str) -> 
     def consume() -> None:
         try:
             results.extend(tuple(sorted(chain(*map(seen, loader)))) for _ in range(2))
-        except BaseException as error:  # shown below
+        except BaseException as error:  # asserted below
             errors.append(error)
 
     threads = [threading.Thread(target=consume) for _ in range(3)]

@@ -1,4 +1,4 @@
-"""A killed worker changes no batch, an innocent sample is never blamed, and nobody outlives the consumer."""
+"""A killed worker changes no batch, an innocent sample is never blamed, and no worker outlives the consumer."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def seeded(dataset: Any, **arguments: Any) -> DataLoader:
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 @pytest.mark.parametrize("method", ["fork", "forkserver"])
 def test_random_kills_change_no_batch(method: str, shape: dict[str, Any]) -> None:
-    # Short samples: one that is long is likely to be met three times by accident.
+    # Short samples: a long one is likely to be hit three times by accident.
     dataset = Drawn(800 if shape.get("batch_size", 16) else 300, work_s=0.0002)
     reference = list(seeded(dataset, **shape))
     loader = seeded(dataset, num_workers=2, multiprocessing_context=method, **shape)
@@ -105,8 +105,8 @@ def test_persistent_workers_that_are_killed_between_epochs_change_nothing() -> N
     for _ in range(3):
         assert_same(list(loader), list(reference))
         engine = inside.kept_of(loader).engine
-        for member in list(engine._supervisor.processes.values()):
-            os.kill(member.process.pid, signal.SIGKILL)
+        for worker in list(engine._supervisor.processes.values()):
+            os.kill(worker.process.pid, signal.SIGKILL)
     assert_nothing_is_held(loader)
 
 
@@ -126,7 +126,7 @@ def test_strike_counts_against_the_row_that_was_being_read_and_no_other(tmp_path
         wait_until(lambda count=count: count in strikes().values(), "the worker is missed")
         [(_, row)] = strikes()
         assert row == 13 - 8
-    # It waits for its last chance, and is sent by a consumer that looks after its workers.
+    # Its last chance is delayed, and sent only while the consumer collects results, which `strikes` does.
     os.kill(wait_until(lambda: strikes() and dataset.victim(13), "a worker is in sample 13"), signal.SIGKILL)
     rest = [batch["i"].tolist() for batch in iterator]
     assert rest == [[8, 9, 10, 11, 12, 14, 15], [16, 17, 18, 19, 20, 21, 22, 23]]
@@ -147,8 +147,8 @@ def test_sample_that_kills_three_workers_is_named() -> None:
     assert_nothing_is_held(loader)
 
 
-def test_neighbours_of_a_killer_in_the_same_run_are_read() -> None:
-    """All rows of the batch are one run here, so the run comes back in three pieces."""
+def test_neighbours_of_a_killer_in_the_same_span_are_read() -> None:
+    """All rows of the batch are one span here, which is divided where a worker dies."""
     dataset = Numbers(40, saboteurs.segfault, at={0, 13, 14, 39})
     loader = DataLoader(dataset, batch_size=40, num_workers=1, on_error="substitute")
     [batch] = loader
@@ -200,7 +200,7 @@ def test_kills_every_tenth_of_a_second_do_not_stop_progress_under_spawn() -> Non
 
 
 @pytest.mark.parametrize("method", ["forkserver", "spawn"])
-def test_worker_that_is_killed_while_it_is_sent_a_large_dataset_is_no_hang(method: str) -> None:
+def test_worker_that_is_killed_while_it_is_sent_a_large_dataset_causes_no_hang(method: str) -> None:
     dataset = Numbers(12)
     dataset.ballast = bytes(8_000_000)  # type: ignore[attr-defined]
     loader = DataLoader(dataset, batch_size=4, num_workers=2, multiprocessing_context=method)
@@ -213,7 +213,7 @@ def test_worker_that_is_killed_while_it_is_sent_a_large_dataset_is_no_hang(metho
                 lambda: [pid for pid in consumer.descendants(os.getpid()) if pid not in killed], "a process is starting"
             )
             killed.add(pid)
-            os.kill(pid, signal.SIGSTOP)  # so that it does not come to read before it is killed
+            os.kill(pid, signal.SIGSTOP)  # so that it reads nothing before it is killed
             os.kill(pid, signal.SIGKILL)
 
     thread = threading.Thread(target=kill)
@@ -226,7 +226,7 @@ def test_worker_that_is_killed_while_it_is_sent_a_large_dataset_is_no_hang(metho
 
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize("draws", [False, True], ids=["plain", "shuffled as it comes"])
-def test_killed_stream_is_followed_again_from_its_start(workers: int, draws: bool, tmp_path: Path) -> None:
+def test_killed_stream_is_read_again_from_its_start(workers: int, draws: bool, tmp_path: Path) -> None:
     def stream(fault: Any) -> DataLoader:
         dataset = Counted(22, fault, at=range(0, 22, 3), once=tmp_path, draws=draws)
         return DataLoader(
@@ -239,7 +239,7 @@ def test_killed_stream_is_followed_again_from_its_start(workers: int, draws: boo
     assert_same([batch["i"] for batch in loader], reference)
     kills = len(list(tmp_path.glob("[0-9]*")))
     assert kills == 8
-    # Not again and again: the batches that were ordered already are in their order for whoever comes next.
+    # Not more often: the tasks that were submitted already stay in order for the next worker.
     assert len((tmp_path / "begun").read_bytes()) == 2 * workers + kills
     assert_nothing_is_held(loader)
 
@@ -254,7 +254,7 @@ def test_killed_stream_raises_its_errors_once(tmp_path: Path) -> None:
     assert (tmp_path / "8").exists()
 
 
-def test_stream_that_kills_its_worker_is_told_by_batch() -> None:
+def test_stream_that_kills_its_worker_is_reported_by_batch() -> None:
     loader = DataLoader(Counted(10, saboteurs.segfault, at={5}), batch_size=2, num_workers=1)
     iterator = iter(loader)
     assert [next(iterator)["i"].tolist() for _ in range(2)] == [[0, 1], [2, 3]]
@@ -281,7 +281,7 @@ class Counted(IterableDataset):  # type: ignore[type-arg]
 
 
 class Erratic(IterableDataset):  # type: ignore[type-arg]
-    """0 to 9; raises in place of 3 and goes on behind it, and is killed once at 8."""
+    """0 to 9; raises in place of 3 and goes on after it, and kills its worker once at 8."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -304,7 +304,7 @@ class Erratic(IterableDataset):  # type: ignore[type-arg]
 def test_loader_closes_at_once_although_workers_of_another_have_inherited_its_pipes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    # A worker that does not hear that it is to end would be killed after this, but the test gives up earlier.
+    # A worker that does not notice that it should end would be killed after this time, but the test fails earlier.
     monkeypatch.setattr(supervisor, "_GRACE_S", 1000.0)
     first, second = (
         DataLoader(dataset, batch_size=1, num_workers=2)
@@ -314,15 +314,15 @@ def test_loader_closes_at_once_although_workers_of_another_have_inherited_its_pi
     next(iterator)  # the others are in the middle of sending
     other = iter(second)
     next(other)
-    for member in list(inside.processes_of(iterator))[:1]:
-        os.kill(member.process.pid, signal.SIGKILL)
+    for worker in list(inside.processes_of(iterator))[:1]:
+        os.kill(worker.process.pid, signal.SIGKILL)
     next(iterator)  # there is a spare now, which has inherited everything
-    del iterator, member
+    del iterator, worker
     assert [batch["i"].tolist() for batch in other] == [[i] for i in range(1, 9)]
 
 
 def test_worker_that_is_killed_before_it_reads_a_sample_strikes_none(tmp_path: Path) -> None:
-    """Here it is killed while it learns which samples to read, more often than a sample may."""
+    """It is killed while it unpickles the keys, more often than is allowed over one sample."""
     loader = DataLoader(Numbers(4), sampler=[0, saboteurs.KillsReaders(tmp_path, 5, 1), 2], batch_size=3, num_workers=2)
     assert [batch["i"].tolist() for batch in loader] == [[0, 1, 2]]
     assert len(list(tmp_path.iterdir())) == 5
@@ -338,7 +338,7 @@ print([i for batch in loader for i in batch["i"].tolist()])
 """
 
 
-def test_exit_code_that_somebody_else_took_is_no_hang(tmp_path: Path) -> None:
+def test_exit_code_that_something_else_took_causes_no_hang(tmp_path: Path) -> None:
     with run(["-c", SIGCHLD_IGNORED, str(tmp_path)]) as process:
         output, noise = process.communicate()
     assert (output, noise) == (f"{list(range(12))}\n", "")
@@ -363,7 +363,7 @@ METHODS = ["fork", "forkserver", "spawn"]
 
 
 def started_by(process: subprocess.Popen[str]) -> tuple[list[int], list[int]]:
-    """The ids of the workers once all is running, and of the other processes: a bystander first, then their servers."""
+    """The ids of the workers once all are running, and of the other processes: the bystander, then their servers."""
     assert process.stdout is not None
     assert process.stdout.readline() == "starting\n"
     workers, others = ([int(pid) for pid in process.stdout.readline().split()] for _ in range(2))
@@ -404,7 +404,7 @@ def is_starting(pid: int, method: str) -> bool:
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
-def test_ctrl_c_in_the_consumer_while_workers_are_starting_ends_in_order(method: str) -> None:
+def test_ctrl_c_in_the_consumer_while_workers_are_starting_ends_cleanly(method: str) -> None:
     with run_consumer(method) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "starting\n"
@@ -417,7 +417,7 @@ def test_ctrl_c_in_the_consumer_while_workers_are_starting_ends_in_order(method:
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
-def test_ctrl_c_neither_stops_a_worker_that_is_starting_nor_makes_it_chatter(method: str) -> None:
+def test_ctrl_c_neither_stops_a_worker_that_is_starting_nor_makes_it_print(method: str) -> None:
     with run_consumer(method) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "starting\n"

@@ -1,4 +1,4 @@
-"""Whatever way a loader ends, a hundred times over: no process, thread, descriptor, mapping or byte is left."""
+"""However a loader ends, a hundred times over, no process, thread, descriptor, mapping or byte is left."""
 
 import gc
 import itertools
@@ -24,7 +24,7 @@ TIMES = 100
 
 
 class Numbers:
-    """Rows of float32 that tell their index, and the index; one of them may be refused."""
+    """Rows of float32 full of their index, and the index; sample `broken` raises."""
 
     def __init__(self, broken=None):
         self.broken = broken
@@ -39,14 +39,14 @@ class Numbers:
 
 
 def children() -> list[str]:
-    """All but the servers of multiprocessing, which stay once a test has needed them."""
+    """The child processes except multiprocessing's servers, which stay once a test has needed them."""
     pids = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
     servers = {resource_tracker._resource_tracker._pid, forkserver._forkserver._forkserver_pid}
     return [pid for pid in pids if int(pid) not in servers]
 
 
 def descriptors() -> Counter:
-    """Kinds of open descriptors and how many there are of each."""
+    """How many descriptors of each kind are open."""
     links = [Path("/proc/self/fd") / fd for fd in os.listdir("/proc/self/fd")]
     return Counter(os.readlink(link).split(":")[0] for link in links if os.path.lexists(link))
 
@@ -56,7 +56,7 @@ def mappings() -> int:
 
 
 def left() -> dict[str, object]:
-    """What a loader could leave behind."""
+    """All that a loader could leave behind."""
     gc.collect()
     return {
         "processes": children(),
@@ -68,7 +68,7 @@ def left() -> dict[str, object]:
 
 
 def private_mappings() -> int:
-    """Mappings of the size of a loader's address range that belong to no file."""
+    """How many mappings the size of a loader's address range belong to no file."""
     large = 0
     for line in Path("/proc/self/maps").read_text().splitlines():
         start, stop = (int(address, 16) for address in line.split()[0].split("-"))
@@ -107,7 +107,7 @@ def two_iterators(loader):
 
 
 def left_by_an_exception(loader):
-    with pytest.raises(RuntimeError, match="of the consumer"):  # noqa: PT012  # the loop is what is left
+    with pytest.raises(RuntimeError, match="of the consumer"):  # noqa: PT012  # it must leave the loop
         for _ in loader:
             raise RuntimeError("of the consumer")
 
@@ -210,9 +210,9 @@ def test_the_descriptors_of_a_loader_are_few_and_known():
     batches = iter(loader)
     next(batches)
     opened = descriptors() - before
-    assert opened["/memfd"] == 2  # the memory and, by Python, its mapping's own
+    assert opened["/memfd"] == 2  # the memory's, and a copy that Python's mmap makes
     assert opened["socket"] == 2  # one per worker
-    assert opened["pipe"] == 2 + 2 + 2 * 2  # runs, results, and what multiprocessing watches each worker by
+    assert opened["pipe"] == 2 + 2 + 2 * 2  # spans, results, and those by which multiprocessing watches each worker
     assert sum(opened.values()) <= 14
 
 
@@ -251,8 +251,8 @@ def test_a_worker_that_is_reading_when_its_loader_is_dropped_is_gone_with_it(mon
     assert left() == before
 
 
-def test_memory_of_abandoned_epochs_is_used_again():
-    """A slot that a worker still writes into when its iterator is dropped comes back when the worker is done."""
+def test_memory_of_abandoned_epochs_is_reused():
+    """A slot that a worker still writes to when its iterator is dropped is reused once the worker is done."""
     loader = DataLoader(
         Numbers(),
         batch_size=4,
@@ -266,6 +266,6 @@ def test_memory_of_abandoned_epochs_is_used_again():
     for _ in range(TIMES):
         never_advanced(loader)
         half_way(loader)
-        # Those of this epoch, of the last, and of one whose workers have not said yet that they are done.
+        # The slots of this epoch, of the last one, and of one whose workers have not reported yet that they are done.
         assert inside.pool_of(loader).arena.reserved_nbytes <= 4 * open_at_once * slot
     exhausted(loader)

@@ -1,4 +1,4 @@
-"""Iterators that are left, shared, nested, kept too long or collected anywhere: no hang, no orphan, nothing held."""
+"""Iterators that are abandoned, shared, nested, kept for long or collected anywhere: no hang, no orphan, no leak."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from support.saboteurs import Carries, Numbers, eight_megabytes, hang, unlucky
 from support.waiting import (
     assert_no_workers,
     assert_nothing_is_held,
+    batches_and_errors,
     is_gone,
-    outcomes,
     wait_until,
     worker_pids,
     worker_threads,
@@ -103,7 +103,7 @@ def test_two_iterators_over_one_stream_do_not_disturb_each_other(engine: str) ->
 
 
 class Stream(IterableDataset):  # type: ignore[type-arg]
-    """Each worker goes through all of it."""
+    """Each worker reads all of it."""
 
     def __init__(self, length: int) -> None:
         self.length = length
@@ -164,10 +164,10 @@ def test_exhausted_iterator_stays_exhausted(engine: str) -> None:
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_loop_goes_on_behind_an_exception_and_so_does_the_next_epoch(engine: str) -> None:
+def test_loop_goes_on_after_an_exception_and_so_does_the_next_epoch(engine: str) -> None:
     loader = make(engine, Numbers(20, unlucky, at={0, 9}))
     for _ in range(2):
-        found = outcomes(loader)
+        found = batches_and_errors(loader)
         assert [isinstance(each, saboteurs.Unlucky) for each in found] == [True, False, True, False, False]
         assert [each["i"].tolist() for each in found if isinstance(each, dict)] == [WANT[1], WANT[3], WANT[4]]
     del found
@@ -181,12 +181,12 @@ def test_persistent_workers_are_the_same_in_every_epoch(engine: str) -> None:
     def workers() -> set[Any]:
         return set(worker_threads()) if engine == "kept threads" else set(worker_pids())
 
-    outcomes(loader)
+    batches_and_errors(loader)
     before = workers()
     assert len(before) == 2
-    outcomes(loader)
+    batches_and_errors(loader)
     next(iter(loader))
-    assert len(outcomes(loader)) == 5
+    assert len(batches_and_errors(loader)) == 5
     assert workers() == before
 
 
@@ -211,7 +211,7 @@ def test_loader_goes_on_after_a_timeout(engine: str, request: pytest.FixtureRequ
 
 
 @pytest.mark.parametrize("engine", KEPT)
-def test_iterator_that_timed_out_stops_no_other_ones_workers(engine: str, request: pytest.FixtureRequest) -> None:
+def test_iterator_that_timed_out_stops_no_workers_of_another(engine: str, request: pytest.FixtureRequest) -> None:
     event = threading.Event()
     request.addfinalizer(event.set)
     loader = make(engine, Numbers(20, lambda index: event.wait(), at={5}), timeout=0.25)
@@ -222,14 +222,14 @@ def test_iterator_that_timed_out_stops_no_other_ones_workers(engine: str, reques
     with pytest.raises(StopIteration):
         next(iterator)
     event.set()
-    # Its workers are its own.
+    # It has workers of its own.
     assert [batch["i"].tolist() for batch in other] == [list(range(start, start + 4)) for start in range(0, 20, 4)]
     del other, iterator
     assert_nothing_is_held(loader)
 
 
 def test_late_thread_writes_into_no_batch_of_a_later_epoch() -> None:
-    """The thread that was given up holds a row until it is let go; by then its slot may not be anybody else's."""
+    """The thread that was given up writes its row late; until then no other batch may get its slot."""
     stuck, released = threading.Event(), threading.Event()
     dataset = Late(stuck, released)
     loader = DataLoader(dataset, batch_size=4, num_workers=2, worker_method="thread", fields=None)
@@ -280,9 +280,7 @@ def test_iterator_is_collected_on_another_thread(engine: str) -> None:
 
 
 @pytest.mark.parametrize("engine", ["inline", "thread", "process", *KEPT])
-def test_iterator_in_a_cycle_is_collected_in_the_middle_of_another_ones_work(
-    engine: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_iterator_in_a_cycle_is_collected_while_another_one_works(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Garbage collection can run anywhere, also while this very thread holds the pool's lock."""
     loader = make(engine)
     iterator = iter(loader)
@@ -313,7 +311,7 @@ def test_iterator_in_a_cycle_is_collected_in_the_middle_of_another_ones_work(
 
 
 @pytest.mark.parametrize("engine", WORKERS)
-def test_iterator_is_left_while_workers_are_in_the_middle_of_something(engine: str) -> None:
+def test_iterator_is_abandoned_while_its_workers_are_busy(engine: str) -> None:
     for dataset in (Carries(20, eight_megabytes, at=range(1, 20)), Numbers(20, prints_much, at=range(20))):
         loader = make(engine, dataset)
         iterator = iter(loader)
@@ -329,7 +327,7 @@ def prints_much(index: int) -> None:
     sum(range(20_000))
 
 
-def test_worker_in_a_long_sample_is_ended_by_force_and_no_other_waits() -> None:
+def test_worker_in_a_long_sample_is_killed_and_nothing_waits_for_it() -> None:
     loader = make("process", Numbers(20, hang, at={4, 5}))
     iterator = iter(loader)
     next(iterator)
@@ -356,7 +354,7 @@ def test_loader_inside_a_dataset_works_without_processes(engine: str, inner: dic
 
 
 class Nested:
-    """Every sample is the batch of a loader of its own."""
+    """Every sample is the batch of a new loader."""
 
     def __init__(self, kind: Any, **arguments: Any) -> None:
         self.kind = kind
@@ -424,7 +422,9 @@ def test_interpreter_ends_with_iterators_and_batches_alive(engine: str, how: str
 
 
 @pytest.mark.parametrize("failing", [1, 2])
-def test_process_that_cannot_be_started_takes_the_others_with_it(failing: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_a_process_cannot_be_started_the_others_are_stopped(
+    failing: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     started: list[int] = []
     start = multiprocessing.process.BaseProcess.start
 
@@ -445,7 +445,7 @@ def test_process_that_cannot_be_started_takes_the_others_with_it(failing: int, m
     assert len(started) == failing + 2
 
 
-def test_replacement_that_cannot_be_started_is_told_and_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_replacement_that_cannot_be_started_is_reported_and_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
     loader = make("kept processes", Numbers(20, saboteurs.sigkill, at={5}))
     iterator = iter(loader)
     next(iterator)

@@ -17,9 +17,9 @@ from support.waiting import assert_no_workers, is_gone, wait_until, worker_pids
 from loaders.dataloader.loader import DataLoader
 
 TESTS = Path(__file__).parents[1]
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the signal of a parent's death is Linux's")
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux signals the death of a parent")
 
-# The consumer waits for batches for ever. Its worker tells its id, then does what no Python thread of it survives.
+# The consumer waits for batches forever. Its worker prints its id, then does what stops all of its Python threads.
 CONSUMER = """
 import ctypes, os, signal, sys
 from support.saboteurs import Numbers
@@ -45,7 +45,7 @@ if __name__ == "__main__":
 
 @pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
 @pytest.mark.parametrize("worker", ["holds the GIL", "is stopped"])
-def test_a_worker_dies_with_its_consumer_although(worker: str, method: str, tmp_path: Path) -> None:
+def test_a_worker_dies_with_its_consumer_even_if_it(worker: str, method: str, tmp_path: Path) -> None:
     script = tmp_path / "consumer.py"
     script.write_text(CONSUMER)
     with subprocess.Popen(

@@ -1,4 +1,4 @@
-"""`on_error`: skipping makes a batch shorter, substituting is deterministic, and neither swallows anything."""
+"""`on_error`: skipping makes a batch shorter, substituting is deterministic, and neither hides anything."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import inside, saboteurs
 from support.saboteurs import Numbers, Shaped, ShapedAtOnce, unlucky
-from support.waiting import assert_no_workers, assert_nothing_is_held, outcomes
+from support.waiting import assert_no_workers, assert_nothing_is_held, batches_and_errors
 from torch.utils.data import BatchSampler, IterableDataset, SequentialSampler
 
 from loaders.batch.spec import Field
@@ -60,7 +60,7 @@ def _no_worker_is_left() -> Iterator[None]:
 
 
 def plain(batch: Any) -> Any:
-    """A batch as something that can be compared: arrays and tensors as (dtype, shape, values)."""
+    """A batch in a comparable form: arrays and tensors as (dtype, shape, values)."""
     if isinstance(batch, dict):
         return {key: plain(value) for key, value in batch.items()}
     if isinstance(batch, (list, tuple)):
@@ -87,13 +87,13 @@ def expected_list(indices: Sequence[int]) -> list[tuple[int, str, str]]:
 
 
 def cut(indices: Sequence[int], size: int, *, drop_last: bool = False) -> list[list[int]]:
-    """The batches that a sampler of these indices gives."""
+    """The batches of a sampler of these indices."""
     batches = [list(indices[start : start + size]) for start in range(0, len(indices), size)]
     return batches[:-1] if drop_last and batches and len(batches[-1]) < size else batches
 
 
 def without(at: set[int], batches: Sequence[Sequence[int]]) -> list[list[int]]:
-    """These batches without the samples that fail; one that is empty then is left out."""
+    """These batches without the samples that fail, and without those left empty."""
     return [kept for batch in batches if (kept := [i for i in batch if i not in at])]
 
 
@@ -134,7 +134,7 @@ def test_skipping_is_the_same_in_every_engine_and_epoch(engine: dict[str, Any], 
 
 @pytest.mark.parametrize("shape", ["rows", "own collate_fn"])
 @pytest.mark.parametrize("engine", ["inline", "two processes"])
-def test_batches_of_an_own_batch_sampler_stay_apart(engine: str, shape: str) -> None:
+def test_batches_of_a_custom_batch_sampler_stay_apart(engine: str, shape: str) -> None:
     batches = [[5, 3], [2], [0, 1, 4, 6, 7, 8], [9, 10], [11, 12], [13, 14, 15], [16], [17]]
     loader = skipping({3, 0, 1, 4, 16}, batch_sampler=batches, **SHAPES[shape], **ENGINES[engine])
     found = [batch["i"].tolist() for batch in loader]
@@ -143,7 +143,7 @@ def test_batches_of_an_own_batch_sampler_stay_apart(engine: str, shape: str) -> 
 
 
 class OfAnotherShape(Shaped):
-    """Some samples have a shape, a dtype or fields that go with no other."""
+    """Some samples have a shape, a dtype or fields that match no other sample."""
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         sample = super().__getitem__(index)
@@ -161,7 +161,7 @@ class OfAnotherShape(Shaped):
 @pytest.mark.parametrize("engine", ["inline", "thread", "two processes"])
 @pytest.mark.parametrize("at", [{0}, {3}, {4, 5, 6}, {8}, {11}, {1, 2, 20, 21}], ids=str)
 def test_a_sample_that_does_not_fit_its_batch_is_skipped_and_listed(engine: str, at: set[int]) -> None:
-    dataset = OfAnotherShape(LENGTH, None, at - {0})  # the first sample of all says what a batch looks like
+    dataset = OfAnotherShape(LENGTH, None, at - {0})  # the very first sample defines what a batch looks like
     order = [0, *reversed(range(1, LENGTH))] if 0 in at else range(LENGTH)
     loader = DataLoader(dataset, 4, sampler=order, on_error="skip", max_errors=100, fields=FIELDS, **ENGINES[engine])
     assert [batch["i"].tolist() for batch in loader] == without(at - {0}, cut(order, 4))
@@ -172,7 +172,7 @@ def test_a_sample_that_does_not_fit_its_batch_is_skipped_and_listed(engine: str,
 
 @settings(max_examples=60, deadline=None)
 @given(sizes=st.lists(st.integers(1, 5), max_size=8), shape=st.sampled_from(["rows", "own collate_fn"]), data=st.data())
-def test_batches_of_an_own_batch_sampler_agree_with_the_model(sizes: list[int], shape: str, data: Any) -> None:
+def test_batches_of_a_custom_batch_sampler_agree_with_the_model(sizes: list[int], shape: str, data: Any) -> None:
     length = sum(sizes)
     at = data.draw(st.sets(st.integers(0, max(0, length - 1))))
     every = iter(range(length))
@@ -183,7 +183,7 @@ def test_batches_of_an_own_batch_sampler_agree_with_the_model(sizes: list[int], 
 
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.integers(1, 5), min_size=1, max_size=12), st.data())
-def test_batches_of_an_own_batch_sampler_are_the_same_after_resuming(sizes: list[int], data: Any) -> None:
+def test_batches_of_a_custom_batch_sampler_are_the_same_after_resuming(sizes: list[int], data: Any) -> None:
     length = sum(sizes)
     at = data.draw(st.sets(st.integers(0, length - 1), max_size=length - 1))
     ends = np.cumsum(sizes).tolist()
@@ -201,12 +201,12 @@ def test_batches_of_an_own_batch_sampler_are_the_same_after_resuming(sizes: list
     for done, state in enumerate(states, start=1):
         resumed = fresh()
         resumed.load_state_dict(state)
-        # With nothing left of the epoch the next one begins.
+        # Where nothing is left of the epoch, the next one begins.
         assert [plain(batch) for batch in resumed] == (whole[done:] or whole)
 
 
 @pytest.mark.parametrize("drop_last", [False, True])
-def test_torchs_own_batch_sampler_is_as_good_as_batch_size(drop_last: bool) -> None:
+def test_torchs_batch_sampler_gives_the_same_batches_as_batch_size(drop_last: bool) -> None:
     at = {1, 9}
     sampler = BatchSampler(SequentialSampler(range(LENGTH)), 4, drop_last)
     given_it = [plain(batch) for batch in skipping(at, batch_sampler=sampler, fields=FIELDS)]
@@ -215,14 +215,14 @@ def test_torchs_own_batch_sampler_is_as_good_as_batch_size(drop_last: bool) -> N
 
 
 @pytest.mark.parametrize("engine", ["inline", "thread", "two processes"])
-def test_single_samples_are_skipped_without_a_batch(engine: str) -> None:
+def test_single_samples_are_skipped_without_batching(engine: str) -> None:
     loader = skipping({0, 4, 5, 22}, batch_size=None, **ENGINES[engine])
     want = [plain(sample) for sample in DataLoader(Shaped(LENGTH), batch_size=None, sampler=[1, 2, 3, *range(6, 22)])]
     assert [plain(sample) for sample in loader] == want
 
 
 @pytest.mark.parametrize("shape", ["rows", "own collate_fn"])
-def test_return_index_tells_what_is_in_the_shorter_batch(shape: str) -> None:
+def test_return_index_lists_what_is_in_the_shorter_batch(shape: str) -> None:
     loader = skipping({1, 5}, batch_size=4, return_index=True, num_workers=2, **SHAPES[shape])
     for batch, index in loader:
         assert batch["i"].tolist() == index.tolist()
@@ -269,8 +269,8 @@ def test_batches_without_a_failure_are_still_delivered_from_their_slot() -> None
     assert in_slots == [False, *[True] * (len(batches) - 1)]
 
 
-def test_whatever_lies_in_the_row_of_a_failed_sample_is_not_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LOADERS_DEBUG", "slots")  # fills what is free with nonsense
+def test_the_content_of_a_failed_samples_row_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOADERS_DEBUG", "slots")  # fills free memory with garbage
     at = FAULTS["here and there"]
     loader = skipping(at, batch_size=4, fields=FIELDS)
     good = without(at, cut(range(LENGTH), 4))
@@ -296,7 +296,7 @@ class CountsReads(Numbers):
         return super().__getitem__(index)
 
 
-# -- what is more than an exception in a sample
+# -- failures that are more than an exception in a sample
 
 
 @pytest.mark.parametrize("shape", ["rows", "own collate_fn"])
@@ -313,16 +313,18 @@ def test_sample_that_kills_its_workers_is_skipped_like_any_other(shape: str) -> 
     assert_nothing_is_held(loader)
 
 
-def test_batch_read_at_once_that_kills_its_workers_is_raised_all_the_same() -> None:
+def test_batch_read_at_once_that_kills_its_workers_raises_even_so() -> None:
     dataset = ShapedAtOnce(12, saboteurs.sigkill, at={5})
-    first, error, last = outcomes(DataLoader(dataset, batch_size=4, num_workers=2, on_error="skip", fields=FIELDS))
+    first, error, last = batches_and_errors(
+        DataLoader(dataset, batch_size=4, num_workers=2, on_error="skip", fields=FIELDS)
+    )
     assert (first["i"].tolist(), last["i"].tolist()) == ([0, 1, 2, 3], [8, 9, 10, 11])
     assert isinstance(error, WorkerLostError)
     assert "lost 3 times on samples 4, 5, 6, 7" in str(error)
 
 
 @pytest.mark.parametrize("policy", ["skip", "substitute"])
-def test_sample_that_cannot_be_sent_is_a_failed_one(policy: Any) -> None:
+def test_sample_that_cannot_be_sent_counts_as_failed(policy: Any) -> None:
     dataset = saboteurs.Carries(12, saboteurs.a_lambda, at={0, 7})
     loader = DataLoader(dataset, batch_size=4, num_workers=2, on_error=policy)
     found = [i for batch in loader for i in batch["i"].tolist()]
@@ -335,9 +337,9 @@ def test_sample_that_cannot_be_sent_is_a_failed_one(policy: Any) -> None:
 @pytest.mark.parametrize("engine", ["inline", "thread", "two processes"])
 def test_errors_of_a_collate_fn_are_raised_under_every_policy(engine: str, policy: Any) -> None:
     loader = DataLoader(faulty({1}, 12), batch_size=4, collate_fn=RaisesFor(8), on_error=policy, **ENGINES[engine])
-    found = outcomes(loader)
+    found = batches_and_errors(loader)
     errors = [each for each in found if isinstance(each, Exception)]
-    # A substitute may happen to be the sample in question.
+    # A substitute may happen to be sample 8.
     assert {type(error) for error in errors} == {KeyError}
     assert len(errors) == 1 or policy == "substitute"
     assert len(found) == 3
@@ -354,7 +356,7 @@ class RaisesFor:
         return [sample["i"] for sample in samples]
 
 
-def test_worker_init_fn_that_raises_is_raised_under_every_policy() -> None:
+def test_error_of_a_worker_init_fn_is_raised_under_every_policy() -> None:
     for policy in ("skip", "substitute"):
         loader = DataLoader(Numbers(8), 4, num_workers=1, worker_init_fn=saboteurs.init_raises, on_error=policy)  # type: ignore[arg-type]
         with pytest.raises(saboteurs.Unlucky, match="in worker_init_fn"):
@@ -362,13 +364,13 @@ def test_worker_init_fn_that_raises_is_raised_under_every_policy() -> None:
         assert loader.errors == []
 
 
-def test_samplers_error_comes_behind_what_is_left_of_the_batches_before() -> None:
+def test_error_of_the_sampler_comes_after_what_is_left_of_the_batches_before_it() -> None:
     def indices() -> Iterator[int]:
         yield from range(10)
         raise RuntimeError("the sampler is out of order")
 
     loader = skipping({1, 5}, batch_size=3, sampler=Once(indices()), fields=FIELDS)
-    found = outcomes(loader)
+    found = batches_and_errors(loader)
     assert [batch["i"].tolist() for batch in found[:3]] == [[0, 2], [3, 4], [6, 7, 8]]
     [error] = [each for each in found if isinstance(each, Exception)]
     assert str(error) == "the sampler is out of order"
@@ -392,27 +394,27 @@ def test_streams_are_refused(policy: Any) -> None:
         DataLoader(Stream(), on_error=policy)
 
 
-def test_policy_that_does_not_exist_is_refused() -> None:
+def test_unknown_policy_is_refused() -> None:
     with pytest.raises(ValueError, match='on_error should be "raise", "skip" or "substitute", but got \'ignore\''):
         DataLoader(Numbers(3), on_error="ignore")  # type: ignore[arg-type]
 
 
-# -- the ceiling
+# -- max_errors
 
 
-CEILING = (
+TOO_MANY = (
     r'bad luck with {0}\n  while reading sample {0} \("numbers/{0}.png"\)'
     r".*\n  more than max_errors=2 samples failed in a row; loader.errors lists them"
 )
 
 
 @pytest.mark.parametrize("engine", ["inline", "thread", "two processes"])
-def test_more_failures_in_a_row_than_max_errors_are_raised_and_nothing_good_is_lost(engine: str) -> None:
+def test_more_failures_in_a_row_than_max_errors_raise_and_no_good_sample_is_lost(engine: str) -> None:
     loader = DataLoader(
         faulty({2, 3, 4, 9, 10}, 16), batch_size=4, on_error="skip", max_errors=2, fields=FIELDS, **ENGINES[engine]
     )
-    first, error, *batches = outcomes(loader)
-    assert re.match(CEILING.format(4), str(error))
+    first, error, *batches = batches_and_errors(loader)
+    assert re.match(TOO_MANY.format(4), str(error))
     assert [batch["i"].tolist() for batch in (first, *batches)] == [[0, 1], [5, 6, 7], [8, 11], [12, 13, 14, 15]]
     assert [entry.index for entry in loader.errors] == [2, 3, 4, 9, 10]
     del first, batches
@@ -424,43 +426,43 @@ def test_more_failures_in_a_row_than_max_errors_cost_the_batch_that_waits_for_su
     loader = DataLoader(
         faulty({4, 5, 6}, 16), batch_size=4, on_error="substitute", max_errors=2, fields=FIELDS, **ENGINES[engine]
     )
-    first, error, *rest = outcomes(loader)
-    assert re.match(CEILING.format(6), str(error))
+    first, error, *rest = batches_and_errors(loader)
+    assert re.match(TOO_MANY.format(6), str(error))
     assert [batch["i"].tolist() for batch in (first, *rest)] == [[0, 1, 2, 3], [8, 9, 10, 11], [12, 13, 14, 15]]
     assert listed(loader) == expected_list([4, 5, 6])
     del first, rest
     assert_nothing_is_held(loader)
 
 
-def test_failures_count_as_in_a_row_only_if_nothing_good_is_between() -> None:
+def test_failures_are_in_a_row_only_if_no_good_sample_is_between() -> None:
     at = {0, 1, 3, 4, 6, 7, 9, 10}
     for policy in ("skip", "substitute"):
         loader = DataLoader(faulty(at, 60), 4, on_error=policy, max_errors=4, fields=FIELDS)  # type: ignore[arg-type]
-        assert not any(isinstance(each, Exception) for each in outcomes(loader)), policy
+        assert not any(isinstance(each, Exception) for each in batches_and_errors(loader)), policy
 
 
-def test_failures_of_many_batches_are_no_row_for_substitutes() -> None:
+def test_failures_in_many_batches_are_not_in_a_row_where_substitutes_succeed() -> None:
     at = set(range(0, 200, 10))
     loader = DataLoader(faulty(at, 200), batch_size=10, on_error="substitute", max_errors=3, fields=FIELDS)
     assert sum(len(batch["i"]) for batch in loader) == 200
     assert len(loader.errors) >= 20
 
 
-def test_ceiling_of_zero_raises_the_first_error_and_lists_it() -> None:
+def test_max_errors_of_zero_raises_the_first_error_and_lists_it() -> None:
     loader = DataLoader(faulty({2}, 4), batch_size=2, on_error="skip", max_errors=0, fields=FIELDS)
-    assert [type(each) for each in outcomes(loader)] == [dict, saboteurs.Unlucky, dict]
+    assert [type(each) for each in batches_and_errors(loader)] == [dict, saboteurs.Unlucky, dict]
     assert listed(loader) == expected_list([2])
 
 
-def test_raising_lists_nothing() -> None:
+def test_without_a_policy_errors_are_raised_and_not_listed() -> None:
     loader = DataLoader(faulty({2}, 4), batch_size=2, fields=FIELDS)
-    assert len(outcomes(loader)) == 2
+    assert len(batches_and_errors(loader)) == 2
     assert loader.errors == []
 
 
-def test_exceptions_that_are_no_plain_text_tell_of_the_ceiling_too() -> None:
+def test_exceptions_that_are_not_plain_text_mention_max_errors_too() -> None:
     loader = DataLoader(Numbers(2, missing_file, at={0}), on_error="skip", max_errors=0)
-    error, batch = outcomes(loader)
+    error, batch = batches_and_errors(loader)
     assert (type(error), error.errno, error.filename) == (FileNotFoundError, 2, "numbers/0.png")
     assert any("more than max_errors=0" in note for note in getattr(error, "__notes__", ["more than max_errors=0"]))
     assert batch["i"].tolist() == [1]
@@ -500,7 +502,7 @@ def test_substitutes_do_not_depend_on_workers_or_depth(engine: str) -> None:
 
 
 def test_substitutes_do_not_depend_on_whether_a_batch_was_seen_before() -> None:
-    """The shape of a batch is unknown in the first epoch of a loader, and here nearly every sample fails often."""
+    """The shapes of a batch are unknown in the first epoch of a loader, and here nearly every sample fails."""
 
     def loader() -> DataLoader[Any]:
         return DataLoader(
@@ -525,7 +527,7 @@ def test_substitutes_do_not_depend_on_the_batch_size() -> None:
 
 
 @pytest.mark.parametrize("at", SOME_GOOD.values(), ids=SOME_GOOD)
-def test_substitutes_stand_where_the_failed_samples_stood(at: set[int]) -> None:
+def test_substitutes_take_the_places_of_the_failed_samples(at: set[int]) -> None:
     loader = DataLoader(faulty(at), batch_size=4, on_error="substitute", max_errors=1000, fields=FIELDS, num_workers=2)
     found = [i for batch in loader for i in batch["i"].tolist()]
     assert len(found) == LENGTH
@@ -534,10 +536,10 @@ def test_substitutes_stand_where_the_failed_samples_stood(at: set[int]) -> None:
         assert i == position or position in at
     assert {entry.index for entry in loader.errors} == at
     if len(at) == 4:
-        assert len({found[position] for position in at}) > 1  # not one and the same for all
+        assert len({found[position] for position in at}) > 1  # not the same one for all
 
 
-def test_dataset_without_length_is_filled_from_the_batch() -> None:
+def test_without_a_length_substitutes_come_from_the_batch() -> None:
     dataset = Endless({1})
     loader = DataLoader(dataset, sampler=[0, 1, 2, 3], batch_size=4, on_error="substitute")
     [batch] = loader
@@ -555,7 +557,7 @@ class Endless:
         return index
 
 
-def test_keys_that_are_no_ints_are_filled_from_the_batch() -> None:
+def test_where_keys_are_not_ints_substitutes_come_from_the_batch() -> None:
     samples = {key: key.upper() for key in "abcdefgh" if key != "c"}
     loader = DataLoader(samples, sampler=list("abcdefgh"), batch_size=4, on_error="substitute", num_workers=2)  # type: ignore[arg-type]
     first, second = loader
@@ -565,21 +567,21 @@ def test_keys_that_are_no_ints_are_filled_from_the_batch() -> None:
     assert {entry.index for entry in loader.errors} == {"c"}
 
 
-def test_dataset_in_which_everything_fails_ends_with_its_own_error() -> None:
+def test_dataset_in_which_every_sample_fails_raises_its_own_error() -> None:
     for engine in ("inline", "thread", "two processes"):
         loader = DataLoader(faulty(set(range(8)), 8), 4, on_error="substitute", max_errors=20, **ENGINES[engine])
-        found = outcomes(loader)
+        found = batches_and_errors(loader)
         assert [type(each) for each in found] == [saboteurs.Unlucky] * 2
         assert len(loader.errors) >= 21
         assert_nothing_is_held(loader)
 
 
-def test_errors_without_a_type_of_their_own_here_are_listed_by_name() -> None:
+def test_errors_that_cannot_be_rebuilt_are_listed_by_the_name_of_their_type() -> None:
     loader = DataLoader(Numbers(4, saboteurs.takes_two, at={1}), batch_size=4, num_workers=1, on_error="skip")
     assert [len(batch["i"]) for batch in loader] == [3]
     assert [entry.error for entry in loader.errors] == ["support.saboteurs.TakesTwo: bad luck (7)"]
     loader.max_errors = 0
-    [error, batch] = outcomes(loader)
+    [error, batch] = batches_and_errors(loader)
     assert isinstance(error, UserCodeError)
     assert isinstance(error, SampleError)
     assert batch["i"].tolist() == [0, 2, 3]

@@ -1,4 +1,4 @@
-"""`loaders prepare` killed at any time leaves whole files only, and run again it makes what one run makes."""
+"""`loaders prepare`, killed at any time, leaves only whole files; run again, it makes what one run makes."""
 
 import os
 import signal
@@ -14,7 +14,7 @@ from loaders.images.decode.restart_index import RestartIndex
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc to find processes that were left")
 
-COUNT = 56  # photos, of which each takes a few hundredths of a second
+COUNT = 56  # photos, each of which takes a few hundredths of a second
 KILLED_AT = (8, 30)  # files written
 
 
@@ -27,7 +27,7 @@ def command_line(pid):
 
 
 def members(group):
-    """The processes of a process group that still run."""
+    """The processes of a process group that have not ended."""
     found = []
     for name in filter(str.isdigit, os.listdir("/proc")):
         try:
@@ -71,7 +71,7 @@ def start(source, programs, tmp_path):
 
 
 def written(target):
-    """Everything that has a name that counts."""
+    """All files except temporary ones."""
     return [path for path in target.rglob("*") if path.is_file() and not path.name.startswith(".")]
 
 
@@ -85,18 +85,18 @@ def assert_whole(source, target):
 
 
 @pytest.mark.parametrize("victim", ["the command", "a worker", "all"])
-def test_killed_again_and_again_it_ends_as_if_it_had_not_been(victim, source, start, tmp_path):
+def test_killed_repeatedly_it_ends_as_if_it_had_never_been_killed(victim, source, start, tmp_path):
     target = tmp_path / "target"
     for count in KILLED_AT:
         with start() as process:
             wait_until(lambda count=count: len(written(target)) >= count, f"{count} files were written")
             everyone = members(process.pid)
             workers = sorted(pid for pid in everyone if b"spawn_main" in command_line(pid))
-            assert len(workers) >= 2  # one more, if one is starting the program
+            assert len(workers) >= 2  # one more while one of them forks to start jpegtran
             for pid in {"the command": [process.pid], "a worker": workers[:1], "all": everyone}[victim]:
                 os.kill(pid, signal.SIGKILL)
             output, _ = process.communicate(timeout=60)
-        wait_until(lambda group=process.pid: not members(group), "nobody was left")
+        wait_until(lambda group=process.pid: not members(group), "all processes had ended")
         assert process.returncode == (1 if victim == "a worker" else -signal.SIGKILL), output
         assert victim != "a worker" or "a worker process was killed" in output
         assert count <= len(written(target)) < COUNT
@@ -112,7 +112,7 @@ def test_killed_again_and_again_it_ends_as_if_it_had_not_been(victim, source, st
     assert len(RestartIndex(str(target))) == COUNT
 
 
-def test_ctrl_c_ends_it_and_says_how_to_go_on(source, start, tmp_path):
+def test_ctrl_c_ends_it_and_says_how_to_continue(source, start, tmp_path):
     target = tmp_path / "target"
     with start() as process:
         wait_until(lambda: len(written(target)) > 5, "some files were written")
@@ -120,6 +120,6 @@ def test_ctrl_c_ends_it_and_says_how_to_go_on(source, start, tmp_path):
         output, _ = process.communicate(timeout=60)
     assert process.returncode == 130
     assert output == "Stopped. Run it again to continue.\n"
-    wait_until(lambda: not members(process.pid), "nobody was left")
+    wait_until(lambda: not members(process.pid), "all processes had ended")
     assert 5 < len(written(target)) < COUNT
     assert_whole(source, target)

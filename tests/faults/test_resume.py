@@ -1,4 +1,4 @@
-"""A run that is killed at any time and started again until it finishes has the losses of one that was left alone."""
+"""A training run, killed at random and restarted until it finishes, has the losses of an undisturbed one."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _LINE = re.compile(r"step (\d+): loss (\S+)")
 
 
 def losses_of(lines: list[str]) -> dict[int, str]:
-    """Every digit of the loss of each step, as it was printed."""
+    """The loss of each step, with every digit that was printed."""
     found = [_LINE.fullmatch(line.strip()) for line in lines]
     return {int(match[1]): match[2] for match in found if match is not None}
 
@@ -31,7 +31,7 @@ def start(checkpoint: Path, workers: int) -> subprocess.Popen[str]:
 
 
 def run_until(process: subprocess.Popen[str], lines_wanted: int, delay_s: float) -> tuple[list[str], bool]:
-    """What the run printed, until it ended or, `delay_s` behind its line number `lines_wanted`, was killed."""
+    """What the run printed until it ended, or was killed `delay_s` after line `lines_wanted`; and whether it ended."""
     assert process.stdout is not None
     assert process.stderr is not None
     lines: list[str] = []
@@ -42,11 +42,11 @@ def run_until(process: subprocess.Popen[str], lines_wanted: int, delay_s: float)
         if is_to_die:
             select.select([], [], [], delay_s)  # at any instruction: also in the middle of writing a checkpoint
             os.kill(process.pid, signal.SIGKILL)
-        # Not communicate(): it passes over what readline() has taken from the pipe already.
+        # Not communicate(): it would miss what readline() has already buffered.
         lines += process.stdout.readlines()
         status = process.wait(timeout=60)
         assert is_to_die or status == 0, process.stderr.read()
-    # The last line may be cut, or none at all.
+    # The last line may be incomplete.
     return [line for line in lines if line.endswith("\n")], status == 0
 
 
@@ -59,12 +59,12 @@ def test_a_run_killed_at_random_times_has_the_losses_of_an_undisturbed_one(seed:
 
     rng, seen, deaths, ended = random.Random(seed), dict[int, str](), 0, False
     while not ended:
-        # Also with other numbers of workers than before.
+        # Each time with another number of workers.
         process = start(tmp_path / "killed.pt", workers=rng.choice([0, 1, 2]))
         lines, ended = run_until(process, rng.randint(8, 20) if deaths < 4 else STEPS + 1, rng.uniform(0, 0.02))
         deaths += not ended
         for step, loss in losses_of(lines).items():
-            assert loss == reference[step], f"step {step} behind death {deaths}"
+            assert loss == reference[step], f"step {step} after death {deaths}"
             assert seen.setdefault(step, loss) == loss
     assert seen == reference
     assert deaths >= 3

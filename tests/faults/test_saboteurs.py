@@ -1,4 +1,4 @@
-"""Saboteur by saboteur: whatever a dataset does to its worker, the consumer hears what happened to which sample."""
+"""Whatever a dataset does to its worker, the consumer is told what happened to which sample."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 import torch
 from support import inside, saboteurs
 from support.saboteurs import Carries, Numbers
-from support.waiting import assert_no_workers, assert_nothing_is_held, outcomes, wait_until, worker_pids
+from support.waiting import assert_no_workers, assert_nothing_is_held, batches_and_errors, wait_until, worker_pids
 
 from loaders.dataloader.loader import DataLoader
 from loaders.errors import SampleError, UserCodeError, WorkerLostError, WorkerTimeoutError
@@ -49,7 +49,7 @@ TABLE = [
     ("sys_exit", WorkerLostError, LOST + "exit with status 4"),
     ("exit_in_gc", WorkerLostError, LOST + "exit with status 9"),
     ("keyboard_interrupt", WorkerLostError, LOST + "exit with status 1"),
-    # The worker notices only when it reports; runs are of one row here, so the blame is right all the same.
+    # The worker notices only when it reports; spans have one row here, so the right sample is blamed even so.
     ("close_descriptors", WorkerLostError, LOST + "exit with status 1"),
     ("memory_error", MemoryError, rf"no room for sample\n  while reading {NAMED} in worker \d"),
     ("recursion_error", RecursionError, rf"maximum recursion depth exceeded.*\n  while reading {NAMED}"),
@@ -68,7 +68,7 @@ def test_saboteur_costs_its_own_batch_and_is_named(
     dataset = Numbers(10, getattr(saboteurs, saboteur), at={5})
     loader = DataLoader(dataset, batch_size=2, num_workers=2, multiprocessing_context=FORK)
 
-    first, second, error, *rest = outcomes(loader)
+    first, second, error, *rest = batches_and_errors(loader)
 
     assert [indices(batch) for batch in (first, second, *rest)] == [[0, 1], [2, 3], [6, 7], [8, 9]]
     assert type(error) is expected
@@ -84,7 +84,7 @@ def test_saboteur_costs_its_own_batch_and_is_named(
 def test_exceptions_cost_their_own_batch_without_processes_too(engine: dict[str, Any], saboteur: str) -> None:
     loader = DataLoader(Numbers(10, getattr(saboteurs, saboteur), at={5}), batch_size=2, **engine)
 
-    first, second, error, *rest = outcomes(loader)
+    first, second, error, *rest = batches_and_errors(loader)
 
     assert [indices(batch) for batch in (first, second, *rest)] == [[0, 1], [2, 3], [6, 7], [8, 9]]
     told = "\n".join([str(error), *getattr(error, "__notes__", [])])
@@ -143,7 +143,7 @@ def test_hung_sample_hits_the_timeout_and_is_named(engine: str, saboteur: str, r
         pytest.skip("would stop the tests themselves")
     dataset = Numbers(10, getattr(saboteurs, saboteur), at={5})
     if engine == "thread":
-        stuck = multiprocessing.Event()  # a thread cannot be killed: let it go in the end
+        stuck = multiprocessing.Event()  # a thread cannot be killed: release it in the end
         dataset.fault = lambda index: stuck.wait()
         request.addfinalizer(stuck.set)
     loader = DataLoader(dataset, batch_size=2, num_workers=2, worker_method=engine, timeout=0.5)
@@ -170,7 +170,7 @@ def test_timeout_in_a_collate_fn_blames_no_sample() -> None:
 
 def test_crash_in_a_collate_fn_blames_no_sample() -> None:
     loader = DataLoader(Numbers(8), batch_size=2, num_workers=2, collate_fn=saboteurs.collate_dies)
-    first, second, error, last = outcomes(loader)
+    first, second, error, last = batches_and_errors(loader)
     assert [indices(batch) for batch in (first, second, last)] == [[0, 1], [2, 3], [6, 7]]
     assert isinstance(error, WorkerLostError)
     assert re.match(r"worker \d was lost 3 times on collate_fn of samples 4, 5, the last time by SIGSEGV", str(error))
@@ -181,7 +181,7 @@ def test_crash_in_a_collate_fn_blames_no_sample() -> None:
 
 def test_dataset_that_reads_whole_batches_is_blamed_by_batch() -> None:
     loader = DataLoader(saboteurs.ReadAtOnce(8, saboteurs.segfault, at={5}), batch_size=2, num_workers=2)
-    first, second, error, last = outcomes(loader)
+    first, second, error, last = batches_and_errors(loader)
     assert [indices(batch) for batch in (first, second, last)] == [[0, 1], [2, 3], [6, 7]]
     assert re.match(r"worker \d was lost 3 times on samples 4, 5, the last time by SIGSEGV", str(error))
 
@@ -189,7 +189,7 @@ def test_dataset_that_reads_whole_batches_is_blamed_by_batch() -> None:
 @pytest.mark.parametrize("batch_size", [2, 8])
 def test_sample_that_cannot_be_pickled_is_named(batch_size: int) -> None:
     loader = DataLoader(Carries(8, saboteurs.a_lambda, at={5}), batch_size=batch_size, num_workers=2)
-    found = outcomes(loader)
+    found = batches_and_errors(loader)
     [error] = [each for each in found if isinstance(each, Exception)]
     assert re.search(rf"while sending back {NAMED} in worker \d", "\n".join([str(error), *error.__notes__]))
     assert len(found) == 8 // batch_size
@@ -197,13 +197,13 @@ def test_sample_that_cannot_be_pickled_is_named(batch_size: int) -> None:
 
 def test_result_of_a_collate_fn_that_cannot_be_pickled_names_its_batch() -> None:
     loader = DataLoader(Numbers(4), batch_size=2, num_workers=1, collate_fn=lambda samples: lambda: samples)
-    for error, name in zip(outcomes(loader), ["samples 0, 1", "samples 2, 3"], strict=True):
+    for error, name in zip(batches_and_errors(loader), ["samples 0, 1", "samples 2, 3"], strict=True):
         assert f"while sending back {name} in worker 0" in "\n".join([str(error), *getattr(error, "__notes__", [])])
 
 
 def test_sample_that_cannot_be_unpickled_raises_its_own_error() -> None:
     loader = DataLoader(Carries(8, saboteurs.not_here, at={5}), batch_size=2, num_workers=2)
-    first, second, error, last = outcomes(loader)
+    first, second, error, last = batches_and_errors(loader)
     assert [indices(batch) for batch in (first, second, last)] == [[0, 1], [2, 3], [6, 7]]
     assert re.match("rebuilt in the wrong process\n  while receiving samples 5 in worker", str(error))
 
@@ -220,7 +220,7 @@ def test_death_is_noticed_although_a_child_of_the_worker_lives_on(tmp_path: Any)
     assert [indices(batch) for batch in loader] == [[0, 1], [2, 3], [4, 5], [6, 7]]
 
 
-def test_hundred_megabytes_beside_the_slot_arrive() -> None:
+def test_overflow_of_a_hundred_megabytes_arrives() -> None:
     loader = DataLoader(Carries(3, saboteurs.hundred_megabytes, at={1}), batch_size=1, num_workers=2)
     plain, large, other = (batch["value"][0] for batch in loader)
     assert (plain, other) == ("plain 0", "plain 2")
@@ -233,7 +233,7 @@ def test_worker_killed_in_the_middle_of_a_large_payload_changes_nothing(collate_
     loader = DataLoader(Carries(6, value, at={0, 1, 4}), batch_size=1, num_workers=2, collate_fn=collate_fn, timeout=20)
     iterator = iter(loader)
     engine = inside.engine_of(iterator)
-    # The header is told before the payload, which is too large to be sent while nobody reads it.
+    # The header is announced before the payload, which is too large to be sent while nobody reads it.
     assert select.select([engine._done[0]], [], [], 20)[0]
     for pid in worker_pids():
         os.kill(pid, signal.SIGKILL)
@@ -245,13 +245,13 @@ def test_worker_killed_in_the_middle_of_a_large_payload_changes_nothing(collate_
 
 
 @pytest.fixture
-def _only_kills_are_forgiven(monkeypatch: pytest.MonkeyPatch) -> None:
+def _kills_are_unlimited(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(supervisor, "_FRUITLESS_KILLS", 1_000_000)
 
 
-@pytest.mark.usefixtures("_only_kills_are_forgiven")
+@pytest.mark.usefixtures("_kills_are_unlimited")
 @pytest.mark.parametrize("dataset", [saboteurs.ExitsAtUnpickle, saboteurs.CrashesAtUnpickle])
-def test_dataset_that_ends_its_worker_at_unpickle_is_given_up(dataset: type[Numbers], capfd: Any) -> None:
+def test_dataset_that_ends_its_worker_when_unpickled_is_given_up(dataset: type[Numbers], capfd: Any) -> None:
     loader = DataLoader(dataset(8), batch_size=2, num_workers=1, multiprocessing_context="forkserver")
     iterator = iter(loader)
     with pytest.raises(
@@ -282,7 +282,7 @@ def test_exception_in_worker_init_fn_is_raised_at_the_first_batch(engine: str) -
     assert_nothing_is_held(loader)
 
 
-@pytest.mark.usefixtures("_only_kills_are_forgiven")
+@pytest.mark.usefixtures("_kills_are_unlimited")
 @pytest.mark.parametrize(
     ("init", "how"), [(saboteurs.init_exits, "exit with status 5"), (saboteurs.init_crashes, "SIGSEGV")]
 )
@@ -303,7 +303,7 @@ def test_key_that_ends_the_worker_is_given_up(capfd: Any) -> None:
 
 def test_key_that_cannot_be_pickled_costs_its_own_batch() -> None:
     loader = DataLoader(Numbers(8), sampler=[0, Stubborn(), 2], num_workers=2)
-    first, error, last = outcomes(loader)
+    first, error, last = batches_and_errors(loader)
     assert (indices(first), indices(last)) == ([0], [2])
     assert re.match(r"bad luck at pickle\n  while sending samples a stubborn key", str(error))
 
@@ -317,13 +317,13 @@ class Stubborn:
 
 
 class Poison:
-    """A key that ends whoever unpickles it, before any sample is being read."""
+    """A key that ends the process that unpickles it, before it reads any sample."""
 
     def __reduce__(self) -> Any:
         return os._exit, (6,)
 
 
-def test_many_values_beside_the_slot_while_the_consumer_is_away() -> None:
+def test_many_overflowing_values_wait_while_the_consumer_is_away() -> None:
     dataset = Carries(64, saboteurs.eight_megabytes, at=set())
     loader = DataLoader(dataset, batch_size=16, num_workers=2)
     iterator = iter(loader)

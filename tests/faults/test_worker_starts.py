@@ -1,4 +1,4 @@
-"""Workers that do not come to life: told at once, in few words, and without a hang or a leak."""
+"""Workers that fail to start: reported at once and briefly, without a hang or a leak."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def run(script: list[str]) -> subprocess.CompletedProcess[str]:
     )
 
 
-# -- a job that no worker can read
+# -- a job that no worker can unpickle
 
 NOTEBOOK = """
 from support.saboteurs import Numbers
@@ -63,7 +63,7 @@ except Exception as error:
 
 
 @pytest.mark.parametrize("method", ["spawn", "forkserver"])
-def test_a_class_of_a_notebook_that_workers_cannot_import_is_told_once_and_named(method: str) -> None:
+def test_a_class_of_a_notebook_that_workers_cannot_import_is_reported_once_and_named(method: str) -> None:
     done = run(["-c", NOTEBOOK.format(method=method)])
     assert done.stdout.startswith("WorkerLostError worker processes cannot unpickle the dataset")
     assert "Can't get attribute 'Mine' on <module '__main__'" in done.stdout
@@ -88,7 +88,7 @@ if __name__ == "__main__":
 """
 
 
-def test_a_class_inside_the_main_program_of_a_script_is_told_with_what_to_do(tmp_path: Path) -> None:
+def test_a_class_inside_the_main_program_of_a_script_is_reported_with_what_to_do(tmp_path: Path) -> None:
     script = tmp_path / "train.py"
     script.write_text(SCRIPT)
     done = run([str(script)])
@@ -135,7 +135,7 @@ def test_a_process_that_cannot_be_forked_leaves_no_descriptor(monkeypatch: pytes
 
 @pytest.mark.parametrize("calls", range(6))
 def test_a_start_without_descriptors_leaves_none(calls: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whichever of its pipes cannot be made."""
+    """Whichever of its pipes cannot be opened."""
     left, real = [calls], os.pipe
 
     def pipe() -> tuple[int, int]:
@@ -184,7 +184,7 @@ class RaisesEOF(Numbers):
         raise EOFError("of the user's file")
 
 
-def test_an_end_of_file_in_the_users_pickling_is_the_users() -> None:
+def test_an_eof_error_in_the_users_pickling_is_raised_as_it_is() -> None:
     loader = DataLoader(RaisesEOF(8), batch_size=2, num_workers=2, multiprocessing_context="spawn")
     with pytest.raises(EOFError, match="of the user's file"):
         iter(loader)
@@ -226,8 +226,8 @@ seen = []
 for batch in batches:
     seen += batch["i"].tolist()
     if len(seen) % 100 == 0:
-        # Among them the spare, which is promoted before it is known that it has died.
-        pids = [member.process.pid for member in inside.processes_of(batches)]
+        # One of them is the spare, which is promoted before its death is noticed.
+        pids = [worker.process.pid for worker in inside.processes_of(batches)]
         for pid in pids:
             os.kill(pid, signal.SIGKILL)
         wait_until(lambda: all(map(is_gone, pids)), "all have died")
@@ -235,12 +235,12 @@ assert seen == list(range(400))
 """
 
 
-def test_a_program_that_has_broken_pipes_end_it_outlives_workers_and_spares() -> None:
+def test_a_program_that_sigpipe_would_end_survives_the_death_of_workers_and_spares() -> None:
     done = run(["-c", SIGPIPE])
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_launching_blocks_no_signal_and_takes_none_that_was_there_before() -> None:
+def test_launching_leaves_the_signal_mask_and_pending_signals_as_they_were() -> None:
     context: Any = multiprocessing.get_context("fork")
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGPIPE})
     try:

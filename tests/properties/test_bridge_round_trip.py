@@ -51,7 +51,7 @@ def tensors(draw):
 
 
 def sharable(array):
-    """The promise in other words: NumPy lets you write, torch can address it, no element is another's."""
+    """The promise in other words: it is writable, torch can address it, and no two elements overlap."""
     steps = [step for step, length in zip(array.strides, array.shape, strict=True) if length > 1]
     regular = all(step > 0 and step % array.itemsize == 0 for step in steps) and array.flags.aligned
     return array.dtype.isnative and (array.size == 0 or (array.flags.writeable and regular))

@@ -12,7 +12,7 @@ from loaders import RandomResizedCrop
 from loaders.randomness.streams import enter_sample, leave_sample
 
 DRAWS = 4000
-# Kolmogorov and Smirnov's statistic of two equal distributions exceeds this once in 10,000 times.
+# The Kolmogorov-Smirnov statistic of two equal distributions exceeds this once in 10,000 times.
 THRESHOLD = math.sqrt(-math.log(1e-4 / 2) / DRAWS)
 
 SIZES = [(470, 400), (500, 100), (90, 1200), (33, 45)]
@@ -49,7 +49,7 @@ def distance(one, other):
 
 
 def views(regions):
-    """What is compared, each one number per region: alone, and in pairs, where a dependence would show."""
+    """What is compared, one number per region each: single quantities, and pairs, which show dependences."""
     left, top, width, height = np.array(regions, float).T
     return {
         "left": left,

@@ -1,4 +1,4 @@
-"""Windows decoded from their own segments have the pixels of decoding everything and cutting, bit for bit."""
+"""Windows decoded from their own segments equal those cut from the decoded whole, bit for bit."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def random_region(rng, width, height):
 
 @pytest.fixture
 def splices(monkeypatch):
-    """How many windows were made of segments, to see that they were; also those of nearly all of a photo."""
+    """Lists the windows that were decoded from segments; here also those that are nearly all of a photo."""
     monkeypatch.setattr(image, "_MOST", 2)
     made, splice = [], restart.Restarts.splice
 
@@ -89,7 +89,7 @@ def test_reduced_scales_are_those_of_decoding_everything(sampling, scale, splice
 
 @pytest.mark.parametrize("scale", [1, 2, 4, 8])
 @pytest.mark.parametrize("sampling", [*SAMPLINGS, "grey"])
-def test_slivers_at_every_place(sampling, scale):
+def test_single_pixels_at_every_place(sampling, scale):
     data = encoded(63, 45, sampling, 1)
     for left in range(63):
         region = Region(left, left * 44 // 62, 1, 1)

@@ -1,4 +1,4 @@
-"""The crown: whoever reads an epoch, wherever it is interrupted: it is the same bits as a plain loop gives."""
+"""Whatever reads an epoch, and wherever it is interrupted, it has the same bits as in a plain loop."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from support.waiting import assert_no_workers
 from loaders import DataLoader, ImageFolder, RandomResizedCrop, ShardedSampler, sample_rng
 from loaders.randomness.streams import Domain, enter_sample, keyed_word, leave_sample
 
-# More workers than this machine may have cores: torch says so.
+# More workers than this machine may have cores, of which torch warns.
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create 4 worker processes")
 
 SEED = 2**40 + 7
 N = 61
 GLOBAL_BATCH = 8
-BATCHES = 8  # 61 samples and 3 that pad
+BATCHES = 8  # 61 samples and 3 of padding
 
 
 class Draws:
-    """Draws from all that is keyed; `everywhere` also from the process's own generators, of which threads have none."""
+    """Draws from everything keyed; with `everywhere` also from the process's generators, which threads share."""
 
     def __init__(self, everywhere: bool) -> None:
         self.everywhere = everywhere
@@ -57,7 +57,7 @@ class Case:
 
     Attributes:
         engine: inline, thread, or the method by which worker processes are started.
-        kill: the batch behind which a worker of every rank is killed; None for no kill.
+        kill: the batch after which a worker of every rank is killed; None for no kill.
     """
 
     engine: str
@@ -71,7 +71,7 @@ class Case:
 
 
 def plain_loop(epoch: int, everywhere: bool) -> list[str]:
-    """The epoch as nothing but its definition gives it: no loader, no worker, one sample behind the other."""
+    """The epoch by its definition alone: no loader, no worker, one sample after the other."""
     dataset, sampler = Draws(everywhere), ShardedSampler(N, seed=5, rank=0, num_replicas=1, batch_size=GLOBAL_BATCH)
     sampler.set_epoch(epoch)
     hashes, generators = [], (random.getstate(), np.random.get_state(), torch.get_rng_state())
@@ -94,7 +94,7 @@ def plain_loop(epoch: int, everywhere: bool) -> list[str]:
 
 
 def hash_of(ranks: list[dict[str, Any]]) -> str:
-    """Of one batch of every rank: row j of rank r stands at position j · world + r of the global batch."""
+    """The hash of one batch of every rank: row j of rank r stands at position j · world + r of the global batch."""
     digest = hashlib.sha256()
     for name in ranks[0]:
         digest.update(np.ascontiguousarray(np.stack([np.asarray(rank[name]) for rank in ranks], axis=1)).tobytes())

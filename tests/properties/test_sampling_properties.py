@@ -1,4 +1,4 @@
-"""Whatever the sizes: ranks share an epoch exactly, and it may be cut and taken up anywhere."""
+"""Whatever the sizes, ranks share an epoch exactly, and it may be interrupted and resumed anywhere."""
 
 from itertools import islice
 
@@ -11,7 +11,7 @@ from loaders.sampling.permutation import MAX_N
 
 
 def interleaved(samplers):
-    """What the ranks still have together, in the order of the epoch."""
+    """What the ranks together have left, in the order of the epoch."""
     lists = [list(sampler) for sampler in samplers]
     return [share[step] for step in range(max(map(len, lists))) for share in lists if step < len(share)]
 
@@ -36,8 +36,8 @@ def make(kind, n, **options):
     epoch=st.integers(0, 2**40),
     data=st.data(),
 )
-def test_an_epoch_is_the_same_however_it_is_shared_and_cut(kind, n, batch, worlds, tail, seed, epoch, data):
-    """`worlds`: how many ranks there are in one run after another; each is stopped somewhere and the next goes on."""
+def test_an_epoch_is_the_same_however_it_is_shared_and_interrupted(kind, n, batch, worlds, tail, seed, epoch, data):
+    """`worlds`: the numbers of ranks of consecutive runs; each stops somewhere, and the next one resumes there."""
 
     def ranks(world):
         return [

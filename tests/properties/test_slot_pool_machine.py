@@ -1,4 +1,4 @@
-"""The real pool against a simple model: whatever the order of events, no byte that somebody looks at changes."""
+"""The real pool against a simple model: whatever the order of events, no byte that is in use changes."""
 
 import ctypes
 import itertools
@@ -21,8 +21,8 @@ SIZES = st.lists(st.sampled_from([1, PAGE, 2 * PAGE, 3 * PAGE - 5, 5 * PAGE]), m
 class SlotPools(RuleBasedStateMachine):
     """Slots are acquired, written, leased, viewed, abandoned and discarded in every order that the states allow.
 
-    Every block is filled with a stamp of its own when it is acquired, and by late writers again. Model: what each slot
-    is, and per leased block its stamp and the views of it that live.
+    Every block is filled with a stamp of its own when it is acquired, and again by late writers. The model: the state
+    of each block, and per leased block how many views of it are alive.
     """
 
     filling = Bundle("filling")  # slots: (blocks, stamps)
@@ -36,9 +36,9 @@ class SlotPools(RuleBasedStateMachine):
         super().__init__()
         self.pool = SlotPool(Arena(4 * CEILING, shared=self.shared), ceiling_nbytes=CEILING)
         self.stamps = itertools.count(1)
-        self.states = {}  # block → state it must have, of all that are not free
-        self.alive = {}  # leased block → the views of it that live
-        self.seen = set()  # every block there ever was
+        self.states = {}  # block → the state it must have, for all that are not free
+        self.alive = {}  # leased block → how many views of it are alive
+        self.seen = set()  # every block that was ever acquired
         self.resting = None
 
     def teardown(self):
@@ -70,7 +70,7 @@ class SlotPools(RuleBasedStateMachine):
             assert taken + wanted > CEILING, "refused though there was room"
             return [], []
         assert [block.nbytes for block in blocks] == [-(-size // PAGE) * PAGE for size in sizes]
-        assert not self.states.keys() & set(blocks), "handed out a block that somebody has"
+        assert not self.states.keys() & set(blocks), "handed out a block that is in use"
         self.seen.update(blocks)
         self.become(blocks, BlockState.FILLING)
         return blocks, self.write(blocks)
@@ -161,7 +161,7 @@ class SlotPools(RuleBasedStateMachine):
         assert self.pool.arena.reserved_nbytes <= busy + late + kept
 
     @invariant()
-    def states_are_as_the_model_has_them(self):
+    def states_are_those_of_the_model(self):
         for block, state in self.states.items():
             assert block.state is state
 
@@ -185,7 +185,7 @@ class SlotPools(RuleBasedStateMachine):
     @rule()
     def everything_that_is_not_in_use_is_free(self):
         self.pool.reclaim()
-        self.pool.reclaim()  # late writers have said for the second time whether they write
+        self.pool.reclaim()  # late writers were asked for the second time whether they still write
         assert self.pool.leased_count == len(self.alive)
         assert self.pool.leased_nbytes == sum(block.nbytes for block in self.alive)
         in_use = Counter(block.nbytes for block in self.states)

@@ -1,4 +1,4 @@
-"""Batches of several structures, and a loader that counts how many are asked for."""
+"""Batches of several structures, and a loader that counts how many are requested."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Sample:
 
 
 class CountingLoader:
-    """Batches 0 … n-1; remembers how many were asked for in the current pass, and raises where told to."""
+    """Batches 0 … n-1. Counts how many were requested in the current pass, and raises at `error_at`."""
 
     def __init__(self, n, error_at=None):
         self.n = n

@@ -1,4 +1,4 @@
-"""How surprising counts are."""
+"""How probable counts are."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import numpy as np
 
 
 def chi_square_p(counts: Any, expected: Any) -> float:
-    """The chance of counts at least as far from `expected` as these, by the Wilson-Hilferty approximation.
+    """The probability of counts at least as far from `expected` as these, by the Wilson-Hilferty approximation.
 
-    Cells with no expectation must be empty; the others should expect five or more.
+    Cells whose expectation is 0 must be empty; the others must expect five or more.
     """
     counts, expected = np.ravel(counts).astype(float), np.broadcast_to(expected, np.shape(counts)).ravel().astype(float)
     assert not counts[expected == 0].any()

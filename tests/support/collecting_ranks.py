@@ -1,4 +1,4 @@
-"""Three ranks that collect together; each writes what it was told into a file of the folder named."""
+"""Three ranks that collect together; each writes what it got to a file in the given folder."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ def refusal(fn):
     return "nothing was refused"
 
 
-def told(rank, folder):
+def results(rank, folder):
     early = OutputCollector()
     early.add(X[:1], [0])
     store = dist.FileStore(str(folder / "store"), RANKS)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=RANKS, timeout=timedelta(seconds=40))
     gather.ROUND_NBYTES = 400  # a few rows a round
-    share = [*range(LENGTH)[rank::RANKS], 0, 1]  # the last two as a sampler pads
+    share = [*range(LENGTH)[rank::RANKS], 0, 1]  # the last two are padding, as of a sampler
     for name, path in (("memory", None), ("file", folder / "out")):
         result = collect(OutputCollector(LENGTH, path), share[::-1]).result()
         yield f"{name} {result and all(np.array_equal(array, X) for array in result.values())}"
@@ -62,7 +62,7 @@ def told(rank, folder):
 
 
 def late_batch():
-    """As of a device: its index is known only when it has arrived."""
+    """A batch as of a device: its index is known only once it has arrived."""
     from loaders.outputs.collector import _Batch
 
     hosts = [X[:1], X[:1].bfloat16(), torch.tensor([99])]
@@ -70,11 +70,11 @@ def late_batch():
 
 
 def run(rank, folder):
-    (folder / f"rank{rank}.txt").write_text("\n".join(told(rank, folder)))
+    (folder / f"rank{rank}.txt").write_text("\n".join(results(rank, folder)))
 
 
 if __name__ == "__main__":
-    # Forked, for one import of torch is enough.
+    # Forked, so that torch is imported only once.
     context = multiprocessing.get_context("fork")
     ranks = [context.Process(target=run, args=(rank, Path(sys.argv[1]))) for rank in range(RANKS)]
     for process in ranks:

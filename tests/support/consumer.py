@@ -1,6 +1,6 @@
-"""A program that consumes batches until it is killed or interrupted: `consumer.py METHOD …`, two loaders for each.
+"""A program that consumes batches until it is killed or interrupted: `consumer.py METHOD …`, two loaders per method.
 
-It prints the ids of all workers, those of all other processes that have come of it, and then what becomes of it.
+It prints the ids of all its workers, then those of its other descendants, and at last how it ends.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from support.saboteurs import Carries, Numbers, eight_megabytes, hang
 
 
 def descendants(pid: int) -> list[int]:
-    """The living processes below `pid`."""
+    """The living descendants of process `pid`."""
     parents: dict[int, list[int]] = {}
     for entry in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -34,7 +34,7 @@ def descendants(pid: int) -> list[int]:
 
 
 def fork_bystander() -> int:
-    """A process that has inherited everything from the consumer and lives on, whatever becomes of that."""
+    """Fork a process that inherits everything from the consumer and outlives it."""
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     pid = os.fork()
     if pid > 0:

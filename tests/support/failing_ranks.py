@@ -1,4 +1,4 @@
-"""One of two ranks that train over samples of which some fail; each batch they meet in an all_reduce.
+"""One of two ranks whose loaders skip or substitute failing samples; they meet in an all_reduce after each batch.
 
 python failing_ranks.py RANK POLICY FOLDER
 """
@@ -34,7 +34,7 @@ def main(rank, policy, folder):
     for batch in loader:
         batches.append(batch["index"].tolist())
         met = torch.ones(())
-        torch.distributed.all_reduce(met)  # a rank with fewer batches would let the other wait for ever
+        torch.distributed.all_reduce(met)  # a rank with fewer batches would leave the other waiting forever
         assert met == 2
     failed = [entry.index for entry in loader.errors]
     (folder / f"{rank}.json").write_text(json.dumps({"batches": batches, "failed": failed}))

@@ -1,4 +1,4 @@
-"""A `jpegtran` for tests: it knows a few files, and what the real one would have made of them.
+"""A `jpegtran` for tests: it knows a few files, and what the real program would make of them.
 
 OpenCV encodes the same picture to the same coefficients with and without restart markers, so such a pair stands for a
 lossless transformation.
@@ -25,7 +25,7 @@ sys.stdout.buffer.write(known.read_bytes())
 
 
 class FakeJpegtran:
-    """The program in `folder`, which goes first on the PATH."""
+    """The program in `folder`; `path` is the PATH with that folder first."""
 
     def __init__(self, folder: Path, takes_s: float = 0.0) -> None:
         self.folder = folder
@@ -35,5 +35,5 @@ class FakeJpegtran:
         self.path = f"{folder}{os.pathsep}{os.environ['PATH']}"
 
     def knows(self, before: bytes, interval: int, after: bytes) -> None:
-        """Let it turn the one file into the other when it is asked for this interval."""
+        """Let it turn `before` into `after` when called with this interval."""
         (self.folder / f"{hashlib.sha256(before).hexdigest()}-{interval}B").write_bytes(after)

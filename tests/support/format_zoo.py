@@ -1,4 +1,4 @@
-"""Image files that OpenCV decodes otherwise than `read_image` promises, made from pixels that are known."""
+"""Image files that OpenCV does not decode as `read_image` promises, made from known pixels."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def tiff(
     orientation: int = 1,
     big: bool = False,
 ) -> bytes:
-    """An uncompressed TIFF of samples (H, W, bands), in one strip, or one for each plane."""
+    """An uncompressed TIFF of samples (H, W, bands), in one strip, or in one strip per plane."""
     height, width, bands = samples.shape
     bits = bits or samples.dtype.itemsize * 8
     planes = [samples[..., band] for band in range(bands)] if separate else [samples]
@@ -104,14 +104,14 @@ def pam(samples: Any, most: int, kind: str) -> bytes:
 
 
 def scaled(samples: Any, most: int) -> Any:
-    """Samples up to `most` as 8 bits: to the nearest of 255, or the high byte of 65535."""
+    """Samples up to `most` as 8 bits: rounded to 255 levels, or the high byte of 16 bits."""
     if most < 256:
         return np.rint(samples / most * 255).astype(np.uint8)
     return (np.rint(samples / most * 65535).astype(int) >> 8).astype(np.uint8)
 
 
 def webp(block: bytes) -> bytes:
-    """A WebP file with a block of EXIF, as it is given."""
+    """A WebP file with `block` as its EXIF chunk."""
     picture = pillow("WEBP", RGB, lossless=True)[12:]
     size = (WIDTH - 1).to_bytes(3, "little") + (HEIGHT - 1).to_bytes(3, "little")
     chunks = b"VP8X" + struct.pack("<II", 10, 8) + size + picture
@@ -127,14 +127,14 @@ def animated(kind: str, first: Any, **options: Any) -> bytes:
 
 
 def gif() -> Known:
-    """One of whose colours one is transparent, and is used."""
+    """A GIF with a transparent colour, which is used."""
     image = Image.fromarray(RGB).quantize(16)
     return Known(pillow("GIF", image, transparency=5), np.asarray(image.convert("RGB")))
 
 
 @cache
 def known() -> dict[str, Known]:
-    """By name; what comes back must be the picture, bit for bit."""
+    """By name. `read_image` must return the picture bit for bit."""
     files: dict[str, Known] = {}
     for order in "<>":
         for separate in (False, True):

@@ -1,4 +1,4 @@
-"""The one place where tests look inside a loader: a change of its insides is followed here."""
+"""The only place where tests access the private attributes of a loader."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ def pool_of(loader: Any) -> SlotPool | None:
 
 
 def pools_of(loader: Any) -> tuple[SlotPool, ...]:
-    """All memory of the loader that somebody uses, or may use."""
+    """All memory of the loader that is in use or kept for use."""
     return loader._engines._stock.pools
 
 
 def kept_of(loader: Any) -> Dispatch | None:
-    """The persistent workers."""
+    """The persistent workers, None where there are none."""
     return loader._engines.kept
 
 
@@ -50,17 +50,17 @@ def plan_of(loader: Any) -> Plan:
 
 
 def page_locker_of(loader: Any) -> Any:
-    """The accelerator that reads the loader's memory where it is."""
+    """What page-locks the loader's memory; None where nothing does."""
     return loader._engines.page_locker
 
 
 def tuner_of(loader: Any) -> Any:
-    """What finds the number of workers; None where it is fixed."""
+    """What chooses the number of workers; None where it is fixed."""
     return loader._tuner
 
 
 def tune_by(loader: Any, tuner: Any) -> None:
-    """Let this find the number of workers."""
+    """Let `tuner` choose the number of workers."""
     loader._tuner = tuner
 
 
@@ -69,8 +69,8 @@ def most_workers_of(loader: Any) -> int:
     return loader._most_workers
 
 
-class _CutsOff:
-    """The turn of an iterator, which raises once when it is over."""
+class _RaisesOnRelease:
+    """The lock of an iterator; raises once after it was released."""
 
     def __init__(self, turn: Any, error: BaseException) -> None:
         self._turn, self._errors = turn, [error]
@@ -84,6 +84,6 @@ class _CutsOff:
             raise self._errors.pop()
 
 
-def cut_off_before_hand_out(iterator: Any, error: BaseException) -> None:
-    """Let the next call raise after its batch was made, as a signal handler may."""
-    iterator._turn = _CutsOff(iterator._turn, error)
+def raise_before_hand_out(iterator: Any, error: BaseException) -> None:
+    """Let the next call raise after it has made its batch, as a signal handler may."""
+    iterator._turn = _RaisesOnRelease(iterator._turn, error)

@@ -1,4 +1,4 @@
-"""Exceptions that come at random instructions, as from Ctrl-C or a time limit."""
+"""Exceptions raised at random instructions, as by Ctrl-C or a time limit."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 
 class Interrupted(Exception):
-    """Raised by the handler. An `Exception`, so that code which takes it for a sample's own error is found out."""
+    """Raised by the handler. An `Exception`, to expose code that mistakes it for a sample's own error."""
 
 
 def _raise(number: int, frame: FrameType | None) -> None:
@@ -20,7 +20,7 @@ def _raise(number: int, frame: FrameType | None) -> None:
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """The alarm raises `Interrupted` inside."""
+    """Inside, the alarm raises `Interrupted`."""
     before = signal.signal(signal.SIGALRM, _raise)
     try:
         yield
@@ -33,10 +33,10 @@ INTERRUPTED, ENDED = object(), object()
 
 
 def next_interrupted(iterator: Any, delay_s: float) -> Any:
-    """The next batch, INTERRUPTED or ENDED: the alarm comes `delay_s` after the call has begun, if it lasts so long.
+    """The next batch, INTERRUPTED or ENDED. The alarm goes off `delay_s` after the call begins, if it takes that long.
 
-    The batch is put into a list in the step that takes it: between the return of `next` and an assignment Python itself
-    lets a handler in, as it does for every iterator.
+    One call takes the batch and puts it into a list: between the return of `next` and an assignment, Python may run a
+    handler, and the batch of any iterator would be lost.
     """
     taken: list[Any] = []
     try:
@@ -50,7 +50,7 @@ def next_interrupted(iterator: Any, delay_s: float) -> Any:
 
 
 def delays(seed: int, longest_s: float) -> Iterator[float]:
-    """Moments, most of them early."""
+    """Random delays up to about `longest_s`, most of them short."""
     draw = random.Random(seed)
     while True:
         yield 1e-5 + draw.random() ** 2 * longest_s

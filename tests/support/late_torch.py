@@ -8,7 +8,7 @@ from typing import Any
 
 
 class AsksWhoItIs:
-    """Its samples tell about the worker that reads them."""
+    """Its samples describe the worker that reads them."""
 
     def __len__(self) -> int:
         return 4

@@ -1,4 +1,4 @@
-"""Datasets without torch, importable in spawned workers, and a gate that holds one of their samples up."""
+"""Datasets without torch, importable in spawned workers, and a gate that makes chosen samples wait."""
 
 import mmap
 import os
@@ -9,11 +9,11 @@ import sys
 import numpy as np
 
 _RECORD = struct.Struct("<q")
-PATIENCE_S = 20  # a wait that is never needed in full: what it waits for comes, or the test has found a fault
+PATIENCE_S = 20  # a test that waits this long has found a fault
 
 
 class Gate:
-    """Samples say that they are read, and those held wait until `open` lets one through.
+    """Samples report that they are read, and those held wait until `open` lets one through.
 
     Works between threads and between forked processes: two pipes and a page of shared memory, nothing else.
     """
@@ -36,7 +36,7 @@ class Gate:
         os.write(self._open, b"." * times)
 
     def entered(self, count):
-        """The next `count` samples that were begun, in that order."""
+        """The next `count` samples that were begun, in order."""
         begun = []
         while len(begun) < count:
             assert self._is_told(PATIENCE_S), f"of {count} samples only these were begun: {begun}"
@@ -44,7 +44,7 @@ class Gate:
         return begun
 
     def is_quiet(self):
-        """No sample was begun that `entered` has not told."""
+        """Whether `entered` has returned every sample that was begun."""
         return not self._is_told(0)
 
     def _is_told(self, timeout_s):
@@ -56,7 +56,7 @@ class Gate:
 
 
 class Numbers:
-    """Sample i is {"x": uint8 (2, 3) full of i, "label": i}; what `fail` names raises, what `gate` holds waits."""
+    """Sample i is {"x": uint8 (2, 3) full of i, "label": i}; those in `fail` raise, those held by `gate` wait."""
 
     def __init__(self, length=64, gate=None, fail=()):
         self.length = length
@@ -78,7 +78,7 @@ class Numbers:
 
 
 class Draws:
-    """Sample i holds what `sample_rng` and a keyed transform draw for it, twice each."""
+    """Sample i holds two draws of `sample_rng` and two of a keyed transform."""
 
     def __init__(self, length=64):
         self.length = length
@@ -109,7 +109,7 @@ class Noise:
 
 
 class Modules:
-    """Sample i tells which of the heavy packages this process has imported, and who reads it."""
+    """Each sample lists the heavy packages that its process has imported, and names the worker and the process."""
 
     def __len__(self):
         return 4
@@ -123,7 +123,7 @@ class Modules:
 
 
 class LateTorch:
-    """Imports torch when its first sample is read, and asks it for the worker."""
+    """Imports torch when its first sample is read, and asks it which worker this is."""
 
     before = None
 
@@ -140,7 +140,7 @@ class LateTorch:
 
 
 class Counted:
-    """Arrays of `shape` filled with their index; `reads` lists what was asked for."""
+    """Arrays of `shape` filled with their index; `reads` lists the indices that were read."""
 
     classes = ("cat", "dog")
 

@@ -13,7 +13,7 @@ PAGES = {
     str(path.relative_to(ROOT)): path
     for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md")))
 }
-# A declaration, an opening fence with its language, the code, and the same fence again; maybe indented.
+# Maybe a reason not to run it; an opening fence with its language, the code, and the same fence; maybe indented.
 _BLOCK = re.compile(
     r"(?:<!-- not run: (?P<reason>[^\n]+?) -->\n)?^(?P<indent> *)(?P<fence>`{3,})(?P<language>[^\n]*)\n"
     r"(?P<code>.*?)^(?P=indent)(?P=fence)$",
@@ -25,9 +25,9 @@ class Block(NamedTuple):
     """A fenced block of a page.
 
     Attributes:
-        language: the word behind the fence, "" without one.
-        reason: why the block is not run; None where it is.
-        line: where its code begins in the page, from 1.
+        language: the word after the opening fence, "" if there is none.
+        reason: why the block is not run; None if it is run.
+        line: the line of the page where its code begins, from 1.
     """
 
     language: str
@@ -51,9 +51,9 @@ def blocks_of(page: str) -> list[Block]:
 
 
 def run_page(page: str) -> dict[str, object]:
-    """Run the Python blocks of a page in order, as one program in the current folder; what they leave.
+    """Run the Python blocks of a page in order, as one program in the current folder. Returns its global variables.
 
-    A `print(...)` whose line ends with a comment has to print that. Lines of a traceback are those of the page.
+    A `print(...)` whose line ends with a comment must print what that says. Tracebacks have the page's line numbers.
     """
     names: dict[str, object] = {"__name__": "__main__"}
     file = str(PAGES[page])
@@ -65,7 +65,7 @@ def run_page(page: str) -> dict[str, object]:
 
 
 class _Checked:
-    """`print`, for a block whose comments say what is printed: "…" is anything, and words may follow ": " or ", "."""
+    """`print` that checks its output against its line's comment: "…" is any text, and ": " or ", " may add a remark."""
 
     def __init__(self, file: str, block: Block) -> None:
         self._file = file
@@ -84,4 +84,4 @@ class _Checked:
             pattern = re.escape(claim[1]).replace("…", ".*")
             printed = told.getvalue().strip()
             is_true = re.fullmatch(pattern, printed, re.DOTALL) or claim[1].startswith((f"{printed}: ", f"{printed}, "))
-            assert is_true, f"{self._file}:{caller.f_lineno}: printed {printed!r}, and is said to print {claim[1]!r}"
+            assert is_true, f"{self._file}:{caller.f_lineno}: printed {printed!r}, its comment says {claim[1]!r}"

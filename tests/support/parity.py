@@ -18,9 +18,9 @@ ENGINES: dict[str, dict[str, Any]] = {
     "process": {"num_workers": 2, "multiprocessing_context": "fork"},
     "thread": {"num_workers": 2, "worker_method": "thread"},
 }
-# An iterator that goes on for ever after an error is cut here.
+# An iterator that goes on forever after an error is stopped here.
 _MOST_EVENTS = 40
-# torch says these once in a process, and Python 3.12 says the last one about every fork of a threaded process.
+# torch emits these once per process; Python 3.12 emits the last one at every fork of a threaded process.
 _NOT_THE_LOADERS = ("The given NumPy array is not writable", "Creating a tensor from a list of numpy", "This process")
 
 
@@ -29,7 +29,7 @@ class Seen:
     """What a caller saw.
 
     Attributes:
-        epochs: per epoch what came: batches, and exceptions where `next` or `iter` raised.
+        epochs: per epoch the batches, and the exceptions that `next` or `iter` raised.
         lengths: `len(loader)` before and after, or the type of what it raised.
         warned: (category, message) of each warning.
         states: of Python's, NumPy's and torch's generator and of the loader's own.
@@ -66,7 +66,7 @@ def watch(make: Callable[[], Any], *, epochs: int = 1, length: bool = True) -> S
 def _length(loader: Any) -> Any:
     try:
         return len(loader)
-    except Exception as error:  # what it is, is compared
+    except Exception as error:  # its type is compared
         return type(error)
 
 
@@ -75,27 +75,27 @@ def events_of(loader: Any) -> list[Any]:
     events: list[Any] = []
     try:
         iterator = iter(loader)
-    except Exception as error:  # what it is, is compared
+    except Exception as error:  # its type is compared
         return [error]
     while len(events) < _MOST_EVENTS:
         try:
             events.append(next(iterator))
-        except StopIteration:  # what comes behind an exception is the question
+        except StopIteration:  # but not after an exception: what follows it is compared, too
             break
-        except Exception as error:  # what it is, is compared
+        except Exception as error:  # its type is compared
             # Its frames would keep the iterator and its workers alive.
             events.append(error.with_traceback(None))
     return events
 
 
 def ours_and_theirs(dataset: Any, engine: str, *, epochs: int = 1, **arguments: Any) -> tuple[Seen, Seen]:
-    """What is seen of one dataset with the same arguments in our loader and in torch's, that without workers."""
+    """What is seen of one dataset with the same arguments in our loader and in torch's; torch's has no workers."""
     theirs = watch(lambda: torch.utils.data.DataLoader(dataset, **arguments), epochs=epochs)
     return watch(lambda: loaders.DataLoader(dataset, **arguments, **ENGINES[engine]), epochs=epochs), theirs
 
 
 def assert_same_seen(ours: Seen, theirs: Seen, *, ordered: bool = True) -> None:
-    """Everything is equal, and an exception of ours is one of torch's type at least."""
+    """Everything is equal, and our exceptions are instances of the types that torch raises."""
     assert ours.lengths == theirs.lengths
     assert len(ours.epochs) == len(theirs.epochs)
     for number, (mine, other) in enumerate(zip(ours.epochs, theirs.epochs, strict=True)):
@@ -104,7 +104,7 @@ def assert_same_seen(ours: Seen, theirs: Seen, *, ordered: bool = True) -> None:
             mine, other = sorted(mine, key=repr), sorted(other, key=repr)
         for position, (a, b) in enumerate(zip(mine, other, strict=True)):
             assert_same(a, b, f"epoch {number}, batch {position}")
-    # Ours are worded otherwise.
+    # Only the first words: the rest of ours differs.
     assert [(kind, text.split()[:3]) for kind, text in ours.warned] == [
         (kind, text.split()[:3]) for kind, text in theirs.warned
     ]
@@ -145,10 +145,10 @@ def assert_same(ours: Any, theirs: Any, where: str = "batch") -> None:
     elif is_dataclass(theirs):
         assert_same(vars(ours), vars(theirs), where)
     else:
-        assert ours == theirs or (ours != ours and theirs != theirs), where  # a NaN is not itself
+        assert ours == theirs or (ours != ours and theirs != theirs), where  # NaN does not equal itself
 
 
 def told(error: BaseException) -> str:
-    """All that an exception tells: its message, its notes, and its cause's message."""
+    """All text of an exception: its message, its notes, and its cause's message."""
     cause = error.__cause__
     return "\n".join([str(error), *getattr(error, "__notes__", []), str(cause) if cause is not None else ""])

@@ -131,7 +131,7 @@ def zoo() -> dict[str, bytes]:
     return files
 
 
-# -- what is no image; a test names the place
+# -- files that are no images, written to the path that a test gives
 
 
 def make_missing(path):

@@ -1,4 +1,4 @@
-"""A dataset without torch, importable in spawned workers, each of whose pictures shows which one it is."""
+"""A dataset without torch, importable in spawned workers, whose pictures show their index."""
 
 import numpy as np
 

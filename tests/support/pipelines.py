@@ -1,4 +1,4 @@
-"""Datasets whose augmentation is held in every place where Python code can hold one; importable in spawned workers."""
+"""Datasets that hold a random transform wherever Python code can hold one; importable in spawned workers."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ class Slotted:
 
 
 class SlottedBelow(Slotted):
-    """Slots of a base, and a dictionary."""
+    """Slots of a base class, and a `__dict__`."""
 
 
 def of_a_class(noise: Any) -> Callable[[int], Any]:
@@ -174,7 +174,7 @@ def weakly(noise: Any) -> Callable[[int], Any]:
     return lambda index: reference()()  # type: ignore[misc]
 
 
-# Name → what makes the function that augments of a Noise. Threads can have one of their own of all but the last.
+# Name → makes an augmenting function that holds a Noise. Each thread gets its own copy of it; not with SHARED, GLOBALS.
 PLACES: dict[str, Callable[[Any], Callable[[int], Any]]] = {
     "a lambda": lambda noise: lambda index: noise(),
     "a closure": closure,
@@ -222,7 +222,7 @@ class Augmented:
 
 
 class Bare:
-    """A dataset without an attribute: its method names a global."""
+    """A dataset without attributes: its method uses a global."""
 
     def __len__(self) -> int:
         return N
@@ -232,7 +232,7 @@ class Bare:
 
 
 class Lazy(Augmented):
-    """Makes its transform when it is first read."""
+    """Makes its transform when the first sample is read."""
 
     def __init__(self) -> None:
         self.noise: Any = None

@@ -1,4 +1,4 @@
-"""Datasets that do terrible things. Nothing here imports torch, so spawned workers start fast."""
+"""Datasets that crash, hang, raise or otherwise harm their worker. No torch here, so spawned workers start fast."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from loaders.randomness.streams import sample_rng
 
 
 class Numbers:
-    """Sample `i` is {"x": float32 (3,) full of i, "i": i}. Before a sample in `at` is read `fault(i)` is called.
+    """Sample `i` is {"x": float32 (3,) full of i, "i": i}. Before a sample in `at` is read, `fault(i)` is called.
 
     Args:
-        once: a folder in which each faulty sample leaves a mark, and is good from then on.
+        once: a folder in which each faulty sample leaves a file the first time; from then on it is good.
     """
 
     def __init__(
@@ -52,14 +52,14 @@ class Numbers:
 
 
 class ReadAtOnce(Numbers):
-    """The same, a batch at a time."""
+    """`Numbers`, read a batch at a time."""
 
     def __getitems__(self, indices: list[int]) -> list[dict[str, Any]]:
         return [self[index] for index in indices]
 
 
 def is_first(mark: Path) -> bool:
-    """True for the first of all processes that asks."""
+    """True for the first caller, of all processes, with this mark."""
     try:
         os.close(os.open(mark, os.O_CREAT | os.O_EXCL))
     except FileExistsError:
@@ -67,7 +67,7 @@ def is_first(mark: Path) -> bool:
     return True
 
 
-# -- ends of a process
+# -- ways to end a process
 
 
 def sigkill(index: int) -> None:
@@ -83,7 +83,7 @@ def sigstop(index: int) -> None:
 
 
 def crash() -> None:
-    faulthandler.disable()  # pytest's own would tell about it at length
+    faulthandler.disable()  # pytest's would print a long report
     ctypes.string_at(0)
 
 
@@ -129,25 +129,25 @@ def close_descriptors(index: int) -> None:
 
 
 class Unlucky(Exception):
-    """An exception of the user's."""
+    """A user's exception."""
 
 
 class TakesTwo(Exception):
-    """Pickles well and cannot be rebuilt: the usual mistake."""
+    """Can be pickled but not rebuilt: the usual mistake."""
 
     def __init__(self, code: int, what: str) -> None:
         super().__init__(f"{what} ({code})")
 
 
 class Unpicklable(Exception):
-    """Refuses to travel at all."""
+    """Cannot be pickled."""
 
     def __reduce__(self) -> Any:
-        raise TypeError("this exception does not travel")
+        raise TypeError("this exception cannot be pickled")
 
 
 class RebuiltOnlyAtHome(Exception):
-    """Can be rebuilt in the worker, and raises in the consumer."""
+    """Can be rebuilt in the worker, but raises when rebuilt in the consumer."""
 
     def __reduce__(self) -> Any:
         return _only_in, (os.getpid(),)
@@ -195,11 +195,11 @@ def hang(index: int) -> None:
     threading.Event().wait()
 
 
-# -- samples that are hard to carry
+# -- samples that are hard to send
 
 
 class Carries(Numbers):
-    """Sample `i` is {"i": i, "value": value(i)}; `value` is plain where the sample is not in `at`."""
+    """Sample `i` is {"i": i, "value": fault(i)}; the value is a plain string where the sample is not in `at`."""
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         assert self.fault is not None
@@ -207,7 +207,7 @@ class Carries(Numbers):
 
 
 class NotHere:
-    """A value that raises where it is unpickled."""
+    """A value that raises when the consumer unpickles it."""
 
     def __reduce__(self) -> Any:
         return _only_in, (os.getpid(),)
@@ -249,7 +249,7 @@ def runs_a_program(index: int) -> None:
 
 
 def leave_a_child() -> None:
-    """It holds every descriptor of the worker but the standard ones, and outlives it by far."""
+    """Fork a child that holds all descriptors of the worker except the standard ones, and outlives it by far."""
     if os.fork() == 0:
         os.closerange(0, 3)
         signal.alarm(30)
@@ -261,7 +261,7 @@ def leaves_a_child_and_dies(index: int) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-# -- datasets that hurt before the first sample
+# -- datasets that fail before the first sample
 
 
 class ExitsAtUnpickle(Numbers):
@@ -295,7 +295,7 @@ def init_crashes(worker: int) -> None:
 
 
 def collate_to_dict(samples: list[dict[str, Any]]) -> dict[str, Any]:
-    """An own collate_fn, NumPy only."""
+    """A custom collate_fn, NumPy only."""
     return {"x": np.stack([sample["x"] for sample in samples]), "i": np.array([sample["i"] for sample in samples])}
 
 
@@ -311,11 +311,11 @@ def collate_hangs(samples: list[dict[str, Any]]) -> Any:
     return collate_to_dict(samples)
 
 
-# -- datasets whose every byte shows what was done to them
+# -- datasets for comparing every byte, and for kills at chosen moments
 
 
 class Drawn:
-    """Sample `i` has random numbers, a string, and arrays of changing length; reading takes about `work_s` seconds."""
+    """Sample `i` has random numbers, a string, and arrays of varying length; reading takes about `work_s` seconds."""
 
     def __init__(self, length: int, work_s: float = 0.0) -> None:
         self.length = length
@@ -338,7 +338,7 @@ class Drawn:
 
 
 class Blocks(Numbers):
-    """In its faulty samples it leaves a mark in the folder, named by sample and process, and waits to be killed."""
+    """A faulty sample leaves a file named after itself and its process in the folder, and waits to be killed."""
 
     def __init__(self, length: int, at: Collection[int], folder: Path) -> None:
         super().__init__(length, self._block, at)
@@ -349,7 +349,7 @@ class Blocks(Numbers):
         threading.Event().wait()
 
     def victim(self, index: int) -> int | None:
-        """The process that is in this sample now, once; None if there is none."""
+        """The process that is reading this sample, returned once; None if there is none."""
         for mark in self.folder.glob(f"{index} *"):
             mark.unlink()
             return int(mark.name.split()[1])
@@ -357,12 +357,12 @@ class Blocks(Numbers):
 
 
 def collate_arrays(samples: list[dict[str, Any]]) -> list[Any]:
-    """An own collate_fn that gives arrays and strings."""
+    """A custom collate_fn that returns arrays and strings."""
     return [np.stack([sample["noise"] for sample in samples]), [sample["name"] for sample in samples]]
 
 
 class WaitsInInit:
-    """A worker_init_fn in which the first processes wait to be killed."""
+    """A worker_init_fn in which the first `patient` processes wait to be killed."""
 
     def __init__(self, folder: Path, patient: int) -> None:
         self.folder = folder
@@ -389,11 +389,11 @@ class Shaped(Numbers):
 
 
 class ShapedAtOnce(Shaped, ReadAtOnce):
-    """The same, a batch at a time."""
+    """`Shaped`, read a batch at a time."""
 
 
 class KillsReaders:
-    """A key that kills the first `times` processes that unpickle it, and is `key` for those that come later."""
+    """A key that kills the first `times` processes that unpickle it, and becomes `key` in later ones."""
 
     def __init__(self, folder: Path, times: int, key: int) -> None:
         self.folder, self.times, self.key = folder, times, key

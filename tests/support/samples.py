@@ -1,4 +1,4 @@
-"""Samples of every kind that a dataset may give, and those that torch refuses to collate."""
+"""Samples of every kind that a dataset may return, and those that torch refuses to collate."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Typed(NamedTuple):
 
 
 class Frozen(Mapping[str, Any]):
-    """A mapping that cannot be changed and is built from a dict."""
+    """An immutable mapping, built from a dict."""
 
     def __init__(self, items: Mapping[str, Any]) -> None:
         self._items = dict(items)
@@ -41,7 +41,7 @@ class Frozen(Mapping[str, Any]):
 
 
 class Row(Sequence[Any]):
-    """A sequence that cannot be changed and is built from a list."""
+    """An immutable sequence, built from a list."""
 
     def __init__(self, items: Sequence[Any]) -> None:
         self._items = list(items)
@@ -61,7 +61,7 @@ class NoConstructor(Row):
 
 
 class Signed(int):
-    """An int that is of another class."""
+    """A subclass of int."""
 
 
 class KeyedDict(dict[str, Any]):
@@ -108,7 +108,7 @@ def _grad(i: int) -> torch.Tensor:
     return torch.full((3,), float(i), requires_grad=True)
 
 
-# name → the sample at i; four samples and one more make two full batches and a short one.
+# name → the sample at i. Five samples make two full batches and a short one.
 SAMPLES: dict[str, Callable[[int], Any]] = {
     # containers
     "array": image,

@@ -1,12 +1,12 @@
-"""A simulated accelerator: right bytes come only to those who wait, and freed memory is reused at once.
+"""A simulated accelerator: only code that waits gets the right bytes, and freed memory is reused at once.
 
 There is no thread. Work is queued per stream, and every call that reaches the device first lets it run a random part of
-that work: in order within a stream, in any order across streams, in bursts. Now and then streams fall asleep, and then
-run only what somebody waits for, so one may be far behind while another is done. That is more hostile than a thread,
-which shows only the interleavings that its host happens to schedule, and a seed reproduces it.
+that work: in order within a stream, in any order across streams, in bursts. Now and then streams fall asleep: they run
+only what is waited for, so that one may be far behind while another is done. That is more hostile than a thread, which
+shows only the interleavings that its host happens to schedule, and a seed reproduces it.
 
 Device tensors are CPU tensors over blocks of a caching allocator. Like a kernel's arguments, queued work holds
-addresses and no references: it reads and writes whatever lies there when it runs.
+addresses, not references: it reads and writes whatever is there when it runs.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class SimulatedEvent:
         return self.reached
 
     def synchronize(self) -> None:
-        """Run what has to come before, on whatever stream, and nothing else."""
+        """Run only the work that this event depends on, on any stream."""
         while not self.reached:
             needed = self.stream.queue[0][0]
             if needed is not None:
@@ -72,24 +72,24 @@ class Block:
     stream: Stream | None
     is_leased: bool = True
     users: set[Stream] = field(default_factory=set)  # the streams named by record_stream
-    storage: int = 0  # of the tensor that was made of it: as in torch, others over the same bytes are foreign memory
+    storage: int = 0  # of the tensor made from it: as in torch, other storages over the same bytes are foreign memory
 
 
 class SimulatedDevice:
     """Streams, events, kernels and two allocators, one for the device and one for page-locked host memory.
 
     Attributes:
-        current: the stream that kernels are launched on, and the one that is "the compute stream".
+        current: the stream that kernels are launched on, called the compute stream.
         late_reads: how many copies began to read a host block after its lease had ended.
         tracks_streams: whether the allocator heeds record_stream; some pluggable allocators do not.
-        can_page_lock: whether memory of others can be page-locked for it.
+        can_page_lock: whether memory that is not its own can be page-locked for it.
     """
 
     can_page_lock = True
 
     def __init__(self, seed: int, tracks_streams: bool = True) -> None:
         self.late_reads = 0
-        self.captures = False  # a graph, during which no event may be asked
+        self.captures = False  # a graph: no event may be queried meanwhile
         self.tracks_streams = tracks_streams
         self._random = random.Random(seed)
         self._streams: list[Stream] = []
@@ -127,7 +127,7 @@ class SimulatedDevice:
         self.enqueue(stream, lambda: None, after=event)
 
     def let_work_run(self) -> None:
-        """Bursts of random length on random streams that are awake; often none at all."""
+        """Run bursts of random length on random streams that are awake; often nothing at all."""
         self._settle_freed()
         if self._random.random() < 0.01:
             for stream in self._streams:
@@ -147,19 +147,19 @@ class SimulatedDevice:
     # -- memory ----------------------------------------------------------------------------------------------------
 
     def empty(self, shape: tuple[int, ...], dtype: torch.dtype, stream: Stream | None) -> torch.Tensor:
-        """A tensor in device memory of `stream`, or in page-locked host memory for None; old bytes included."""
+        """A tensor in device memory of `stream`, or in page-locked host memory for None; it has old bytes in it."""
         self.let_work_run()
         like = torch.empty(shape, dtype=dtype)
         block = self._take_block(like.nbytes, stream)
         array = block.memory.view(like.numpy().dtype).reshape(shape)
-        # from_numpy keeps this very array for as long as any view of the storage lives.
+        # from_numpy keeps this array alive as long as any view of the storage.
         weakref.finalize(array, self._end_lease, block)
         tensor = torch.from_numpy(array)
         block.storage = tensor.untyped_storage()._cdata
         return tensor
 
     def page_lock(self, address: int, nbytes: int) -> None:
-        """Memory of somebody else's that copies read late from now on."""
+        """Page-lock memory that is not the device's own: from now on copies read it late."""
         self._locked[address] = nbytes
 
     def page_unlock(self, address: int) -> None:
@@ -204,7 +204,7 @@ class SimulatedDevice:
     def _end_lease(self, block: Block) -> None:
         block.is_leased = False
         if block.stream is None:
-            block.memory.fill(0xEE)  # the producer is quick: a host block is overwritten as soon as it is let go
+            block.memory.fill(0xEE)  # the producer is fast: a host block is overwritten as soon as it is freed
         self._freed.append(block)
 
     def _settle_freed(self) -> None:
@@ -223,7 +223,7 @@ class SimulatedDevice:
     # -- work ------------------------------------------------------------------------------------------------------
 
     def launch(self, kernel: Callable[..., None], *tensors: torch.Tensor) -> None:
-        """Queue `kernel(*arrays)` on the current stream; the arrays are what lies in the tensors when it runs."""
+        """Queue `kernel(*arrays)` on the current stream; the arrays are what the tensors hold when it runs."""
         arrays = [self._raw(tensor) for tensor in tensors]
         self.enqueue(self.current, lambda: kernel(*arrays))
 
@@ -310,7 +310,7 @@ class SimulatedStreams:
             block.users.add(self.device.current)
 
     def stamp(self, *, side: bool) -> None:
-        return None  # it keeps no time
+        return None  # it measures no time
 
     def between_s(self, before: None, after: None) -> None:
         return None
@@ -324,7 +324,7 @@ class SimulatedReadback:
         self.side = device.new_stream()
 
     def of(self, tensor: torch.Tensor) -> SimulatedReadback | None:
-        """In place of `readback_of`."""
+        """Replaces `readback_of`."""
         block = self.device.block_of(tensor)
         return self if block is not None and block.stream is not None else None
 
@@ -348,7 +348,7 @@ class SimulatedReadback:
         return self.device.record(self.side)
 
     def _bytes(self, tensor: torch.Tensor) -> np.ndarray:
-        """The memory and no reference to its lease: the start of a block, or a copy of what is in pageable memory."""
+        """The memory without a reference to its lease: the start of a block, or a copy of pageable memory."""
         assert tensor.is_contiguous()
         assert tensor.storage_offset() == 0
         block = self.device.block_of(tensor)

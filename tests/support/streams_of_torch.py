@@ -1,8 +1,7 @@
-"""`torch.Stream`, `torch.Event` and `torch.accelerator` as torch has them for an accelerator, for tensors on the CPU.
+"""`torch.Stream`, `torch.Event` and `torch.accelerator` with the rules of an accelerator, for tensors on the CPU.
 
-They keep torch's rules, not its speed: a stream is a number, each thread has a current one, and a stream object that is
-entered keeps the one to go back to in itself. Work is not delayed: `simulated_device` does that. There is neither
-page-locked memory nor `record_stream`.
+A stream is a number, each thread has a current stream, and a stream object that is entered stores the one to return to.
+Work is not delayed: `simulated_device` does that. There is neither page-locked memory nor `record_stream`.
 """
 
 from __future__ import annotations
@@ -18,11 +17,11 @@ DEVICE = torch.device("cpu", 0)
 
 
 class StreamsOfTorch:
-    """Put in torch's place while the test runs.
+    """Replaces torch's own while the test runs.
 
     Attributes:
-        unreached: events that are not reached.
-        is_late: whether events are unreached when they are recorded.
+        unreached: events that are not reached yet.
+        is_late: whether newly recorded events are unreached.
     """
 
     is_late = False

@@ -1,4 +1,4 @@
-"""Waiting for what other processes do, always with a deadline; and looking for what a loader has left behind."""
+"""Waits for other processes, always with a deadline, and checks for what a loader has left behind."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def wait_until(condition: Callable[[], Any], what: str, timeout_s: float = 30.0)
 
 
 def is_gone(pid: int) -> bool:
-    """Whether a process has ended, be it a zombie that nobody has asked for yet."""
+    """Whether a process has ended, even if nobody has reaped it yet."""
     try:
         with open(f"/proc/{pid}/stat") as stat:
             return stat.read().rpartition(")")[2].split()[0] in "ZX"
@@ -47,7 +47,7 @@ def worker_threads() -> list[threading.Thread]:
 
 
 def assert_nothing_is_held(loader: Any) -> None:
-    """No block of the loader's slots is leased or in use, but those of persistent workers; no ticket is left over."""
+    """No block of the loader's slots is leased or in use, except those of persistent workers; no ticket is left."""
     gc.collect()
     kept = inside.kept_of(loader)
     if kept is not None and not kept._closed:
@@ -57,7 +57,7 @@ def assert_nothing_is_held(loader: Any) -> None:
 
     def is_free() -> bool:
         if kept is not None and not kept._closed:
-            kept.collect()  # what was abandoned is reported by and by
+            kept.collect()  # abandoned tasks are reported late
         pools = inside.pools_of(loader)
         for pool in pools:
             pool.reclaim()
@@ -74,8 +74,8 @@ def assert_no_workers() -> None:
     wait_until(lambda: not worker_threads(), "no worker thread is left", timeout_s=10.0)
 
 
-def outcomes(loader: Any) -> list[Any]:
-    """The batches of an epoch, and the exceptions that came in place of some: what a patient consumer sees."""
+def batches_and_errors(loader: Any) -> list[Any]:
+    """The batches of an epoch, and the exceptions raised in place of some, in order."""
     found: list[Any] = []
     iterator = iter(loader)
     while True:
@@ -88,7 +88,7 @@ def outcomes(loader: Any) -> list[Any]:
 
 
 def run_in_child(look: Callable[[], Any]) -> bool:
-    """Whether `look()` is true in a forked child; an exception there is shown, and false."""
+    """Whether `look()` is true in a forked child. An exception there is printed and counts as false."""
     pid = os.fork()
     if pid == 0:
         status = 1
@@ -102,19 +102,19 @@ def run_in_child(look: Callable[[], Any]) -> bool:
 
 
 class Killer(threading.Thread):
-    """Kills a random process of an iterator's crew, workers and spares alike, again and again until it is told to stop.
+    """Kills random worker processes of an iterator, spares included, until it is stopped.
 
     Args:
         iterator: whose workers.
         rng: chooses the moments and the victims.
-        mean_s: between two kills.
-        at_most: how many to kill.
+        mean_s: the mean time between two kills.
+        at_most: how many to kill; None for no limit.
     """
 
     def __init__(self, iterator: Any, rng: random.Random, mean_s: float, at_most: int | None = None) -> None:
         super().__init__(name="killer", daemon=True)
         self.killed = 0
-        self._members = inside.engine_of(iterator)._supervisor.processes
+        self._processes = inside.engine_of(iterator)._supervisor.processes
         self._rng = rng
         self._mean_s = mean_s
         self._at_most = at_most
@@ -122,8 +122,8 @@ class Killer(threading.Thread):
 
     def run(self) -> None:
         while not self._stopped.wait(self._rng.uniform(0.2, 1.8) * self._mean_s):
-            members = list(self._members.values())
-            if members and self._kill(self._rng.choice(members).process):
+            workers = list(self._processes.values())
+            if workers and self._kill(self._rng.choice(workers).process):
                 self.killed += 1
                 if self.killed == self._at_most:
                     return
@@ -132,7 +132,7 @@ class Killer(threading.Thread):
     def _kill(process: Any) -> bool:
         try:
             os.kill(process.pid, signal.SIGKILL)
-        except (ValueError, ProcessLookupError):  # it is being reaped at this very moment
+        except (ValueError, ProcessLookupError):  # it is being reaped right now
             return False
         return True
 

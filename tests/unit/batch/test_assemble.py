@@ -34,13 +34,13 @@ class Filled:
         self.blocks = [
             memoryview(self.memory)[at : at + size] if size else None for at, size in zip(offsets, sizes, strict=True)
         ]
-        self.beside = Overflow()
+        self.overflow = Overflow()
         writer = RowWriter(self.spec, self.memory, offsets, self.rows)
         for row, sample in enumerate(samples):
-            writer.write(row, sample, self.beside)
+            writer.write(row, sample, self.overflow)
 
     def batch(self, collate=default_collate):
-        return assemble(self.spec, self.blocks, self.rows, self.beside, named, collate)
+        return assemble(self.spec, self.blocks, self.rows, self.overflow, named, collate)
 
     def holds(self, tensor):
         start = np.frombuffer(self.memory, np.uint8).ctypes.data
@@ -95,7 +95,7 @@ def test_so_is_a_batch_that_lies_in_no_slot(make):
 def test_the_samples_can_be_had_again(make):
     samples = [make(i) for i in range(3)]
     filled = Filled(samples)
-    again = samples_of(filled.spec, filled.blocks, filled.rows, filled.beside)
+    again = samples_of(filled.spec, filled.blocks, filled.rows, filled.overflow)
     equal(default_collate(again), default_collate(samples))
     assert [type(each) for each in again] == [type(each) for each in samples]
 
@@ -186,20 +186,20 @@ def test_ragged_tensors_keep_their_dtype():
     assert [(each.dtype, each.tolist()) for each in ragged] == [(torch.bfloat16, each.tolist()) for each in samples]
 
 
-# -- beside
+# -- overflow
 
 
 @pytest.mark.parametrize("field", [Field(pad=-1), Field(ragged=True)], ids=["pad", "ragged"])
 def test_a_sample_larger_than_its_row_changes_nothing_but_the_memory(field):
     samples = [np.full((count, 2), count, np.int16) for count in (2, 500, 0)]
     filled = Filled(samples, {"": field})
-    assert len(filled.beside.fields[0]) == 1
+    assert len(filled.overflow.fields[0]) == 1
     roomy = Filled(samples, {"": field}, first=samples[1])
-    assert not roomy.beside
+    assert not roomy.overflow
     equal(filled.batch(), roomy.batch())
 
 
-def test_the_other_fields_stay_in_the_slot_when_one_travels_beside():
+def test_the_other_fields_stay_in_the_slot_when_one_overflows():
     samples = [{"a": np.full(2, i, np.float32), "b": np.full(2, i)} for i in range(3)]
     samples[1]["b"] = np.zeros(2, np.float64)
     filled = Filled(samples)
@@ -229,7 +229,7 @@ def test_a_batch_never_shares_the_memory_of_the_dataset():
     whole.flags.writeable = False
     for field in (Field(pad=0), Field(ragged=True)):
         filled = Filled([whole[:2], whole, whole[::2]], {"": field})
-        assert len(filled.beside.fields[0]) == 2
+        assert len(filled.overflow.fields[0]) == 2
         for _, tensor in leaves(filled.batch()):
             assert not np.shares_memory(tensor.numpy(), whole)
 

@@ -255,7 +255,7 @@ def collate_and_look(samples):
     return batch, {name: tensor.is_shared() for name, tensor in batch.items()}
 
 
-# Python 3.12 and later warn of any fork beside threads, and torch and OpenCV have some.
+# Python 3.12 and later warn of a fork while threads run, and torch and OpenCV start some.
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_the_batch_of_a_worker_is_in_shared_memory_before_it_leaves(method):

@@ -24,10 +24,10 @@ class Slot:
             end += -(-size // 64) * 64
         self.memory = bytearray(b"\xdb" * max(end, 1))
         self.writer = RowWriter(self.spec, self.memory, self.offsets, ROWS)
-        self.beside = Overflow()
+        self.overflow = Overflow()
 
     def write(self, row, sample):
-        self.writer.write(row, sample, self.beside)
+        self.writer.write(row, sample, self.overflow)
 
     def values(self, number=0):
         return self.spec.fields[number].values(self.memory, self.offsets[number], ROWS)
@@ -59,7 +59,7 @@ def test_arrays_of_every_layout_are_written_as_they_are(array, declared):
         assert slot.extents()[2].tolist() == [4, 6]
         written = written[:24].reshape(4, 6) if declared[""].ragged else written[:4]
     assert np.array_equal(written, array)
-    assert not slot.beside
+    assert not slot.overflow
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ def test_nothing_is_cast(first, then):
     before = bytes(slot.memory)
     slot.write(1, [then])
     assert bytes(slot.memory) == before
-    [(row, value)] = slot.beside.fields[0]
+    [(row, value)] = slot.overflow.fields[0]
     assert row == 1
     assert value is then
 
@@ -124,14 +124,14 @@ def test_the_other_fields_of_such_a_sample_are_in_their_rows():
     slot = Slot({"a": 1, "b": 2.0})
     slot.write(0, {"a": "odd", "b": 5.0})
     assert slot.values(1)[0] == 5.0
-    assert slot.beside.fields == {0: [(0, "odd")]}
+    assert slot.overflow.fields == {0: [(0, "odd")]}
 
 
 def test_a_sample_with_another_container_is_kept_whole():
     slot = Slot({"a": 1})
     for row, sample in enumerate([{"b": 1}, {"a": 1, "b": 1}, [1], None]):
         slot.write(row, sample)
-    assert slot.beside.samples == [(0, {"b": 1}), (1, {"a": 1, "b": 1}), (2, [1]), (3, None)]
+    assert slot.overflow.samples == [(0, {"b": 1}), (1, {"a": 1, "b": 1}), (2, [1]), (3, None)]
 
 
 def test_one_write_per_array_and_no_copy():
@@ -148,7 +148,7 @@ def test_one_write_per_array_and_no_copy():
         slot.write(0, sample)
         slot.write(1, sample)
         assert Counted.made == before
-        assert not slot.beside
+        assert not slot.overflow
 
 
 # -- pad and ragged
@@ -168,25 +168,25 @@ def test_samples_of_length_zero_have_a_row(field):
     slot = Slot(np.zeros((2, 4)), {"": field})
     slot.write(1, np.zeros((0, 4)))
     assert slot.extents()[1].tolist() == [0, 4]
-    assert not slot.beside
+    assert not slot.overflow
 
 
 @pytest.mark.parametrize("field", [Field(pad=0), Field(ragged=True)], ids=["pad", "ragged"])
-def test_a_sample_larger_than_its_row_goes_beside_and_says_what_it_needs(field):
+def test_a_sample_larger_than_its_row_overflows_and_says_what_it_needs(field):
     slot = Slot(np.zeros((2, 4)), {"": field})
     large, larger = np.ones((100, 4)), np.ones((200, 4))
     for row, sample in enumerate([large, larger, large]):
         slot.write(row, sample)
-    assert [row for row, _ in slot.beside.fields[0]] == [0, 1, 2]
-    assert slot.beside.needs == {0: (200, 4)}
+    assert [row for row, _ in slot.overflow.fields[0]] == [0, 1, 2]
+    assert slot.overflow.needs == {0: (200, 4)}
 
 
-def test_a_padded_sample_that_differs_elsewhere_goes_beside():
+def test_a_padded_sample_that_differs_elsewhere_overflows():
     slot = Slot(np.zeros((2, 4)), {"": Field(pad=0)})
     odd = [np.zeros((2, 5)), np.zeros(2), np.zeros((2, 4, 1)), np.zeros((2, 4), np.float32)]
     for row, sample in enumerate(odd):
         slot.write(row, sample)
-    assert [value for _, value in slot.beside.fields[0]] == odd
+    assert [value for _, value in slot.overflow.fields[0]] == odd
 
 
 def test_ragged_samples_may_differ_in_every_dimension_but_not_in_their_number():
@@ -194,12 +194,12 @@ def test_ragged_samples_may_differ_in_every_dimension_but_not_in_their_number():
     for row, shape in enumerate([(5, 4, 3), (1, 60, 1), (0, 7, 3)]):
         slot.write(row, np.zeros(shape, np.uint8))
         assert slot.extents()[row].tolist() == list(shape)
-    assert not slot.beside
+    assert not slot.overflow
     slot.write(3, np.zeros((4, 5), np.uint8))
-    assert slot.beside
+    assert slot.overflow
 
 
-def test_what_runs_of_one_batch_left_beside_is_merged():
+def test_the_overflows_of_the_spans_of_one_batch_are_merged():
     one = Overflow({0: [(1, "a")]}, [(2, "b")], {0: (3,)})
     one.merge(Overflow({0: [(4, "c")], 1: [(5, "d")]}, [(6, "e")], {0: (2,), 1: (7, 7)}))
     assert one.fields == {0: [(1, "a"), (4, "c")], 1: [(5, "d")]}

@@ -132,7 +132,7 @@ def test_a_plain_tensor_of_every_dtype_has_rows_of_its_size(dtype):
     assert (array.ctypes.data, name) == (tensor.data_ptr(), field.torch_dtype)
 
 
-def test_dtypes_and_tensors_that_rows_cannot_hold_travel_beside():
+def test_dtypes_and_tensors_that_rows_cannot_hold_overflow():
     values = [
         np.zeros(3, np.dtype("f4").newbyteorder("S")),
         np.zeros(3, np.longdouble),

@@ -127,14 +127,14 @@ def test_workers_that_were_sent_home_are_gone_and_a_killed_one_is_replaced():
     engine = inside.kept_of(loader).engine
     engine.resize(2)
     rest = [next(batches)["label"].tolist() for _ in range(20)]
-    while sum(member.number is not None for member in engine._supervisor.processes.values()) > 2:
+    while sum(worker.number is not None for worker in engine._supervisor.processes.values()) > 2:
         inside.kept_of(loader).engine.wait(0.01)
         inside.kept_of(loader).collect()
     assert rest == [list(range(at, at + 4)) for at in range(4, 84, 4)]
-    victim = next(member for member in engine._supervisor.processes.values() if member.number is not None)
+    victim = next(worker for worker in engine._supervisor.processes.values() if worker.number is not None)
     victim.process.kill()
     assert [batch["label"].tolist() for batch in batches] == [list(range(at, at + 4)) for at in range(84, 400, 4)]
-    assert sum(member.number is not None for member in engine._supervisor.processes.values()) == 2
+    assert sum(worker.number is not None for worker in engine._supervisor.processes.values()) == 2
 
 
 def test_auto_is_an_int_wherever_it_is_looked_at(monkeypatch):

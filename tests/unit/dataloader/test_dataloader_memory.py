@@ -202,18 +202,18 @@ def test_a_machine_that_fills_up_in_an_epoch_is_an_error_and_no_hang(monkeypatch
     assert epoch == list(range(0, 64, 4))
 
 
-def test_without_room_for_an_order_the_error_comes_in_its_turn_and_is_no_hang(monkeypatch):
+def test_without_memory_for_a_task_the_error_comes_in_its_turn_and_is_no_hang(monkeypatch):
     loader = DataLoader(Pictures(), batch_size=4, **ENGINES["process"])
     batches, held, acquire = iter(loader), [], SlotPool.acquire
 
-    def refuse_orders(pool, sizes, *, bounded=True):
+    def refuse_tasks(pool, sizes, *, bounded=True):
         if not bounded:
             raise BufferMemoryError("the machine is full")
         return acquire(pool, sizes)
 
     held.append(next(batches))
     with monkeypatch.context() as patch:
-        patch.setattr(SlotPool, "acquire", refuse_orders)
+        patch.setattr(SlotPool, "acquire", refuse_tasks)
         with pytest.raises(BufferMemoryError, match="the machine is full"):
             held.extend(batches)
     for number, batch in enumerate(held):

@@ -6,6 +6,7 @@ import os
 import random
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import pytest
 import torch
 from support.late_torch import AsksWhoItIs
 from support.parity import ENGINES, assert_same_seen, ours_and_theirs, watch
+from support.waiting import wait_until
 from torch.utils.data import IterableDataset, get_worker_info
 
 import loaders
@@ -115,6 +117,32 @@ def test_streams_of_two_workers_interleave_as_those_of_torch(make: Any, argument
     theirs = watch(lambda: torch.utils.data.DataLoader(make(), **arguments, **fork), epochs=2)
     ours = watch(lambda: loaders.DataLoader(make(), **arguments, **ENGINES[engine]), epochs=2)
     assert_same_seen(ours, theirs)
+
+
+class HeldBack(IterableDataset[Any]):
+    """Eight samples of each worker; worker 1 gives none before the file is there."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __iter__(self) -> Iterator[int]:
+        info = loaders.worker_info()
+        assert info is not None
+        wait_until(lambda: info.id == 0 or self.file.exists(), "worker 1 may go on")
+        yield from range(10 * info.id, 10 * info.id + 8)
+
+
+@pytest.mark.parametrize("prefetch_factor", [None, 1, 3])
+@pytest.mark.parametrize("engine", WITH_WORKERS)
+def test_out_of_order_a_slow_stream_holds_up_no_batch_of_another(
+    engine: str, prefetch_factor: int | None, tmp_path: Path
+) -> None:
+    file = tmp_path / "go on"
+    arguments = {"batch_size": None, "in_order": False, "timeout": 10, "prefetch_factor": prefetch_factor}
+    iterator = iter(loaders.DataLoader(HeldBack(file), **ENGINES[engine], **arguments))
+    assert [next(iterator) for _ in range(8)] == list(range(8))
+    file.touch()
+    assert list(iterator) == list(range(10, 18))
 
 
 def test_the_length_that_counts_is_the_one_asked_for_before_the_epoch() -> None:

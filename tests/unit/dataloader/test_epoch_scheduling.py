@@ -53,11 +53,13 @@ class Drawn(Sampler):
 
 def primed(gate, length=48, **arguments):
     """A loader that knows its samples' shape from an epoch before, so that batches are opened when one begins."""
-    loader = DataLoader(Gated(length, gate), **{"num_workers": 2, "persistent_workers": True, **arguments})
+    # A sampler of the user's: no batch of the epoch to come is made before it begins.
+    own = {"sampler": list(range(length)), "num_workers": 2, "persistent_workers": True}
+    loader = DataLoader(Gated(length, gate), **{**own, **arguments})
     for _ in loader:
         pass
     assert len(gate.entered(length)) == length
-    inside.kept_of(loader).cost_s = 1e-6  # as on a machine without other work: a run is a worker's share of a batch
+    inside.kept_of(loader).cost_s = 1e-6  # as on a machine without other work: a span is a worker's share of a batch
     return loader
 
 
@@ -77,7 +79,7 @@ def test_the_first_batch_is_shared_by_all_workers(gate, how):
     begun = []
 
     def let_go_when_all_others_are_read():
-        # The worker that holds sample 1 cannot have read what comes behind its run.
+        # The worker that holds sample 1 cannot have read what comes after its span.
         begun.extend(gate.entered(2))
         while not {24, 25, 26, 27, 28, 29, 30, 31} <= set(begun):
             begun.extend(gate.entered(1))
@@ -94,7 +96,7 @@ def test_the_first_batch_is_shared_by_all_workers(gate, how):
 @both
 def test_one_slow_sample_holds_up_no_other_batch(gate, how):
     loader = primed(gate, batch_size=8, **how)
-    gate.hold(3)  # the last of the first run: 8 rows, 2 workers, samples that cost nothing
+    gate.hold(3)  # the last of the first span: 8 rows, 2 workers, samples that cost nothing
     ahead = rows_ahead(loader)
     batches = iter(loader)
     assert set(gate.entered(ahead)) == set(range(ahead))  # all open batches are read while it hangs
@@ -188,28 +190,28 @@ def test_in_order_the_first_batch_comes_first_however_slow(gate, how):
     del batches
 
 
-# -- runs
+# -- spans
 
 
 @pytest.mark.parametrize(
     ("cost_s", "rows", "workers", "length"),
     [
-        (1.0, 64, 2, 1),  # slow samples: each is a run
+        (1.0, 64, 2, 1),  # slow samples: each is a span
         (_SPAN_S, 64, 2, 2),
         (_SPAN_S / 4, 64, 2, 5),
-        (1e-7, 64, 2, 32),  # quick ones: at least one run per worker
+        (1e-7, 64, 2, 32),  # fast ones: at least one span per worker
         (1e-7, 64, 3, 22),
         (1e-7, 1, 3, 1),
-        (0.0, 64, 2, 8),  # unknown: several runs per worker, to learn from
+        (0.0, 64, 2, 8),  # unknown: several spans per worker, to learn from
     ],
 )
-def test_runs_take_about_as_long_as_they_should_and_every_worker_has_a_share(cost_s, rows, workers, length):
+def test_spans_take_about_as_long_as_they_should_and_every_worker_has_a_share(cost_s, rows, workers, length):
     loader = DataLoader(Numbers(64), 8, num_workers=workers, worker_method="thread")
     epoch = iter(loader)
     inside.dispatch_of(epoch).cost_s = cost_s
-    runs = inside.dispatch_of(epoch).spans(0, rows)
-    assert {stop - start for start, stop in runs[:-1]} <= {length}
-    assert [row for start, stop in runs for row in range(start, stop)] == list(range(rows))
+    spans = inside.dispatch_of(epoch).spans(0, rows)
+    assert {stop - start for start, stop in spans[:-1]} <= {length}
+    assert [row for start, stop in spans for row in range(start, stop)] == list(range(rows))
     assert inside.dispatch_of(epoch).spans(rows, rows) == []
 
 

@@ -195,10 +195,12 @@ def in_the_last_batches(loader: DataLoader) -> None:
 
 
 def raises_in_the_last_batches(loader: DataLoader) -> None:
-    with pytest.raises(ZeroDivisionError):
+    try:
         for number, _ in enumerate(loader, start=1):
             if number == N // SIZE - 1:
                 raise ZeroDivisionError
+    except ZeroDivisionError:
+        pass
 
 
 def loads_a_state(loader: DataLoader) -> None:

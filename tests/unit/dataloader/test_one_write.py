@@ -356,9 +356,9 @@ class Growing(Dataset):
 
 @every_engine
 @pytest.mark.parametrize("field", [Field(pad=-5), Field(ragged=True)], ids=["pad", "ragged"])
-def test_a_sample_larger_than_its_row_travels_beside_once_and_the_rows_grow(how, field):
+def test_a_sample_larger_than_its_row_overflows_once_and_the_rows_grow(how, field):
     loader = DataLoader(Growing(), 4, fields={"meta.points": field}, **how)
-    beside = []
+    overflows = []
     for _ in range(2):
         for batch in loader:
             points = batch["meta"]["points"]
@@ -367,10 +367,10 @@ def test_a_sample_larger_than_its_row_travels_beside_once_and_the_rows_grow(how,
                 own = points[row] if field.ragged else points.values[row, : points.counts[row]]
                 assert own.shape == (count, 2)
                 assert (own == index).all()
-        beside.append(loader.overflow_count)
+        overflows.append(loader.overflow_count)
     # The first one, and perhaps those in batches that were open already; then never again.
-    assert 1 <= beside[0] <= 2
-    assert beside[1] == beside[0]
+    assert 1 <= overflows[0] <= 2
+    assert overflows[1] == overflows[0]
 
 
 @every_engine
@@ -403,7 +403,7 @@ def test_a_declared_field_that_is_no_array_is_an_error(how):
 
 
 @every_engine
-def test_strings_and_objects_travel_beside_and_are_counted(how):
+def test_strings_and_objects_overflow_and_are_counted(how):
     class Named(Photos):
         def __getitem__(self, index):
             return {"x": np.full(3, index), "name": f"photo {index}", "tags": {"a", "b"} if index < 0 else "t"}

@@ -204,7 +204,7 @@ def test_worker_processes_send_what_they_measure(photos):
     assert report.samples == 36  # those of the first batch do not count
 
 
-def test_a_report_counts_what_travelled_beside_the_slot_and_what_was_skipped():
+def test_a_report_counts_what_overflowed_and_what_was_skipped():
     class Odd(Slow):
         def __getitem__(self, index):
             if index == 5:

@@ -30,8 +30,8 @@ def hands(monkeypatch):
     return hands
 
 
-def run(clock, hands, rows, work, start=0):
-    """One run of a worker: `work(row)` for each, looked at where the clock says so. Returns (its times, rows seen)."""
+def span(clock, hands, rows, work, start=0):
+    """One span of a worker: `work(row)` for each, timed where the clock says so. Returns (its times, rows timed)."""
     due, seen = clock.begin_run(start, start + rows), []
     for row in range(start, start + rows):
         if row == due:
@@ -55,9 +55,9 @@ def test_time_counts_for_the_innermost_stage(hands):
         with WRITE:
             hands.now += 4 * MS
 
-    (took_ns, times), seen = run(Clock(), hands, 3, sample)
+    (took_ns, times), seen = span(Clock(), hands, 3, sample)
     assert took_ns == 45 * MS
-    assert seen == [0]  # how long a sample takes is not known in the first run
+    assert seen == [0]  # how long a sample takes is not known in the first span
     assert dict(zip(STAGES, times.stages_ns, strict=True)) == {
         "read": 4 * MS,
         "decode": 2 * MS,
@@ -76,7 +76,7 @@ def test_a_thread_that_is_kept_from_its_core_does_not_wait_for_a_disk(hands, wai
         hands.cpu += 3 * MS
         hands.waits += waits
 
-    (_, times), _ = run(Clock(), hands, 1, sample)
+    (_, times), _ = span(Clock(), hands, 1, sample)
     assert times.cpu_ns == cpu_ms * MS
 
 
@@ -89,7 +89,7 @@ def test_a_stage_ends_with_the_error_that_leaves_it(hands):
         except OSError:
             hands.now += 2 * MS
 
-    (_, times), _ = run(Clock(), hands, 1, sample)
+    (_, times), _ = span(Clock(), hands, 1, sample)
     assert (times.decode_ns, times.sample_ns) == (1 * MS, 2 * MS)
 
 
@@ -100,7 +100,7 @@ def test_the_cheaper_samples_are_the_fewer_are_looked_at(hands, sample_ns, share
 
     clock, looked_at, rows = Clock(), 0, 0
     for length in (7, 500, 1, 64, 130) * 60:
-        (_, times), seen = run(clock, hands, length, sample, start=32)
+        (_, times), seen = span(clock, hands, length, sample, start=32)
         assert len(seen) == times.looked_at
         looked_at, rows = looked_at + times.looked_at, rows + length
     assert looked_at / rows == pytest.approx(share, rel=0.25)

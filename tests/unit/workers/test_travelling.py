@@ -81,7 +81,7 @@ def test_so_do_those_that_no_row_has_room_for(dtype: str, engine: str) -> None:
             assert x.dtype is getattr(torch, dtype)
 
 
-def test_a_tensor_that_came_beside_the_slot_can_be_written_to() -> None:
+def test_a_tensor_that_overflowed_its_slot_can_be_written_to() -> None:
     result = Result(0, 0, 0, 1)
     result.overflow.samples.append((0, torch.full((2, 3), 3.0)))
     [(_, arrived)] = pickle.loads(pickle.dumps(result, protocol=5)).overflow.samples
@@ -90,16 +90,16 @@ def test_a_tensor_that_came_beside_the_slot_can_be_written_to() -> None:
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("beside", [False, True], ids=["the sample", "a field"])
+@pytest.mark.parametrize("in_field", [False, True], ids=["the sample", "a field"])
 @pytest.mark.parametrize("layout", [torch.strided, torch.jagged], ids=["strided", "jagged"])
-def test_nested_tensors_are_refused_with_the_words_of_torch(layout: Any, beside: bool, engine: str) -> None:
+def test_nested_tensors_are_refused_with_the_words_of_torch(layout: Any, in_field: bool, engine: str) -> None:
     class Nested:
         def __len__(self) -> int:
             return 4
 
         def __getitem__(self, index: int) -> Any:
             nested = torch.nested.nested_tensor([torch.ones(2), torch.ones(3)], layout=layout)
-            return {"n": nested, "label": index} if beside else nested
+            return {"n": nested, "label": index} if in_field else nested
 
     with pytest.raises(FieldDtypeError, match="Batches of nested tensors are not currently supported by the default"):
         list(DataLoader(Nested(), 2, **ENGINES[engine]))
