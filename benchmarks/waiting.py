@@ -41,7 +41,7 @@ class Waits:
 
 
 def slow(peer: str, workers: int, ms: float, seconds: float = 4.0, batch_size: int = 64) -> dict[str, float]:
-    """The share of the rate at which the workers could deliver if they did nothing but wait; the consumer's CPU time."""
+    """The share of the rate of workers that do nothing but wait; the consumer's CPU time per batch."""
     per_second = workers / (ms / 1e3)
     warm_up = max(4, int(per_second / batch_size))
     batches = warm_up + int(seconds * per_second / batch_size)
@@ -144,8 +144,8 @@ def section(content: Mapping[str, Any]) -> str:
     rows.append(_row("from one batch to the next in that loop, ms", content["turn"], "wait_ms", 2))
     rows += [_row(f"no workers, batch of {size}: µs", content[f"inline: {size}"], "batch_us", 0) for size in SIZES]
     return (
-        "## Waiting\n\nWhat a loop waits for besides samples: medians of fresh processes, ratios within rounds (least to "
-        f"most). `python -m benchmarks.waiting`. {machine_line(content['machine'])}\n\n"
+        "## Waiting\n\nWhat a loop waits for besides samples: medians of fresh processes, ratios within rounds (least "
+        f"to most). `python -m benchmarks.waiting`. {machine_line(content['machine'])}\n\n"
         + table(["what", "ours", "torch's loader", "ours : torch's"], rows)
     )
 

@@ -133,27 +133,38 @@ class SamplerCursor:
     def following(self) -> SamplerCursor | None:
         """A cursor of the next epoch, if its keys can be computed now: without a generator, or a change of the sampler.
 
-        Whether it was foreseen rightly is known when that epoch begins: `is_foreseen`.
+        Whether it was foreseen correctly is known when that epoch begins: `is_foreseen`.
         """
         if not self._by_key:
             return None
-        sampler: Any = None
-        if isinstance(self.sampler, KeyedSampler) or type(self.sampler) is DistributedSampler:
-            sampler = copy.copy(self.sampler)
-            # Where the sampler's epoch is that of the loader, somebody sets it, or this is the first.
-            sampler.set_epoch(sampler.epoch + (sampler.epoch == self._epoch))
-        elif type(self.sampler) is SequentialSampler or (type(self.sampler) in RANDOM and self._seed is not None):
-            sampler = self.sampler  # a random one is copied when it draws
-        if sampler is None or order_of(sampler) is None:
-            return None
-        cursor = copy.copy(self)
-        cursor.sampler, cursor.origin = sampler, {}
-        cursor._sampler = sampler if self._outer is None else self._sampler
-        cursor._epoch += 1
-        cursor._kept, cursor._next, cursor._is_drawing = (0, []), 0, False
-        cursor._prepare(0)
-        cursor._order = cursor._order_now()
+        try:
+            sampler = self._sampler_of_next_epoch()
+            if sampler is None or order_of(sampler) is None:
+                return None
+            cursor = copy.copy(self)
+            cursor.sampler, cursor.origin = sampler, {}
+            cursor._sampler = sampler if self._outer is None else self._sampler
+            cursor._epoch += 1
+            cursor._kept, cursor._next, cursor._is_drawing = (0, []), 0, False
+            cursor._prepare(0)
+            cursor._order = cursor._order_now()
+        except Exception as error:
+            if is_interrupt(error):
+                raise
+            return None  # the sampler's own code failed: it is raised when that epoch begins, if it does
         return cursor
+
+    def _sampler_of_next_epoch(self) -> Any:
+        """A sampler that draws as this one would in the next epoch; None if that cannot be computed."""
+        sampler = self.sampler
+        if isinstance(sampler, KeyedSampler) or type(sampler) is DistributedSampler:
+            sampler = copy.copy(sampler)
+            # If the sampler's epoch is the loader's, somebody sets it before each epoch, or this is the first.
+            sampler.set_epoch(sampler.epoch + (sampler.epoch == self._epoch))
+            return sampler
+        # A random one is copied before it draws.
+        is_computed = type(sampler) is SequentialSampler or (type(sampler) in RANDOM and self._seed is not None)
+        return sampler if is_computed else None
 
     def is_foreseen(self, ahead: SamplerCursor) -> bool:
         """Whether `ahead`, made by `following`, draws the keys that this cursor, which has drawn none, would draw."""

@@ -175,6 +175,22 @@ def test_an_order_of_the_users_own_is_not_asked_for_early() -> None:
         assert not is_ahead(loader)
 
 
+def test_a_sampler_that_refuses_the_next_epoch_is_asked_again_when_that_begins() -> None:
+    class Two(ShardedSampler):
+        def set_epoch(self, epoch: int) -> None:
+            if epoch > 1:
+                raise ValueError("there are two epochs")
+            super().set_epoch(epoch)
+
+    loader = DataLoader(Counted(), SIZE, sampler=Two(N), seed=7, **KEPT)
+    for epoch in range(2):
+        loader.set_epoch(epoch)
+        assert len(epoch_of(loader)) == N // SIZE
+    assert not is_ahead(loader)
+    with pytest.raises(ValueError, match="two epochs"):
+        loader.set_epoch(2)
+
+
 def test_threads_read_no_sample_of_an_epoch_before_it_begins() -> None:
     """They share the dataset with the caller, who may change it between two epochs."""
     dataset = Counted()
