@@ -17,14 +17,15 @@ from benchmarks.workloads import KINDS, Ready
 from loaders.benchmark.processes import descendants
 
 
-def _loader(peer: str, dataset: Any, **arguments: Any) -> Any:
+def loader_of(peer: str, dataset: Any, **arguments: Any) -> Any:
+    """The loader of a peer."""
     return importlib.import_module(f"benchmarks.peers.{peer}").make(dataset, **arguments)
 
 
 def transport(peer: str, shape: list[int], dtype: str, batch_size: int, batches: int, workers: int) -> dict[str, float]:
     """GB/s of ready samples through the loader; the consumer copies each batch, as a device would read it."""
     torch.set_num_threads(1)
-    loader = _loader(peer, Ready(batch_size * batches, shape, dtype), batch_size=batch_size, num_workers=workers)
+    loader = loader_of(peer, Ready(batch_size * batches, shape, dtype), batch_size=batch_size, num_workers=workers)
     began, first_s, out, counted = time.perf_counter(), 0.0, torch.empty(0), 0
     warm_up = batches // 5
     for number, batch in enumerate(loader):
@@ -85,7 +86,7 @@ def first_batch(peer: str, batch_size: int, workers: int) -> dict[str, float]:
     times = []
     for _ in range(7):
         began = time.perf_counter()
-        iterator = iter(_loader(peer, dataset, batch_size=batch_size, num_workers=workers))
+        iterator = iter(loader_of(peer, dataset, batch_size=batch_size, num_workers=workers))
         next(iterator)
         times.append(time.perf_counter() - began)
         del iterator
@@ -97,7 +98,7 @@ def iterate(peer: str, batch_size: int, batches: int, workers: int) -> dict[str,
     torch.set_num_threads(1)
     dataset = Ready(batch_size * batches, [224, 224, 3], "uint8")
     out = torch.empty(batch_size, 224, 224, 3, dtype=torch.uint8)
-    for batch in _loader(peer, dataset, batch_size=batch_size, num_workers=workers):
+    for batch in loader_of(peer, dataset, batch_size=batch_size, num_workers=workers):
         out.copy_(batch["image"])
     return {}
 
@@ -119,7 +120,7 @@ def memory(peer: str, shape: list[int], batch_size: int, batches: int, workers: 
             most_private = max(most_private, smaps_nbytes("Pss_Anon"))
 
     watcher = threading.Thread(target=watch)
-    loader = _loader(peer, dataset, batch_size=batch_size, num_workers=workers)
+    loader = loader_of(peer, dataset, batch_size=batch_size, num_workers=workers)
     out = torch.empty(batch_size, *shape, dtype=torch.uint8)
     for number, batch in enumerate(loader):
         if number == 1:  # the workers have started: a process with threads should not be forked

@@ -9,121 +9,26 @@ from itertools import chain, islice
 from typing import Any
 
 import torch
-from torch.utils.data import (
-    BatchSampler,
-    DistributedSampler,
-    RandomSampler,
-    SequentialSampler,
-    SubsetRandomSampler,
-    WeightedRandomSampler,
-)
+from torch.utils.data import BatchSampler, DistributedSampler, RandomSampler, SequentialSampler
 
+from loaders.dataloader.orders import (
+    RANDOM,
+    bytes_of,
+    from_start,
+    inner_sampler,
+    is_stateful,
+    order_of,
+    restore,
+    tensor_of,
+    told,
+    world_of,
+)
 from loaders.errors import StateError
 from loaders.randomness.streams import Domain, keyed_word
 from loaders.sampling.base import KeyedSampler
 from loaders.system.interrupts import is_interrupt
 
-# These draw their order with the first key: from `generator`, or else from torch's default generator.
-_RANDOM = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler)
 _lending = threading.RLock()  # a sampler that several loaders share is lent one generator at a time
-
-
-def world_of(sampler: Any) -> tuple[int, int]:
-    """(rank, number of ranks) that a sampler shards over, from the attributes that our samplers and torch's have.
-
-    Raises:
-        ValueError: the attributes are not two ints with 0 <= rank < ranks.
-    """
-    rank = getattr(sampler, "rank", 0)
-    ranks = getattr(sampler, "num_replicas", getattr(sampler, "world_size", 1))
-    try:
-        rank, ranks = int(rank or 0), int(ranks or 1)
-    except (TypeError, ValueError):
-        rank, ranks = -1, 0
-    if not 0 <= rank < ranks:
-        raise ValueError(
-            f"{type(sampler).__name__} has rank {getattr(sampler, 'rank', 0)!r} of "
-            f"{getattr(sampler, 'num_replicas', getattr(sampler, 'world_size', 1))!r} ranks: expected two ints, "
-            "0 <= rank < ranks."
-        )
-    return rank, ranks
-
-
-def inner_sampler(sampler: Any, batch_sampler: Any) -> Any:
-    """The sampler that fixes the order: the batch sampler if it has its own state or epoch, else what it draws from."""
-    if batch_sampler is None:
-        return sampler
-    has_own = hasattr(batch_sampler, "state_dict") or hasattr(batch_sampler, "set_epoch")
-    if type(batch_sampler) is not BatchSampler and has_own:
-        return batch_sampler
-    return getattr(batch_sampler, "sampler", batch_sampler)
-
-
-def order_at_rest(sampler: Any, *, drawn: bool) -> dict[str, Any]:
-    """The `origin` of an epoch that has not begun. `drawn`: whether its base seed was drawn already."""
-    if _is_stateful(sampler):
-        return {"sampler": _from_start(sampler)}
-    if type(sampler) in _RANDOM and sampler.generator is not None:
-        return {"generator" if drawn else "before": _bytes_of(sampler.generator.get_state())}
-    return {}
-
-
-def check_origin(origin: dict[str, Any]) -> None:
-    """Reject an origin that no `SamplerCursor` can have written.
-
-    Raises:
-        StateError: the message names what is wrong.
-    """
-    for name, value in origin.items():
-        if name in ("generator", "before", "torch"):
-            try:
-                torch.Generator().set_state(_tensor_of(value))
-            except (RuntimeError, TypeError) as error:
-                raise StateError(f"the state of a generator does not fit: {error}") from error
-        elif name == "sampler":
-            if not isinstance(value, dict):
-                raise StateError(f"the state of the sampler is a {type(value).__name__}: expected a dict.")
-        elif name not in ("seed", "epoch") or type(value) is not int or not -(1 << 63) <= value < 1 << 63:
-            raise StateError(f"{name!r} in the origin of the order is not valid: {value!r:.80}.")
-
-
-def restore(sampler: Any, origin: dict[str, Any]) -> None:
-    """Set a sampler so that its next iteration is the one that `origin` describes.
-
-    Raises:
-        StateError: the sampler rejected its state.
-    """
-    if "sampler" in origin:
-        _told(sampler.load_state_dict, origin["sampler"])
-    elif "epoch" in origin:
-        _told(sampler.set_epoch, origin["epoch"])
-
-
-def _told(tell: Callable[[Any], Any], what: Any) -> None:
-    try:
-        tell(what)
-    except StateError:
-        raise
-    except Exception as error:
-        if is_interrupt(error):
-            raise
-        raise StateError(f"the sampler rejected its state: {type(error).__name__}: {error}") from error
-
-
-def _is_stateful(sampler: Any) -> bool:
-    return hasattr(sampler, "state_dict") and hasattr(sampler, "load_state_dict")
-
-
-def _from_start(sampler: Any) -> dict[str, Any]:
-    """A sampler's state at the start of an epoch, even if the sampler is still at the end of the last one."""
-    state = sampler.state_dict()
-    try:
-        state = copy.deepcopy(dict(state))
-    except (TypeError, ValueError):
-        raise StateError(
-            f"{type(sampler).__name__}.state_dict() gave a {type(state).__name__}: expected a dict."
-        ) from None
-    return {**state, "position": 0} if "position" in state else state
 
 
 class SamplerCursor:
@@ -165,6 +70,7 @@ class SamplerCursor:
         self._is_drawing = False  # stays True where an exception interrupted a draw
         self._begun = False
         self._items: Iterator[Any] = iter(())
+        self._order: Any = None  # what fixed the keys when this epoch was foreseen
         self._prepare(skip)
 
     @property
@@ -224,6 +130,61 @@ class SamplerCursor:
             self._kept = kept
             self._next = following
 
+    def following(self) -> SamplerCursor | None:
+        """A cursor of the next epoch, if its keys can be computed now: without a generator, or a change of the sampler.
+
+        Whether it was foreseen correctly is known when that epoch begins: `is_foreseen`.
+        """
+        if not self._by_key:
+            return None
+        try:
+            sampler = self._sampler_of_next_epoch()
+            if sampler is None or order_of(sampler) is None:
+                return None
+            cursor = copy.copy(self)
+            cursor.sampler, cursor.origin = sampler, {}
+            cursor._sampler = sampler if self._outer is None else self._sampler
+            cursor._epoch += 1
+            cursor._kept, cursor._next, cursor._is_drawing = (0, []), 0, False
+            cursor._prepare(0)
+            cursor._order = cursor._order_now()
+        except Exception as error:
+            if is_interrupt(error):
+                raise
+            return None  # the sampler's own code failed: it is raised when that epoch begins, if it does
+        return cursor
+
+    def _sampler_of_next_epoch(self) -> Any:
+        """A sampler that draws as this one would in the next epoch; None if that cannot be computed."""
+        sampler = self.sampler
+        if isinstance(sampler, KeyedSampler) or type(sampler) is DistributedSampler:
+            sampler = copy.copy(sampler)
+            # If the sampler's epoch is the loader's, somebody sets it before each epoch, or this is the first.
+            sampler.set_epoch(sampler.epoch + (sampler.epoch == self._epoch))
+            return sampler
+        # A random one is copied before it draws.
+        is_computed = type(sampler) is SequentialSampler or (type(sampler) in RANDOM and self._seed is not None)
+        return sampler if is_computed else None
+
+    def is_foreseen(self, ahead: SamplerCursor) -> bool:
+        """Whether `ahead`, made by `following`, draws the keys that this cursor, which has drawn none, would draw."""
+        return (
+            (ahead._outer is self._outer, ahead._epoch, ahead._seed) == (True, self._epoch, self._seed)
+            and not self._begun
+            and self._kept == (0, [])
+            and ahead.origin == self.origin
+            and ahead._order == self._order_now()
+        )
+
+    def replace(self, cursor: SamplerCursor) -> None:
+        """Take the place of `cursor`, of which this one is foreseen."""
+        if isinstance(cursor.sampler, KeyedSampler):
+            cursor.sampler.follow(self.sampler)
+        self._sampler, self.sampler, self.origin = cursor._sampler, cursor.sampler, cursor.origin
+
+    def _order_now(self) -> Any:
+        return order_of(self.sampler), (self._outer.batch_size, self._outer.drop_last) if self._cuts else None
+
     def _count(self, items: list[Any]) -> int:
         return len(items) if self._by_key else sum(map(len, items))
 
@@ -259,7 +220,7 @@ class SamplerCursor:
 
     def _is_repeatable(self) -> bool:
         sampler = self.sampler
-        known = (*_RANDOM, SequentialSampler, DistributedSampler)
+        known = (*RANDOM, SequentialSampler, DistributedSampler)
         return (
             isinstance(sampler, KeyedSampler)
             or type(sampler) in known
@@ -271,16 +232,16 @@ class SamplerCursor:
         """Make the iterators, and skip `skip` keys. torch also makes its own here, before it draws its base seed."""
         sampler, origin = self.sampler, self.origin
         restore(sampler, origin)
-        if _is_stateful(sampler):
-            origin.setdefault("sampler", _from_start(sampler))
+        if is_stateful(sampler):
+            origin.setdefault("sampler", from_start(sampler))
             if isinstance(sampler, KeyedSampler) and self._by_key and skip:
                 # It can start at any position. Positions are counted over all ranks.
-                _told(sampler.load_state_dict, {**origin["sampler"], "position": skip * world_of(sampler)[1]})
+                told(sampler.load_state_dict, {**origin["sampler"], "position": skip * world_of(sampler)[1]})
                 skip = 0
         elif hasattr(sampler, "set_epoch") and hasattr(sampler, "epoch"):
             origin.setdefault("epoch", sampler.epoch)
         elif "before" in origin:
-            sampler.generator.set_state(_tensor_of(origin.pop("before")))
+            sampler.generator.set_state(tensor_of(origin.pop("before")))
         self._skip = skip
         self._begun = False
         if not self._cuts:  # a BatchSampler makes its sampler's iterator when it draws the first key
@@ -292,7 +253,7 @@ class SamplerCursor:
         A sampler without its own generator is copied with one; inside a user's batch sampler it is lent one.
         """
         sampler = self.sampler
-        lent = self._lent_generator() if type(sampler) in _RANDOM else None
+        lent = self._lent_generator() if type(sampler) in RANDOM else None
         if lent is None:
             self._start(iter(sampler) if self._cuts else self._items)
         elif self._by_key:
@@ -325,8 +286,8 @@ class SamplerCursor:
         given = sampler.generator
         if given is not None:
             if "generator" not in origin:
-                origin["generator"] = _bytes_of(given.get_state())
-            given.set_state(_tensor_of(origin["generator"]))
+                origin["generator"] = bytes_of(given.get_state())
+            given.set_state(tensor_of(origin["generator"]))
             return None
         own = torch.Generator()
         if self._seed is not None:
@@ -334,7 +295,7 @@ class SamplerCursor:
         elif "seed" in origin:
             own.manual_seed(origin["seed"])
         elif "torch" in origin:
-            own.set_state(_tensor_of(origin["torch"]))
+            own.set_state(tensor_of(origin["torch"]))
         elif type(sampler) is RandomSampler:
             # It is about to draw this seed itself: record the seed and restore the generator.
             before = torch.get_rng_state()
@@ -342,17 +303,6 @@ class SamplerCursor:
             torch.set_rng_state(before)
             return None
         else:
-            origin["torch"] = _bytes_of(torch.get_rng_state())
+            origin["torch"] = bytes_of(torch.get_rng_state())
             return None
         return own
-
-
-def _bytes_of(state: torch.Tensor) -> bytes:
-    return bytes(state.numpy().tobytes())
-
-
-def _tensor_of(state: Any) -> torch.Tensor:
-    try:
-        return torch.frombuffer(bytearray(state), dtype=torch.uint8)
-    except (TypeError, ValueError) as error:
-        raise StateError(f"the state of a generator is {state!r:.40}: expected bytes.") from error

@@ -121,6 +121,7 @@ class Dispatch:
         intact: False during a change. It stays False if an exception interrupts the change; the engine, its workers and
             their memory are then not used again.
         cost_s: seconds per row, a moving average; 0 while unknown.
+        ahead: the `Opener` of the next epoch, if workers are making batches of it; else None.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -128,6 +129,7 @@ class Dispatch:
         self.intact = True
         self.notes: list[str] = []  # from workers: what to warn the caller about
         self.cost_s = 0.0
+        self.ahead: Any = None
         self._open: dict[int, OpenBatch] = {}
         self._closed = False
 
@@ -190,12 +192,19 @@ class Dispatch:
                 batch.abandoned = True
                 self.engine.cancel(batch.task)
 
+    def drop_ahead(self) -> None:
+        """Give up the batches of the next epoch."""
+        ahead, self.ahead = self.ahead, None
+        if ahead is not None:
+            self.abandon(ahead.take())
+
     def close(self, batches: Iterable[OpenBatch] = (), *, force: bool = False) -> None:
         """Stop the engine and take back the slots of its batches. May be called again after an error."""
         self._closed = True
         self.engine.close(force=force)
+        ahead = self.ahead.batches if self.ahead is not None else ()
         abandoned = {id(batch): batch for batch in self._open.values() if batch.abandoned}
-        for batch in (*batches, *abandoned.values()):
+        for batch in (*batches, *ahead, *abandoned.values()):
             # A thread cannot be killed: a slot that it may still write to is not reused before the thread is done.
             slot, batch.slot = batch.slot, []
             self.pool.discard_after(partial(self._is_read, batch.task.ticket), slot)

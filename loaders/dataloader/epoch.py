@@ -11,28 +11,26 @@ import os
 import threading
 import time
 import weakref
-from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any, NamedTuple, NoReturn
 
 from loaders.batch.rows import RowWriter
 from loaders.dataloader.auto_workers import Tuner
 from loaders.dataloader.checkpoint import Position
-from loaders.dataloader.cursor import SamplerCursor, world_of
+from loaders.dataloader.cursor import SamplerCursor
 from loaders.dataloader.delivery import Delivery, overflow_count
 from loaders.dataloader.dispatch import Dispatch, OpenBatch, Received, new_ticket
 from loaders.dataloader.engines import Engines, EngineSetup
 from loaders.dataloader.epochs import EpochLog, Epochs
 from loaders.dataloader.on_error import LeftOut, Substituting, skip_failed
+from loaders.dataloader.opening import Opener
 from loaders.dataloader.plan import Options, Plan
 from loaders.errors import BufferMemoryError, WorkerLostError, WorkerTimeoutError
-from loaders.randomness.ranks import drawing_rank
 from loaders.report.statistics import EpochStatistics
 from loaders.system.interrupts import is_interrupt
-from loaders.timing import events
 from loaders.workers.engine import describe_work
-from loaders.workers.messages import Task, warn_of
+from loaders.workers.messages import warn_of
 
 
 class _Made(NamedTuple):
@@ -48,9 +46,9 @@ class _Made(NamedTuple):
 class _Work:
     """The workers and open batches of an epoch. Its finalizer ends them, and must not refer to the epoch itself."""
 
-    def __init__(self) -> None:
+    def __init__(self, opener: Opener) -> None:
         self.dispatches: list[Dispatch] = []  # one, or none
-        self.batches: deque[OpenBatch] = deque()
+        self.opener = opener
 
 
 class _RefusedError(Exception):
@@ -101,17 +99,15 @@ class Epoch(Iterator[Any]):
         self._length = length
         self._tuner = tuner
         self._on_workers = on_workers
-        self._seed = epochs.seed
         self._pid = os.getpid()
         self._turn = threading.RLock()  # one thread at a time makes a batch
         self._is_inside = False
         self._made: _Made | None = None
         self._is_over = False
+        self._foresees_none = False  # the keys of the next epoch cannot be known now
         self._substituting = Substituting(options.dataset, by_spans=plan.by_spans)
-        self._work = _Work()
-        self._cursor: SamplerCursor | None = None
-        self._at = log.position
         self._start = log.position.batches
+        self._work = _Work(self._opener_at(log.position))
         self._begin_at(log.position)
         self._stop = weakref.finalize(self, _stop, self._pid, engines, self._work, plan, log)
         if options.num_workers > 0:
@@ -173,11 +169,11 @@ class Epoch(Iterator[Any]):
             if not taken[0] or self._is_inside:
                 return False
             work, dispatch = self._work, self._dispatch
+            batches = work.opener.take()
             if dispatch.is_usable():
                 dispatch.intact = False
-                dispatch.abandon(work.batches)
+                dispatch.abandon(batches)
                 dispatch.intact = True
-            work.batches = deque()
             work.dispatches = []
             self._setup = self._setup._replace(persistent=False)
             return True
@@ -222,51 +218,57 @@ class Epoch(Iterator[Any]):
     def _recover(self) -> None:
         """Get new workers, and restart after the last batch that was handed out."""
         work = self._work
-        work.batches = deque()
         for dispatch in work.dispatches:
             self._engines.throw_away(dispatch)
         work.dispatches = []
         self._begin_at(self._log.position)
         self._engines.open(self._setup, self, work.dispatches)
+        self._take_what_is_ahead()
+
+    def _opener_at(self, position: Position) -> Opener:
+        cursor = self._cursor_of(position) if self._cursor_of is not None else None
+        if cursor is None and not position.lanes:
+            workers = max(1, self._options.num_workers)
+            self._log.position = replace(position, lanes=(0,) * workers, streams=(None,) * workers)
+        assert self._epochs.seed is not None
+        position, seed, in_order = self._log.position, self._epochs.seed, self._options.in_order
+        return Opener(self._plan, cursor, position, seed, self._log.statistics, in_order=in_order)
 
     def _begin_at(self, position: Position) -> None:
-        """Continue at a position of this epoch or of the next one."""
-        cursor = self._cursor
-        if self._cursor_of is None:
-            self._rank, self._ranks = drawing_rank(0, 1)
-            workers = max(1, self._options.num_workers)
-            if not position.lanes:
-                position = replace(position, lanes=(0,) * workers, streams=(None,) * workers)
-                self._log.position = position
-        elif cursor is None or position.epoch != self._at.epoch:
-            self._cursor = cursor = self._cursor_of(position)
-            self._rank, self._ranks = drawing_rank(*world_of(cursor.sampler))
-        else:
-            cursor.forget(position.keys)
-            cursor.rewind()
+        """Continue at a position of this epoch."""
         self._at = position  # the position handed out, advanced by what was left out or has ended since
-        self._bases = list(zip(position.lanes, position.streams, strict=True))
-        self._lanes = list(position.lanes)  # streams: serial of the next batch per worker; -1 if ended
-        self._lane = position.lane
-        self._sampler_error: Exception | None = None  # raised after the batches that came before it
-        self._exhausted = False
+        self._opener.begin_at(position)
         self._pending: OpenBatch | None = None  # complete; delivered after the error of one of its samples
-        self._drawn: list[Any] = []  # the keys of a batch that is not open yet, for lack of memory
-        self._is_short = False  # a batch could not be opened, for lack of memory
         self._left_out = LeftOut(self._options.max_errors, apart=self._options.num_workers > 0)
+
+    def _take_what_is_ahead(self) -> None:
+        """Take over the first batches of this epoch if persistent workers make them already; or tell them not to."""
+        dispatch, work = self._dispatch, self._work
+        if dispatch.ahead is None:
+            return
+        dispatch.intact = False
+        if self._opener.is_foreseen(dispatch.ahead):
+            opener = self._opener.take_over(dispatch.ahead)
+            # Assignments alone.
+            work.opener = opener
+            self._log.statistics = opener.statistics
+            dispatch.ahead = None
+        else:
+            dispatch.drop_ahead()
+        dispatch.intact = True
 
     def _next_made(self) -> _Made | None:
         """The next batch, or the next error; None at the end."""
         statistics, options = self._log.statistics, self._options
         statistics.ask()
         self._at = self._log.position
-        if self._cursor is not None:
-            self._cursor.forget(self._at.keys)
+        if self._opener.cursor is not None:
+            self._opener.cursor.forget(self._at.keys)
         while True:
             try:
                 batch = self._pending or self._next_complete()
             except (WorkerLostError, WorkerTimeoutError) as error:  # these workers deliver no more
-                self._engines.throw_away(self._dispatch, self._take_open())
+                self._engines.throw_away(self._dispatch, self._opener.take())
                 self._work.dispatches = []
                 return self._error(error, self._at)._replace(is_last=True)
             except _RefusedError as refused:
@@ -275,8 +277,8 @@ class Epoch(Iterator[Any]):
             except (BufferMemoryError, Warning) as error:  # a warning that a filter has turned into an error
                 return self._error(error, self._at)
             if batch is None:
-                if self._sampler_error is not None:
-                    raised, self._sampler_error, self._exhausted = self._sampler_error, None, False
+                if (raised := self._opener.sampler_error) is not None:
+                    self._opener.sampler_error, self._opener.exhausted = None, False
                     return self._error(raised, self._at)
                 if self._turns_over():
                     continue
@@ -306,8 +308,8 @@ class Epoch(Iterator[Any]):
                 raise
             return self._error(error, after)
         statistics.give(batch.rows - len(batch.received.failures), pool.waited_ns)
-        if self._is_short:
-            statistics.short, self._is_short = statistics.short + 1, False
+        if self._opener.is_short:
+            statistics.short, self._opener.is_short = statistics.short + 1, False
         if self._tuner is not None:
             workers = self._tuner.look(statistics, self._dispatch.engine)
             self._setup = self._setup._replace(num_workers=workers)
@@ -341,108 +343,33 @@ class Epoch(Iterator[Any]):
         self._start = 0
         self._log.statistics.epoch = following.epoch
         self._epochs.turn_over(self._log, following)
+        self._work.opener = self._opener_at(following)
         self._begin_at(following)
+        self._take_what_is_ahead()
         return True
 
     # -- opening batches
 
+    @property
+    def _opener(self) -> Opener:
+        return self._work.opener
+
     def _top_up(self, *, needed: bool = False) -> None:
-        """Open batches up to the depth of the plan, while there are keys.
+        """Open batches up to the depth of the plan: of this epoch, and for persistent processes also of the next one.
 
         Raises:
             BufferMemoryError: there is no memory for even one batch, and one is `needed` now.
         """
-        batches, num_workers = self._work.batches, self._dispatch.engine.num_workers
-        while not self._exhausted and len(batches) < self._plan.depth(num_workers):
-            # The first samples determine the spec; until it is known, there is at most one span for each worker.
-            if self._plan.by_rows and self._plan.spec is None and self._asked() >= num_workers:
-                return
-            if self._cursor is not None and not self._drawn:
-                try:
-                    self._drawn.append(self._cursor.next_batch())
-                except StopIteration:
-                    self._exhausted = True
-                    return
-                except Exception as error:
-                    if is_interrupt(error):
-                        raise
-                    self._sampler_error, self._exhausted = error, True
-                    return
-            try:
-                if self._cursor is None:
-                    self._exhausted = not self._open_stream()
-                else:
-                    self._open_keys(self._cursor)
-            except BufferMemoryError:
-                if needed and not batches:
-                    raise
-                self._is_short = True
-                return  # fewer must do until the consumer releases some
-
-    def _asked(self) -> int:
-        # Rows where workers share a batch; else batches, each made by one worker.
-        return sum(batch.asked if self._plan.by_spans else 1 for batch in self._work.batches)
-
-    def _open_keys(self, cursor: SamplerCursor) -> None:
-        keys = self._drawn[0]
-        rows, first = len(keys), cursor.position - len(keys)
-        self._plan.room = max(self._plan.room, rows)
-        batch = self._new_batch(keys, self._rank + first * self._ranks, rows)
-        batch.first = first
-        self._drawn = []
-        self._submit(batch)
-
-    def _open_stream(self) -> bool:
-        """Open a batch of a worker whose stream has not ended; False if all have."""
-        lanes = self._lanes
-        following = (*range(self._lane, len(lanes)), *range(self._lane))
-        running = [lane for lane in following if lanes[lane] >= 0]
-        if not running:
-            return False
-        lane = running[0]
-        if not self._options.in_order:
-            # The batches of a slow worker must not take the places of all others.
-            opened = Counter(batch.lane for batch in self._work.batches)
-            lane = min(running, key=opened.__getitem__)
-        serial, rows = lanes[lane], self._plan.room
-        # Each worker has its own stream, and its samples their own positions, which key their randomness.
-        batch = self._new_batch([serial], self._rank + ((lane << 40) + serial * rows) * self._ranks, rows)
-        batch.lane, batch.task.resume = lane, self._bases[lane]
-        lanes[lane] += 1
-        self._lane = (lane + 1) % len(lanes)
-        self._submit(batch)
-        return True
-
-    def _new_batch(self, keys: Sequence[Any], position: int, rows: int) -> OpenBatch:
-        spec, sizes, room = self._plan.layout()
-        slot = self._dispatch.pool.acquire([size for size in sizes if size > 0])
-        at = iter(slot)
-        blocks = [
-            (block.offset, block.nbytes) if (block := next(at) if size > 0 else None) else (0, 0) for size in sizes
-        ]
-        assert self._seed is not None
-        places = tuple(blocks) if spec is None else spec.spread(blocks, room)
-        task = Task(new_ticket(), keys, position, self._at.epoch, self._seed, spec, places, self._ranks)
-        opened_ns = time.perf_counter_ns() if events.traces else 0
-        return OpenBatch(task, slot, rows, statistics=self._log.statistics, opened_ns=opened_ns)
-
-    def _submit(self, batch: OpenBatch) -> None:
-        dispatch = self._dispatch
-        batch.asked = batch.rows
-        if not self._plan.by_spans:
-            spans = [(0, len(batch.task.keys))]
-        elif batch.task.spec is None:
-            # One sample per worker, so that none has to wait for another.
-            batch.asked = min(max(1, dispatch.engine.num_workers - self._asked()), batch.rows)
-            spans = [(row, row + 1) for row in range(batch.asked)]
-        else:
-            spans = dispatch.spans(0, batch.rows)
-        dispatch.submit(batch, spans)
-        self._work.batches.append(batch)
-
-    def _take_open(self) -> deque[OpenBatch]:
-        batches, self._work.batches = self._work.batches, deque()
-        return batches
+        dispatch, opener = self._dispatch, self._opener
+        depth = self._plan.depth(dispatch.engine.num_workers)
+        opener.top_up(dispatch, depth, needed=needed)
+        # Not for threads: they share the dataset with the caller, who may change it between two epochs.
+        if opener.exhausted and self._setup.persistent and self._setup.method == "process":
+            if dispatch.ahead is None and opener.sampler_error is None and not self._foresees_none:
+                dispatch.ahead = opener.following()
+                self._foresees_none = dispatch.ahead is None
+            if dispatch.ahead is not None:
+                dispatch.ahead.top_up(dispatch, depth - len(opener.batches))
 
     # -- waiting
 
@@ -457,11 +384,11 @@ class Epoch(Iterator[Any]):
                 self._begin_those_that_can()
             self._top_up(needed=True)
             batch = self._choose()
-            if batch is None and not self._work.batches:
+            if batch is None and not self._opener.batches:
                 return None
             if batch is not None:
                 if self._is_whole(batch):
-                    self._work.batches.remove(batch)
+                    self._opener.batches.remove(batch)
                     dispatch.forget(batch)
                     self._plan.learn(batch.received.overflow.needs, batch.received.parcel)
                     if self._options.num_workers > 0:
@@ -486,7 +413,7 @@ class Epoch(Iterator[Any]):
 
     def _is_work_for_all(self) -> bool:
         """Whether there is unfinished work for every worker."""
-        batches = self._work.batches
+        batches = self._opener.batches
         if self._plan.by_spans:
             left = sum(batch.unreported or 0 for batch in batches)
         else:
@@ -495,7 +422,7 @@ class Epoch(Iterator[Any]):
 
     def _choose(self) -> OpenBatch | None:
         """The first open batch if it is complete; without `in_order` the first that is complete."""
-        for batch in self._work.batches:
+        for batch in self._opener.batches:
             if batch.complete:
                 return batch
             if self._options.in_order:
@@ -505,9 +432,9 @@ class Epoch(Iterator[Any]):
     def _is_whole(self, batch: OpenBatch) -> bool:
         """Whether a complete batch can be delivered. If not, requests what is missing, or drops an ended stream's."""
         received, dispatch = batch.received, self._dispatch
-        if self._cursor is None and batch.rows == 0:
+        if self._opener.cursor is None and batch.rows == 0:
             lanes = list(self._at.lanes)
-            lanes[batch.lane] = self._lanes[batch.lane] = -1
+            lanes[batch.lane] = self._opener.lanes[batch.lane] = -1
             self._at = replace(self._at, lanes=tuple(lanes))
             self._drop(batch)
             return False
@@ -534,7 +461,7 @@ class Epoch(Iterator[Any]):
         """The spec is known: give this batch a slot, and request its remaining rows."""
         if self._plan.spec is None:
             self._plan.spec = batch.received.spec
-        full = self._new_batch(batch.task.keys, batch.task.position, batch.rows)
+        full = self._opener.new_batch(self._dispatch, batch.task.keys, batch.task.position, batch.rows)
         full.task.attempt, full.task.resume = batch.task.attempt, batch.task.resume
         batch.task, batch.slot, batch.is_early = full.task, full.slot, True
         start, batch.asked = batch.asked, batch.rows
@@ -542,7 +469,7 @@ class Epoch(Iterator[Any]):
 
     def _begin_those_that_can(self) -> None:
         """Give slots to the batches that were opened before the spec was known, once it is."""
-        for batch in [each for each in self._work.batches if each.task.spec is None]:
+        for batch in [each for each in self._opener.batches if each.task.spec is None]:
             if self._plan.spec is not None or (batch.received.spec is not None and batch.received.spec_row == 0):
                 self._begin_rows(batch)
 
@@ -557,7 +484,7 @@ class Epoch(Iterator[Any]):
             writer.write(row, sample, received.overflow)
 
     def _drop(self, batch: OpenBatch) -> None:
-        self._work.batches.remove(batch)
+        self._opener.batches.remove(batch)
         self._dispatch.forget(batch)
         self._dispatch.pool.discard(batch.slot)
 
@@ -569,11 +496,11 @@ class Epoch(Iterator[Any]):
         again = OpenBatch(task, [], batch.rows, batch.first, asked=batch.rows, received=Received(failures=failures))
         again.statistics = self._log.statistics
         self._dispatch.submit(again, [(row, row + 1) for row in range(batch.rows) if row not in failures])
-        self._work.batches.appendleft(again)
+        self._opener.batches.appendleft(again)
 
     def _time_out(self) -> NoReturn:
         dataset, timeout_s = self._options.dataset, self._options.timeout_s
-        tasks = {batch.task.ticket: batch.task for batch in self._work.batches}
+        tasks = {batch.task.ticket: batch.task for batch in self._opener.batches}
         busy = [
             f"{describe_work(dataset, self._plan.fetch, task, reading.row)[-1]} for {reading.since_s:.1f} s"
             for reading in self._dispatch.engine.reading()
@@ -590,7 +517,7 @@ def _stop(pid: int, engines: Engines, work: _Work, plan: Plan, log: EpochLog) ->
     if pid != os.getpid():
         return  # in a forked child: workers and slots are the parent's
     log.statistics.leave()
-    batches, work.batches = work.batches, deque()
+    batches = work.opener.take()
     for dispatch in work.dispatches:
         # Keeps the memory the next epoch needs: for the open batches, the one being delivered, and the one before it.
         engines.release(dispatch, batches, plan.sizes() * (plan.depth(dispatch.engine.num_workers) + 2))

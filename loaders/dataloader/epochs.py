@@ -7,7 +7,7 @@ import warnings
 from typing import Any
 
 from loaders.dataloader.checkpoint import Position
-from loaders.dataloader.cursor import order_at_rest, world_of
+from loaders.dataloader.orders import order_at_rest, world_of
 from loaders.randomness.ranks import drawing_rank
 from loaders.report.statistics import EpochStatistics, SkippedSample
 

@@ -19,11 +19,12 @@ from loaders.batch.spec import Field
 from loaders.dataloader.arguments import check_arguments, check_iteration, check_sampler, workers_of
 from loaders.dataloader.auto_workers import AutoWorkers, Tuner
 from loaders.dataloader.checkpoint import Agreement, Position, position_of, state_of
-from loaders.dataloader.cursor import SamplerCursor, check_origin, inner_sampler, restore, world_of
+from loaders.dataloader.cursor import SamplerCursor
 from loaders.dataloader.delivery import Delivery, HeldWarning
 from loaders.dataloader.engines import Engines, EngineSetup
 from loaders.dataloader.epoch import Epoch
 from loaders.dataloader.epochs import EpochLog, Epochs
+from loaders.dataloader.orders import check_origin, inner_sampler, restore, world_of
 from loaders.dataloader.plan import Options, Plan
 from loaders.errors import StateError
 from loaders.memory.accelerator import open_accelerator

@@ -158,6 +158,16 @@ class KeyedSampler(ABC):
         # With shares of different lengths, the position at the end of the longest one may exceed the epoch.
         self._walk = self._resumed = _Walk(epoch, min(position, self.length))
 
+    def next_order(self) -> dict[str, Any] | None:
+        """What fixes the next iteration; None if it does not begin at the start of its epoch."""
+        if self._resumed is not None:
+            return None
+        return {**self._must_agree(), "epoch": self.epoch, "rank": self.rank, "num_replicas": self.num_replicas}
+
+    def follow(self, sampler: KeyedSampler) -> None:
+        """Count the iteration of another sampler of the same order as one's own."""
+        self._walk = sampler._walk
+
     def _must_agree(self) -> dict[str, Any]:
         common = {"version": _VERSION, "n": self.n, "seed": self.seed, "tail": self.tail, "length": self.length}
         return common | self._identity()

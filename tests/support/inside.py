@@ -39,6 +39,11 @@ def processes_of(iterator: Any) -> list[Any]:
     return list(engine_of(iterator)._supervisor.processes.values())
 
 
+def kept_processes_of(loader: Any) -> list[Any]:
+    """The persistent worker processes of a loader, spares included."""
+    return list(loader._engines.kept.engine._supervisor.processes.values())
+
+
 def plan_of(loader: Any) -> Plan:
     """How the loader makes its batches."""
     return loader._plan

@@ -50,6 +50,8 @@ def assert_nothing_is_held(loader: Any) -> None:
     """No block of the loader's slots is leased or in use, except those of persistent workers; no ticket is left."""
     gc.collect()
     kept = inside.kept_of(loader)
+    if kept is not None and not kept._closed:
+        kept.drop_ahead()
     engine = kept.engine if kept is not None else None
     own = len(engine._own) if isinstance(engine, ProcessEngine) and not engine._closed else 0
 

@@ -53,7 +53,9 @@ class Drawn(Sampler):
 
 def primed(gate, length=48, **arguments):
     """A loader that knows its samples' shape from an epoch before, so that batches are opened when one begins."""
-    loader = DataLoader(Gated(length, gate), **{"num_workers": 2, "persistent_workers": True, **arguments})
+    # A sampler of the user's: no batch of the epoch to come is made before it begins.
+    own = {"sampler": list(range(length)), "num_workers": 2, "persistent_workers": True}
+    loader = DataLoader(Gated(length, gate), **{**own, **arguments})
     for _ in loader:
         pass
     assert len(gate.entered(length)) == length
