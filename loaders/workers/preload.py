@@ -1,4 +1,4 @@
-"""What the fork server imports when it starts, so that no worker that it forks has to: this module, and through it others.
+"""What the fork server imports when it starts, so that no worker forked from it has to.
 
 A worker under "forkserver" imports what its dataset needs, in each worker anew, unless the server has it already. The
 consumer knows these modules, since it has imported them itself. The server learns their names through the environment.
