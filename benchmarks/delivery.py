@@ -5,13 +5,14 @@ Throughput of ready samples, first batch, system calls (where strace is installe
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from benchmarks.harness import (
     table,
     write_section,
 )
+from benchmarks.scenarios import MARKS
 
 PEERS = ["ours", "torch_loader"]
 TRANSPORT = {
@@ -98,25 +100,24 @@ def _row(name: str, figures: dict[str, list[dict[str, float]]], figure: str, goa
     return [name, *medians, spread(ratios(figures, *PEERS, figure)), goal, share]
 
 
-def _system_calls(peer: str, batch_size: int) -> float:
-    """Calls of all processes per batch: the difference of a long and a short run, so that starting up cancels out."""
-    short, long = 20, 220
-    _calls_of_run(peer, batch_size, short)  # so that nothing is left to compile
-    calls = [_calls_of_run(peer, batch_size, batches) for batches in (short, long)]
-    return (calls[1] - calls[0]) / (long - short)
-
-
-def _calls_of_run(peer: str, batch_size: int, batches: int) -> int:
+def _system_calls(peer: str, batch_size: int, batches: int = 200) -> float:
+    """Calls of all processes per batch, between two marks that the loop sets with calls that nothing else makes."""
     with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "calls"
-        arguments = f'{{"peer": "{peer}", "batch_size": {batch_size}, "batches": {batches}, "workers": 2}}'
-        command = ["strace", "-f", "-c", "-o", str(out), sys.executable, "-m", "benchmarks.harness"]
+        log = Path(folder) / "calls"
+        arguments = json.dumps({"peer": peer, "batch_size": batch_size, "batches": batches, "workers": 2})
+        command = ["strace", "-f", "-o", str(log), sys.executable, "-m", "benchmarks.harness"]
         subprocess.run(
             [*command, "benchmarks.scenarios", "iterate", arguments], cwd=HERE.parent, check=True, capture_output=True
         )
-        found = re.search(r"^\s*100\.00\s+\S+\s+(?:\S+\s+)?(\d+)\s+(?:\d+\s+)?total", out.read_text(), re.MULTILINE)
-        assert found is not None, out.read_text()
-        return int(found[1])
+        lines = log.read_text(errors="replace").splitlines()
+    return calls_between_marks(lines) / (batches * 3 // 4)
+
+
+def calls_between_marks(lines: Sequence[str]) -> int:
+    """System calls in a log of strace between the first and the second mark."""
+    begin, end = (next(at for at, line in enumerate(lines) if mark in line) for mark in MARKS)
+    # A call during which another process made one has two lines; signals and ends of processes are no calls.
+    return sum(not re.search(r"resumed>|^\d+ (---|\+\+\+) ", line) for line in lines[begin + 1 : end])
 
 
 def _memory(peer: str) -> float:

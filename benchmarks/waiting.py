@@ -43,18 +43,17 @@ class Waits:
 def slow(peer: str, workers: int, ms: float, seconds: float = 4.0, batch_size: int = 64) -> dict[str, float]:
     """The share of the rate of workers that do nothing but wait; the consumer's CPU time per batch."""
     per_second = workers / (ms / 1e3)
-    warm_up = max(4, int(per_second / batch_size))
-    batches = warm_up + int(seconds * per_second / batch_size)
-    loader = loader_of(peer, Waits(batch_size * batches, ms / 1e3), batch_size=batch_size, num_workers=workers)
+    # torch's workers make a batch each, all at about the same time: whole rounds of batches are measured.
+    warm_up, counted = 2 * workers, workers * max(1, round(seconds * 1e3 / (ms * batch_size)))
+    length = batch_size * (warm_up + counted + 2 * workers)
+    loader = loader_of(peer, Waits(length, ms / 1e3), batch_size=batch_size, num_workers=workers)
     began, cpu = 0.0, 0.0
     for number, _ in enumerate(loader, start=1):
         if number == warm_up:
             began, cpu = time.perf_counter(), time.process_time()
-        # The last batches are left out: workers run out of work there.
-        if number == batches - warm_up // 2:
+        if number == warm_up + counted:  # behind these are others: no worker runs out of work
             break
     elapsed, cpu = time.perf_counter() - began, time.process_time() - cpu
-    counted = number - warm_up
     return {"share": counted * batch_size / elapsed / per_second, "cpu_ms": cpu / counted * 1e3}
 
 

@@ -50,7 +50,7 @@ TORCH = (
 WORKER = "loaders.workers.process_main"
 LONGEST = 400
 # Cut, these would be half a noun each: the iterator, the class that people read first, the life of a block.
-LONGER = {"loaders.dataloader.epoch": 530, "loaders.dataloader.loader": 440, "loaders.memory.slots": 430}
+LONGER = {"loaders.dataloader.epoch": 550, "loaders.dataloader.loader": 440, "loaders.memory.slots": 430}
 
 MODULES = {
     ".".join(path.relative_to(ROOT.parent).with_suffix("").parts).removesuffix(".__init__"): path

@@ -142,15 +142,20 @@ class Dispatch:
         """Whether it is open and no change was interrupted, here or in the pool."""
         return self.intact and not self._closed and self.pool.is_intact()
 
-    def spans(self, start: int, rows: int) -> list[tuple[int, int]]:
+    def spans(self, start: int, rows: int, rows_before: int = 0) -> list[tuple[int, int]]:
         """Rows `start` to `rows`, cut so that every worker gets a share and a span takes about ten milliseconds.
 
-        A single worker gets them all in one span, since each span costs a check of the process's random generators.
+        Spans of a batch that is far from delivery, with `rows_before` it, may take a quarter of the time until then.
+        A single worker gets all rows in one span, since each span costs a check of the process's random generators.
         """
-        if self.engine.num_workers == 1:
+        workers = self.engine.num_workers
+        if workers == 1:
             return [(start, rows)] if start < rows else []
-        share = math.ceil((rows - start) / self.engine.num_workers)
-        length = math.ceil(share / _FIRST_SPANS) if self.cost_s == 0.0 else min(share, int(_SPAN_S / self.cost_s) + 1)
+        share = math.ceil((rows - start) / workers)
+        if self.cost_s == 0.0:
+            length = math.ceil(share / _FIRST_SPANS)
+        else:
+            length = min(share, int(max(_SPAN_S / self.cost_s, rows_before / workers / 4)) + 1)
         return [(row, min(row + length, rows)) for row in range(start, rows, max(1, length))]
 
     def submit(self, batch: OpenBatch, spans: Sequence[tuple[int, int]]) -> None:

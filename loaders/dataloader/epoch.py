@@ -32,6 +32,9 @@ from loaders.system.interrupts import is_interrupt
 from loaders.workers.engine import describe_work
 from loaders.workers.messages import warn_of
 
+# Shorter, a nap saves no waking up; longer, a lost worker would be noticed late.
+_SHORTEST_NAP_S, _LONGEST_NAP_S = 0.0005, 0.02
+
 
 class _Made(NamedTuple):
     """What the next call hands out, a batch or an error, and the loader's position after it."""
@@ -404,12 +407,26 @@ class Epoch(Iterator[Any]):
         dispatch = self._dispatch
         since_ns, all_had_work = time.perf_counter_ns(), self._is_work_for_all()
         if self._options.num_workers > 0:
+            nap_s = self._nap_s()
             dispatch.intact = True
-            dispatch.engine.wait(timeout_s)
+            if nap_s > _SHORTEST_NAP_S and (timeout_s is None or nap_s < timeout_s):
+                time.sleep(nap_s)
+            else:
+                dispatch.engine.wait(timeout_s)
             dispatch.intact = False
         else:
             dispatch.engine.wait(timeout_s)
         self._log.statistics.waited(since_ns, all_had_work=all_had_work)
+
+    def _nap_s(self) -> float:
+        """Half of the time that the batch to deliver next still takes: results that come meanwhile wait for others.
+
+        Each result that wakes the consumer takes a core from a worker, or the consumer's own time where there are many.
+        """
+        if not (self._plan.by_spans and self._options.in_order):
+            return 0.0
+        dispatch, left = self._dispatch, self._opener.batches[0].unreported or 0
+        return min(_LONGEST_NAP_S, left * dispatch.cost_s / dispatch.engine.num_workers / 2)
 
     def _is_work_for_all(self) -> bool:
         """Whether there is unfinished work for every worker."""

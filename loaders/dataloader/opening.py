@@ -199,6 +199,6 @@ class Opener:
             batch.asked = min(max(1, dispatch.engine.num_workers - self._asked()), batch.rows)
             spans = [(row, row + 1) for row in range(batch.asked)]
         else:
-            spans = dispatch.spans(0, batch.rows)
+            spans = dispatch.spans(0, batch.rows, sum(each.unreported or 0 for each in self.batches))
         dispatch.submit(batch, spans)
         self.batches.append(batch)

@@ -67,6 +67,7 @@ class Plan:
         self._depth = depth
         self._batch_size = (batch_size or 1) if batched else 1
         self._parcel_sizes: list[int] = []
+        self._sized: tuple[BatchSpec | None, int, list[int]] = (None, 0, [])  # spec, room and their sizes, kept
 
     def depth(self, workers: int) -> int:
         """How many batches are open at once."""
@@ -75,7 +76,7 @@ class Plan:
         if not self.by_spans:
             return workers + 2
         depth = _DEPTH if sum(self.sizes()) < _LARGE_NBYTES else _DEPTH - 1
-        return max(depth, math.ceil(2 * workers / max(self.room, self._batch_size)) + 1)
+        return max(depth, math.ceil(4 * workers / max(self.room, self._batch_size)) + 1)
 
     def sizes(self) -> list[int]:
         """Bytes of the blocks of the next slot; 0 where a field has none."""
@@ -86,7 +87,10 @@ class Plan:
         spec, room = self.spec, self.room
         if not self.by_rows:
             return spec, list(self._parcel_sizes), room
-        return spec, spec.sizes(room) if spec is not None else [], room
+        sized = self._sized
+        if spec is not None and (sized[0] is not spec or sized[1] != room):
+            self._sized = sized = (spec, room, spec.sizes(room))
+        return spec, sized[2] if spec is not None else [], room
 
     def learn(self, needs: Needs, parcel: Parcel | None) -> None:
         """Make room in later slots for what did not fit into this one.

@@ -6,6 +6,7 @@
 | `machine` | memory, descriptors, cores, decoders, accelerators |
 | `samples` | samples read on trial, and what they show |
 | `behaviour` | the dataset itself: randomness, copies, workers |
+| `imports` | what a worker imports, with times |
 | `examine` | all checks in order |
 | `command` | `loaders doctor` |
 """

@@ -9,6 +9,7 @@ from loaders.benchmark.setups import spread_indices
 from loaders.benchmark.target import dataset_of, is_stock, loader_argument
 from loaders.doctor import behaviour, samples
 from loaders.doctor.finding import Finding, exit_status
+from loaders.doctor.imports import check_worker_imports
 from loaders.doctor.machine import MACHINE_CHECKS
 
 SAMPLES = 32
@@ -27,7 +28,7 @@ def examine_dataset(target: Any, *, count: int = SAMPLES, batch_size: int = 64, 
         target: a dataset with `__getitem__` and `__len__`, or a loader over one.
         count: how many samples are read, spread over the whole dataset.
         batch_size: for the memory that batches need; a loader has its own.
-        spawn: also start a spawned worker, which takes a few seconds.
+        spawn: also start a spawned worker and time what it imports, which takes a few seconds.
     """
     dataset = dataset_of(target)
     length = len(dataset) if hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__") else None
@@ -73,5 +74,5 @@ def examine_dataset(target: Any, *, count: int = SAMPLES, batch_size: int = 64, 
         behaviour.check_pickling(dataset, method),
     ]
     if spawn:
-        found.append(behaviour.check_spawned_worker(dataset, readable[0]))
+        found += [behaviour.check_spawned_worker(dataset, readable[0]), check_worker_imports(dataset)]
     return found

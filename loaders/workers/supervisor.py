@@ -22,6 +22,7 @@ from loaders.memory.blocks import Block
 from loaders.system.interrupts import undisturbed
 from loaders.workers.launching import ended, exitcode_of, hint_for_start, launch, sentinel_of
 from loaders.workers.messages import Failure, Job
+from loaders.workers.preload import start_server
 from loaders.workers.process_main import WorkerSetup, main
 from loaders.workers.strikes import KILLED_FROM_OUTSIDE
 from loaders.workers.wire import CELL_NBYTES, SEND_FLAGS, SINCE_AT, Inherited
@@ -114,6 +115,8 @@ class Supervisor:
 
     def _start(self, number: int | None) -> bool:
         """False if the fork server has died."""
+        if self._method == "forkserver":
+            start_server(self._job)
         ours, theirs = socket.socketpair()
         serial, self._serial = self._serial, self._serial + 1
         cell_at = self._free_cells.pop()
