@@ -261,3 +261,31 @@ def test_a_torch_that_is_imported_late_is_keyed_from_then_on() -> None:
     assert done.returncode == 0, done.stderr
     one, other = done.stdout.split()
     assert one == other
+
+
+@pytest.mark.parametrize("change", ["python", "numpy", "torch", "a cached normal number"])
+def test_what_the_caller_draws_between_two_batches_is_there_after_a_sample_draws(change):
+    """The states of the caller's generators are not read again for every batch, only where they have changed."""
+
+    class DrawsLate:
+        def __len__(self):
+            return 8
+
+        def __getitem__(self, index):
+            return random.random() + np.random.normal() + torch.rand(()).item() if index == 7 else 0.0
+
+    batches = iter(DataLoader(DrawsLate(), 1, seed=1))
+    for _ in range(4):
+        next(batches)
+    if change == "python":
+        random.random()
+    elif change == "torch":
+        torch.rand(())
+    else:
+        np.random.normal(size=2 if change == "numpy" else 1)
+    states = random.getstate(), np.random.get_state(legacy=False), torch.get_rng_state()
+    for _ in batches:
+        pass
+    assert random.getstate() == states[0]
+    assert repr(np.random.get_state(legacy=False)) == repr(states[1])
+    assert torch.equal(torch.get_rng_state(), states[2])
