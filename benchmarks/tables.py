@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import delivery, harness, images, patches, randomness, sampler
+from benchmarks import delivery, harness, images, patches, randomness, sampler, scale, waiting
 from benchmarks.harness import machine_line, table
 from benchmarks.peers import PEERS
 from benchmarks.runs import TABLES, Scenario, peer_module
@@ -96,6 +96,8 @@ SECTIONS: dict[str, tuple[str, Callable[[Mapping[str, Any]], str]]] = {
     "peers": ("peers", lambda content: comparison(content, "results/peers.png")),
     "delivery": ("delivery", delivery.section),
     "sampler": ("sampler", sampler.section),
+    "waiting": ("waiting", waiting.section),
+    "scale": ("scale", scale.section),
     "randomness": ("randomness", randomness.section),
     "images": ("images", images.section),
     "patches": ("patches", patches.section),
