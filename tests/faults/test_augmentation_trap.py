@@ -11,6 +11,7 @@ import torch
 from torch.utils.data import DataLoader, get_worker_info
 
 from loaders import Albumentations, ArrayDataset, numpy_collate, read_image
+from loaders.system import opencv_threads
 
 # Python 3.12 and later warn of a fork while threads run, and torch and OpenCV start some.
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
@@ -54,10 +55,16 @@ def test_a_bare_pipeline_repeats_itself_in_every_worker_and_every_epoch():
 @pytest.mark.parametrize("persistent", [False, True], ids=["new workers", "persistent workers"])
 @pytest.mark.parametrize("method", METHODS)
 def test_ours_never_repeats_and_gives_the_same_epochs_again_by_any_start_method(method, persistent):
-    first = epochs(Albumentations, "fork", persistent)
-    assert len({sample for epoch in first for sample in epoch}) == SAMPLES * EPOCHS
-    assert epochs(Albumentations, method, persistent) == first
-    assert epochs(Albumentations, "fork", persistent, seed=1) != first
+    # A worker that is not forked imports Albumentations for seconds: two start, both at once or one in each epoch.
+    workers = WORKERS if method == "fork" or persistent else 1
+    found = epochs(Albumentations, method, persistent, workers=workers)
+    assert len({sample for epoch in found for sample in epoch}) == SAMPLES * EPOCHS
+    assert found == epochs(Albumentations, "fork", persistent, workers=workers)
+
+
+@pytest.mark.parametrize("persistent", [False, True], ids=["new workers", "persistent workers"])
+def test_another_seed_gives_other_epochs(persistent):
+    assert epochs(Albumentations, "fork", persistent, seed=1) != epochs(Albumentations, "fork", persistent)
 
 
 def test_ours_never_repeats_without_workers_either():
@@ -67,21 +74,22 @@ def test_ours_never_repeats_without_workers_either():
 
 
 class ReportsThreads:
-    """Samples that report the number of OpenCV's threads after a function of ours has run."""
+    """Samples that report the number of OpenCV's threads after a function of ours, another for each, has run."""
 
-    def __init__(self, via):
+    def __init__(self, *via):
         self.via = via
 
     def __len__(self):
-        return 2
+        return len(self.via)
 
     def __getitem__(self, index):
         assert get_worker_info() is not None
+        opencv_threads._quiet = False  # as in a worker whose first sample this is
         cv2.setNumThreads(3)
         image = np.zeros((8, 8, 3), np.uint8)
-        if self.via == "read_image":
+        if self.via[index] == "read_image":
             read_image(cv2.imencode(".png", image)[1].tobytes())
-        elif self.via == "Albumentations":
+        elif self.via[index] == "Albumentations":
             Albumentations(A.NoOp())({"image": image})
         return cv2.getNumThreads()
 
@@ -91,18 +99,23 @@ def report(batch):
     return [*batch, cv2.getNumThreads()]
 
 
-@pytest.mark.parametrize("via", ["read_image", "Albumentations", "numpy_collate"])
-@pytest.mark.parametrize("method", ["fork", "spawn"])
-def test_opencv_has_one_thread_in_workers_and_the_main_process_keeps_its_own(method, via):
-    if method == "fork":
-        # OpenCV's threads run here before the fork, so the worker inherits a thread pool without its threads.
-        before = cv2.getNumThreads()
-        cv2.GaussianBlur(np.zeros((2000, 2000, 3), np.uint8), (9, 9), 0)
+VIA = {"read_image": 1, "Albumentations": 1, "numpy_collate": 3}
+
+
+@pytest.mark.parametrize("via", VIA)
+def test_opencv_has_one_thread_in_forked_workers_and_the_main_process_keeps_its_own(via):
+    # OpenCV's threads run here before the fork, so the worker inherits a thread pool without its threads.
+    before = cv2.getNumThreads()
+    cv2.GaussianBlur(np.zeros((2000, 2000, 3), np.uint8), (9, 9), 0)
     loader = DataLoader(
-        ReportsThreads(via), 1, num_workers=1, multiprocessing_context=method, collate_fn=report, timeout=60
+        ReportsThreads(via), 1, num_workers=1, multiprocessing_context="fork", collate_fn=report, timeout=60
     )
-    (in_sample, in_collate), _ = list(loader)
-    assert in_sample == (3 if via == "numpy_collate" else 1)
-    assert in_collate == 1
-    if method == "fork":
-        assert cv2.getNumThreads() == before
+    assert list(loader) == [[VIA[via], 1]]
+    assert cv2.getNumThreads() == before
+
+
+def test_opencv_has_one_thread_in_spawned_workers():
+    loader = DataLoader(
+        ReportsThreads(*VIA), 1, num_workers=1, multiprocessing_context="spawn", collate_fn=report, timeout=60
+    )
+    assert list(loader) == [[threads, 1] for threads in VIA.values()]

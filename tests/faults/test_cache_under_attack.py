@@ -20,38 +20,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from support.patterns import WORDS, Patterns, pattern, read_at_random
 from support.waiting import Killer, assert_no_workers, wait_until
 
 from loaders import DataLoader, DecodedCache
 from loaders.datasets.cache import records
 
 FORK = multiprocessing.get_context("fork")
-WORDS = 1 << 16
-
-
-class Patterns:
-    """Arrays of half a MiB whose every word shows its sample; each read appends a byte to `log`."""
-
-    def __init__(self, length: int, log: Path) -> None:
-        self.length = length
-        self.log = str(log)
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        fd = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        os.write(fd, b".")
-        os.close(fd)
-        return {"image": pattern(index), "label": index}
-
-    @property
-    def reads(self) -> int:
-        return os.path.getsize(self.log)
-
-
-def pattern(index: int) -> np.ndarray[Any, Any]:
-    return np.arange(index << 32, (index << 32) + WORDS, dtype=np.int64)
 
 
 @pytest.fixture(params=["memory", "file"])
@@ -149,15 +124,6 @@ def test_a_kill_at_any_step_leaves_the_sample_absent_and_all_others_right(
 # -- kills at random
 
 
-def read_at_random(cache: DecodedCache, seed: int) -> None:
-    rng = random.Random(seed)
-    while cache.cached_count < len(cache):
-        index = rng.randrange(len(cache))
-        if (cache[index]["image"] != pattern(index)).any():
-            os._exit(1)
-    os._exit(0)
-
-
 def test_random_kills_of_concurrent_readers_damage_nothing(make: Callable[[int], DecodedCache]) -> None:
     rng = random.Random(8)
     seeds = itertools.count()
@@ -239,10 +205,9 @@ def test_a_loader_whose_workers_are_killed_gives_the_same_batches(make: Callable
 
 def test_independent_programs_fill_one_file(tmp_path: Path) -> None:
     program = (
-        "import sys; sys.path.insert(0, sys.argv[1]); from faults import test_cache_under_attack as t; "
-        "from pathlib import Path; p = Path(sys.argv[2]); "
-        "cache = t.DecodedCache(t.Patterns(80, p / 'log'), 256 << 20, path=p / 'cache'); "
-        "t.read_at_random(cache, int(sys.argv[3]))"
+        "import sys; sys.path.insert(0, sys.argv[1]); from support.patterns import *; p = Path(sys.argv[2]); "
+        "cache = DecodedCache(Patterns(80, p / 'log'), 256 << 20, path=p / 'cache'); "
+        "read_at_random(cache, int(sys.argv[3]))"
     )
     tests = str(Path(__file__).parents[1])
     runs = [subprocess.Popen([sys.executable, "-c", program, tests, str(tmp_path), str(seed)]) for seed in range(3)]

@@ -47,7 +47,13 @@ def assert_none_left(group: int) -> None:
 def test_ctrl_c_ends_the_demo_and_its_workers(few_photos, tmp_path):
     command = [sys.executable, *demo(few_photos, tmp_path / "demo.png")]
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT, start_new_session=True
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=ROOT,
+        start_new_session=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
     ) as process:
         while not process.stdout.readline().startswith("epoch"):
             assert process.poll() is None
@@ -71,7 +77,7 @@ def test_ctrl_c_typed_in_a_terminal_gives_the_cursor_back(few_photos, tmp_path):
         stderr=theirs,
         cwd=ROOT,
         start_new_session=True,
-        env=os.environ | {"TERM": "xterm"},
+        env=os.environ | {"TERM": "xterm", "OMP_NUM_THREADS": "1"},
     ) as process:
         os.close(theirs)
         output = b""

@@ -13,7 +13,7 @@ import pytest
 from examples.demo.__main__ import main
 
 ROOT = Path(__file__).parents[3]
-EPOCHS = 16
+EPOCHS = 10
 
 
 def demo_command(*options: object) -> list[str]:
@@ -27,7 +27,7 @@ def runs(few_photos, tmp_path_factory):
     for name in ("first", "second"):
         folder = tmp_path_factory.mktemp(name)
         command = demo_command("--data", few_photos, "--out", folder / "demo.png", "--epochs", EPOCHS, "--workers", 2)
-        environment = os.environ | {"XDG_CACHE_HOME": str(folder / "cache")}
+        environment = os.environ | {"XDG_CACHE_HOME": str(folder / "cache"), "OMP_NUM_THREADS": "1"}
         run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
         assert run.returncode == 0, run.stderr
         done.append((run, folder))
@@ -65,12 +65,11 @@ def test_equal_settings_give_equal_losses_and_accuracies(runs):
     assert losses[0] == losses[1]
 
 
-def test_a_folder_without_photographs_is_an_error_of_one_line(tmp_path):
-    command = demo_command("--data", tmp_path / "nowhere")
-    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert run.returncode == 1
-    assert "nowhere" in run.stderr
-    assert "Traceback" not in run.stderr
+def test_a_folder_without_photographs_is_an_error_of_one_line(tmp_path, capsys):
+    assert main(["--data", str(tmp_path / "nowhere")]) == 1
+    told = capsys.readouterr().err
+    assert "nowhere" in told
+    assert told.count("\n") == 1
 
 
 def test_classes_that_differ_between_train_and_val_are_refused(few_photos, tmp_path, capsys):

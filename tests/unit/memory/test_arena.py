@@ -137,7 +137,6 @@ def test_a_limit_on_address_space_gives_a_smaller_range_not_an_error():
 LIMITED = """
     import resource, sys
     import numpy as np
-    from loaders import DataLoader
 
     class Numbers:
         def __len__(self):
@@ -146,6 +145,7 @@ LIMITED = """
             return np.full((64, 64), index, np.float32), index
 
     if __name__ == "__main__":
+        from loaders import DataLoader  # not in spawned workers, for which torch takes seconds to import
         resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), int(sys.argv[2])))
         loader = DataLoader(Numbers(), batch_size=8, num_workers=2, multiprocessing_context=sys.argv[1])
         held = [images for images, labels in loader if (images[:, 0, 0] == labels).all()]
@@ -266,7 +266,6 @@ FALLBACK = """
     import os, sys
     {remove}
     import numpy as np
-    from loaders import DataLoader
 
     class Numbers:
         def __len__(self):
@@ -275,6 +274,7 @@ FALLBACK = """
             return np.full((64, 64), index, np.float32), index
 
     if __name__ == "__main__":
+        from loaders import DataLoader  # not in spawned workers, for which torch takes seconds to import
         loader = DataLoader(Numbers(), batch_size=8, num_workers=2, multiprocessing_context="{context}")
         held = []
         for images, labels in loader:
