@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import random
 import signal
+import sys
 import threading
 import time
 import traceback
@@ -69,9 +70,19 @@ def assert_nothing_is_held(loader: Any) -> None:
 
 def assert_no_workers() -> None:
     """No process and no thread of any loader is left."""
-    gc.collect()
-    wait_until(lambda: not worker_pids(), "no worker process is left", timeout_s=10.0)
-    wait_until(lambda: not worker_threads(), "no worker thread is left", timeout_s=10.0)
+
+    def none_of(workers: Callable[[], list[Any]]) -> bool:
+        # Collected each time: a thread that is still about to report an error holds what the error refers to.
+        gc.collect()
+        return not workers()
+
+    wait_until(lambda: none_of(worker_pids), "no worker process is left", timeout_s=10.0)
+    try:
+        wait_until(lambda: none_of(worker_threads), "no worker thread is left", timeout_s=10.0)
+    except AssertionError as error:
+        frames = sys._current_frames()
+        stacks = ["".join(traceback.format_stack(frames.get(thread.ident or 0))) for thread in worker_threads()]
+        raise AssertionError("\n".join([str(error), *stacks])) from None
 
 
 def batches_and_errors(loader: Any) -> list[Any]:
