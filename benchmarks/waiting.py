@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import statistics
 import sys
@@ -47,19 +48,15 @@ def slow(peer: str, workers: int, ms: float, seconds: float = 4.0, batch_size: i
     warm_up, counted = 2 * workers, workers * max(1, round(seconds * 1e3 / (ms * batch_size)))
     length = batch_size * (warm_up + counted + 2 * workers)
     loader = loader_of(peer, Waits(length, ms / 1e3), batch_size=batch_size, num_workers=workers)
-    began, cpus, before = 0.0, [], 0.0
+    gc.freeze()  # else Python looks for garbage in all that torch has imported, once in a while
+    began, elapsed, cpu = 0.0, 0.0, 0.0
     for number, _ in enumerate(loader, start=1):
-        now = time.process_time()
         if number == warm_up:
-            began = time.perf_counter()
-        elif number > warm_up:
-            cpus.append(now - before)
-        before = now
+            began, cpu = time.perf_counter(), time.process_time()
         if number == warm_up + counted:  # behind these are others: no worker runs out of work
-            break
-    elapsed = time.perf_counter() - began
-    # The median: once in a while Python collects garbage in all that torch has imported.
-    return {"share": counted * batch_size / elapsed / per_second, "cpu_ms": statistics.median(cpus) * 1e3}
+            elapsed, cpu = time.perf_counter() - began, time.process_time() - cpu
+            break  # which ends the workers
+    return {"share": counted * batch_size / elapsed / per_second, "cpu_ms": cpu / counted * 1e3}
 
 
 def start(peer: str, method: str, workers: int = 2) -> dict[str, float]:
