@@ -66,31 +66,31 @@ def assemble(
     spec: BatchSpec | None,
     memories: Sequence[Any],
     rows: int,
-    beside: Overflow,
+    overflow: Overflow,
     name: Name,
     collate: Collate = default_collate,
 ) -> Any:
     """The batch.
 
     Args:
-        spec: of the slot; None if `beside` holds the whole batch.
+        spec: of the slot; None if `overflow` holds the whole batch.
         memories: per field its leased block, None for fields without one.
         rows: how many of the slot's rows are in the batch.
-        beside: what the slot could not hold.
+        overflow: what the slot could not hold.
         name: gives the index and source of a row's sample, for messages.
         collate: collates what the slot could not hold: `default_collate` or `numpy_collate`.
 
     Raises:
         FieldShapeError, FieldDtypeError, FieldNameError: the samples cannot be batched; `collate` would fail, too.
     """
-    if beside.whole is not None:
-        return collate(beside.whole[0])
+    if overflow.whole is not None:
+        return collate(overflow.whole[0])
     assert spec is not None
-    if beside.samples:
-        return _collate(samples_of(spec, memories, rows, beside), "", name, collate)
+    if overflow.samples:
+        return _collate(samples_of(spec, memories, rows, overflow), "", name, collate)
 
     def column(number: int, container: type[Any]) -> Any:
-        field, memory, odd = spec.fields[number], memories[number], beside.fields.get(number)
+        field, memory, odd = spec.fields[number], memories[number], overflow.fields.get(number)
         if odd:
             values = container(_values_of(field, memory, rows, dict(odd)))
             if field.kind in ("stack", "object"):
@@ -113,14 +113,14 @@ def collate_privately(
     """The batch of samples that lie in no slot, or in different ones, in memory of its own."""
     if spec is None:
         return _collate(list(samples), "", name, collate)
-    beside = Overflow()
+    overflow = Overflow()
     for row, sample in enumerate(samples):
         values = spec.flatten(sample)
         if values is None:
             return _collate(list(samples), "", name, collate)
         for number, value in enumerate(values):
-            beside.fields.setdefault(number, []).append((row, value))
-    return assemble(spec, [None] * len(spec.fields), len(samples), beside, name, collate)
+            overflow.fields.setdefault(number, []).append((row, value))
+    return assemble(spec, [None] * len(spec.fields), len(samples), overflow, name, collate)
 
 
 def convert(sample: Any, name: Name) -> Any:
@@ -131,10 +131,10 @@ def convert(sample: Any, name: Name) -> Any:
         raise _error(FieldDtypeError, 0, "", f"torch cannot convert it: {error}", name) from error
 
 
-def samples_of(spec: BatchSpec, memories: Sequence[Any], rows: int, beside: Overflow) -> list[Any]:
+def samples_of(spec: BatchSpec, memories: Sequence[Any], rows: int, overflow: Overflow) -> list[Any]:
     """The samples as the dataset gave them; their arrays are views of the slot."""
-    odd_fields = {number: dict(pairs) for number, pairs in beside.fields.items()}
-    whole = dict(beside.samples)
+    odd_fields = {number: dict(pairs) for number, pairs in overflow.fields.items()}
+    whole = dict(overflow.samples)
     columns = [
         _values_of(field, memory, rows, {**dict.fromkeys(whole), **odd_fields.get(number, {})})
         for number, (field, memory) in enumerate(zip(spec.fields, memories, strict=True))

@@ -75,20 +75,20 @@ class RowWriter:
             for f, at in zip(spec.fields, offsets, strict=True)
         ]
 
-    def write(self, row: int, sample: Any, beside: Overflow) -> None:
-        """Write one sample. What does not fit goes to `beside`; nothing is ever cast."""
+    def write(self, row: int, sample: Any, overflow: Overflow) -> None:
+        """Write one sample. What does not fit goes to `overflow`; nothing is ever cast."""
         values = self.spec.flatten(sample)
         if values is None:
-            beside.samples.append((row, sample))
+            overflow.samples.append((row, sample))
             return
         for number, (put, value) in enumerate(zip(self._puts, values, strict=True)):
             if not put(row, value):
-                beside.fields.setdefault(number, []).append((row, value))
+                overflow.fields.setdefault(number, []).append((row, value))
                 field = self.spec.fields[number]
                 if field.is_open and (known := closed(field, value)) is not field:
-                    beside.need(number, known)
+                    overflow.need(number, known)
                 elif field.kind in ("pad", "ragged") and hasattr(value, "shape") and not field.is_open:
-                    beside.need(number, tuple(value.shape))
+                    overflow.need(number, tuple(value.shape))
 
     def row(self, row: int) -> Any:
         """A sample-like container of writable arrays over one row, for datasets with `read_into`."""

@@ -14,19 +14,32 @@ class Measured(Protocol):
     """What a row shows of a `Measurement`."""
 
     @property
-    def name(self) -> str: ...  # noqa: D102
+    def name(self) -> str:
+        """Of what was measured."""
+
     @property
-    def samples_per_s(self) -> Spread: ...  # noqa: D102
+    def samples_per_s(self) -> Spread:
+        """Throughput after the first batch."""
+
     @property
-    def gb_per_s(self) -> Spread: ...  # noqa: D102
+    def gb_per_s(self) -> Spread:
+        """The same in bytes of batches."""
+
     @property
-    def first_batch(self) -> Spread: ...  # noqa: D102
+    def first_batch(self) -> Spread:
+        """Seconds to the first batch."""
+
     @property
-    def turn_s(self) -> Spread | None: ...  # noqa: D102
+    def turn_s(self) -> Spread | None:
+        """Seconds from one epoch to the next; None if there was only one."""
+
     @property
-    def cpu_cores(self) -> Spread: ...  # noqa: D102
+    def cpu_cores(self) -> Spread:
+        """Cores in use, of all processes."""
+
     @property
-    def memory_nbytes(self) -> int | None: ...  # noqa: D102
+    def memory_nbytes(self) -> int | None:
+        """Memory of all processes; None where it cannot be read."""
 
 
 def rows(measurements: Sequence[Measured], ratios: Mapping[str, Spread] | None = None) -> list[list[str]]:

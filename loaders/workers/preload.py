@@ -15,10 +15,10 @@ from multiprocessing import forkserver
 from types import ModuleType
 from typing import Any
 
-from loaders.workers import process_main
 from loaders.workers.messages import Job
 
 _NAMES = "LOADERS_PRELOAD"
+_MAIN = "loaders.workers.process_main"  # and with it what every worker needs
 
 
 def start_server(job: Job) -> None:
@@ -28,7 +28,7 @@ def start_server(job: Job) -> None:
         wanted = list(getattr(server, "_preload_modules", ["__main__"]))
         if __name__ not in wanted:
             forkserver.set_forkserver_preload([*wanted, __name__])
-        os.environ[_NAMES] = json.dumps({"path": sys.path, "modules": sorted(modules_of(job))})
+        os.environ[_NAMES] = json.dumps({"path": sys.path, "modules": [_MAIN, *sorted(modules_of(job))]})
     try:
         forkserver.ensure_running()
     finally:
@@ -69,6 +69,6 @@ def _import_all(path: list[str], modules: list[str]) -> None:
     sys.path[:] = before
 
 
-# In the server. `process_main` is imported above: with it comes all that every worker needs.
-if _NAMES in os.environ and process_main:
+# In the server.
+if _NAMES in os.environ:
     _import_all(**json.loads(os.environ.pop(_NAMES)))
