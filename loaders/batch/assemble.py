@@ -14,9 +14,12 @@ import torch
 from torch.utils.data import default_collate, default_convert
 
 from loaders.batch.rows import Overflow, as_row_array
-from loaders.batch.spec import BatchSpec, FieldSpec, closed, has_no_rows
+from loaders.batch.spec import TORCH_DTYPES, BatchSpec, FieldSpec, closed, has_no_rows
 from loaders.errors import FieldDtypeError, FieldNameError, FieldShapeError, describe_sample
 from loaders.nested import children, rebuild
+
+# By name. NumPy composes the name of a dtype each time that it is asked for.
+_TORCH_DTYPES = {name: getattr(torch, name) for name in TORCH_DTYPES}
 
 Collate = Callable[[Any], Any]
 Name = Callable[[int], tuple[Any, "str | None"]]  # row → (index, source) of its sample, for messages
@@ -59,7 +62,7 @@ class Ragged(list[torch.Tensor]):
 def tensor_over(array: np.ndarray[Any, Any], dtype: str) -> torch.Tensor:
     """A tensor of torch dtype `dtype` that shares the array's memory."""
     tensor = torch.from_numpy(array)
-    return tensor if dtype == array.dtype.name else tensor.view(getattr(torch, dtype))
+    return tensor if tensor.dtype is _TORCH_DTYPES.get(dtype) else tensor.view(getattr(torch, dtype))
 
 
 def assemble(

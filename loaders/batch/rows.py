@@ -69,11 +69,13 @@ class RowWriter:
 
     def __init__(self, spec: BatchSpec, buffer: Any, offsets: Sequence[int], rows: int) -> None:
         self.spec = spec
-        self._puts = [_put_for(f, buffer, at, rows) for f, at in zip(spec.fields, offsets, strict=True)]
-        self._values = [
-            f.values(buffer, at, rows) if f.kind == "stack" else None
-            for f, at in zip(spec.fields, offsets, strict=True)
-        ]
+        self._puts: list[Put] = []
+        self._values: list[np.ndarray[Any, Any] | None] = []
+        for each, offset in zip(spec.fields, offsets, strict=True):
+            values = each.values(buffer, offset, rows) if each.kind != "object" else _NONE
+            extents = each.extents(buffer, offset, rows) if each.kind in ("pad", "ragged") else _NONE
+            self._puts.append(_PUTS[each.kind](each, values, extents))
+            self._values.append(values if each.kind == "stack" else None)
 
     def write(self, row: int, sample: Any, overflow: Overflow) -> None:
         """Write one sample. What does not fit goes to `overflow`; nothing is ever cast."""
@@ -100,16 +102,6 @@ class RowWriter:
         return all(values is not None for values in self._values)
 
 
-def _put_for(spec: FieldSpec, buffer: Any, offset: int, rows: int) -> Put:
-    if spec.kind == "object":
-        return lambda row, value: False
-    values = spec.values(buffer, offset, rows)
-    if spec.kind == "stack":
-        return _stack_array(spec, values) if spec.leaf in ("array", "tensor", "scalar") else _stack_number(spec, values)
-    extents = spec.extents(buffer, offset, rows)
-    return _pad(spec, values, extents) if spec.kind == "pad" else _ragged(spec, values, extents)
-
-
 def as_row_array(spec: FieldSpec, value: Any) -> np.ndarray[Any, Any] | None:
     """The value as an array of the field's dtype, sharing memory, or None if it is of another kind or dtype."""
     if spec.leaf == "tensor":
@@ -123,6 +115,14 @@ def as_row_array(spec: FieldSpec, value: Any) -> np.ndarray[Any, Any] | None:
 def _is_array(value: Any) -> bool:
     # What to do with masked values is for the collate function to decide.
     return type(value) is np.ndarray or (isinstance(value, np.ndarray) and not is_masked(value))
+
+
+def _object(spec: FieldSpec, values: np.ndarray[Any, Any], extents: np.ndarray[Any, Any]) -> Put:
+    return lambda row, value: False
+
+
+def _stack(spec: FieldSpec, values: np.ndarray[Any, Any], extents: np.ndarray[Any, Any]) -> Put:
+    return _stack_array(spec, values) if spec.leaf in ("array", "tensor", "scalar") else _stack_number(spec, values)
 
 
 def _stack_array(spec: FieldSpec, values: np.ndarray[Any, Any]) -> Put:
@@ -192,3 +192,7 @@ def _ragged(spec: FieldSpec, values: np.ndarray[Any, Any], extents: np.ndarray[A
         return True
 
     return put
+
+
+_NONE = np.empty(0)
+_PUTS = {"object": _object, "stack": _stack, "pad": _pad, "ragged": _ragged}

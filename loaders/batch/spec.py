@@ -167,6 +167,8 @@ class BatchSpec:
 
     def spread(self, blocks: Sequence[tuple[int, int]], rows: int) -> tuple[tuple[int, int], ...]:
         """The (offset, nbytes) of every field, from those of the blocks for `sizes(rows)`."""
+        if len(self.fields) < _MANY_SMALL:
+            return tuple(blocks)
         return tuple(
             blocks[number] if owner == number else (blocks[owner][0] + at, field.nbytes(rows))
             for number, (field, (owner, at)) in enumerate(zip(self.fields, self.shares(rows), strict=True))
@@ -207,6 +209,8 @@ class BatchSpec:
 
     def grown(self, needs: Needs) -> BatchSpec:
         """The same spec with more room: one and a half times what `needs` say for what did not fit."""
+        if not needs:
+            return self
         fields = list(self.fields)
         for number, need in needs.items():
             field = fields[number]

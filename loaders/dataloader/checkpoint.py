@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 from loaders.errors import StateError
 
@@ -48,11 +48,10 @@ _FITS_STREAM: dict[str, Callable[[Any], bool]] = {
 }
 
 
-@dataclass(frozen=True)
-class Position:
+class Position(NamedTuple):
     """How much of one epoch was handed out. It does not depend on how far the workers are ahead.
 
-    Immutable: handing out a batch replaces it with the next position in one assignment.
+    Handing out a batch replaces it with the next position in one assignment.
 
     Attributes:
         epoch: its number.
@@ -67,14 +66,19 @@ class Position:
     """
 
     epoch: int
-    batches: int = 0
-    keys: int = 0
-    origin: dict[str, Any] = field(default_factory=dict)
+    batches: int
+    keys: int
+    origin: dict[str, Any]
     failed: tuple[tuple[int, Any, str | None, str], ...] = ()
     lanes: tuple[int, ...] = ()
     lane: int = 0
     streams: tuple[Any, ...] = ()
     first: int = 0
+
+    @classmethod
+    def start(cls, epoch: int) -> Position:
+        """Before the first batch of an epoch."""
+        return cls(epoch, 0, 0, {})
 
 
 @dataclass(frozen=True)

@@ -93,26 +93,20 @@ class Delivery:
         keys = [key for row, key in enumerate(batch.task.keys) if row not in failures] if failures else batch.task.keys
         return made, self._plan.as_indices(keys)
 
-    def after(self, batch: OpenBatch, position: Position) -> Position:
+    def after(self, batch: OpenBatch, position: Position, *, handed_out: bool = False) -> Position:
         """The position after a batch that was handed out, raised an error, or was left out."""
-        known = {entry[0] for entry in position.failed} if batch.left_out else set()
-        failed = (*position.failed, *(entry for entry in batch.left_out if entry[0] not in known))
+        failed, batches = position.failed, position.batches + handed_out
+        if batch.left_out:
+            known = {entry[0] for entry in failed}
+            failed = (*failed, *(entry for entry in batch.left_out if entry[0] not in known))
         if self._plan.fetch != "stream":
-            return Position(
-                position.epoch,
-                position.batches,
-                batch.first + len(batch.task.keys),
-                position.origin,
-                failed,
-                first=batch.first,
-            )
+            keys = batch.first + len(batch.task.keys)
+            return Position(position.epoch, batches, keys, position.origin, failed, first=batch.first)
         lanes, streams = list(position.lanes), list(position.streams)
         lanes[batch.lane] = batch.task.keys[0] + 1
         streams[batch.lane] = batch.received.stream_state
         lane = (batch.lane + 1) % len(lanes)
-        return Position(
-            position.epoch, position.batches, 0, position.origin, failed, tuple(lanes), lane, tuple(streams)
-        )
+        return Position(position.epoch, batches, 0, position.origin, failed, tuple(lanes), lane, tuple(streams))
 
     def _make_shorter(self, batch: OpenBatch, memories: Sequence[Any]) -> Any:
         """The batch without its failed samples, in its own memory; samples that do not fit fail here."""
@@ -161,11 +155,13 @@ class Delivery:
         """The memory of a complete batch, one buffer per field or piece; None for those without memory."""
         pool.finish(batch.slot)
         spec, places = batch.task.spec, batch.task.blocks
+        names = [field.path for field in spec.fields] if spec is not None else list(map(str, range(len(places))))
+        labels = [f"batch {number}, {name!r}" for name in names]
+        if len(batch.slot) == len(places):  # each has a block of its own
+            return pool.lease(batch.slot, labels)
         owner_of = owners(places)
         owns = [nbytes > 0 and owner_of[each] == each for each, (_, nbytes) in enumerate(places)]
-        names = [field.path for field in spec.fields] if spec is not None else list(map(str, range(len(places))))
-        labels = [f"batch {number}, {name!r}" for name, is_own in zip(names, owns, strict=True) if is_own]
-        roots = iter(pool.lease(batch.slot, labels))
+        roots = iter(pool.lease(batch.slot, [label for label, own in zip(labels, owns, strict=True) if own]))
         memories: list[Any] = [next(roots) if is_own else None for is_own in owns]
         for each, owner in enumerate(owner_of):
             if owner != each and places[each][1]:
@@ -221,6 +217,8 @@ class Delivery:
 def overflow_count(batch: OpenBatch) -> int:
     """How many values of a batch no slot could hold."""
     received = batch.received
+    if received.parcel is None and not received.overflow:
+        return 0
     count = len(received.overflow.samples) + sum(map(len, received.overflow.fields.values()))
     pieces = received.parcel.pieces if received.parcel is not None else ()
     return count + sum(isinstance(piece, bytearray) and len(piece) > 0 for piece in pieces)
@@ -234,9 +232,11 @@ class HeldWarning:
 
     def look(self, pool: SlotPool, plan: Plan, num_workers: int) -> None:
         """Warn if too many batches are held and no warning was given yet."""
+        if self._is_told or pool.leased_nbytes <= _MUCH_HELD_NBYTES:
+            return
         depth, fields = plan.depth(max(1, num_workers)), max(1, sum(size > 0 for size in plan.sizes()))
         many = max(8, _MANY_HELD * depth)
-        if not self._is_told and pool.leased_count // fields > many:
+        if pool.leased_count // fields > many:
             pool.reclaim()
             held = pool.leased_count // fields
             if held > many and pool.leased_nbytes > _MUCH_HELD_NBYTES:

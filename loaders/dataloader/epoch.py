@@ -11,7 +11,7 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import Any, NamedTuple, NoReturn
 
@@ -232,7 +232,7 @@ class Epoch(Iterator[Any]):
         cursor = self._cursor_of(position) if self._cursor_of is not None else None
         if cursor is None and not position.lanes:
             workers = max(1, self._options.num_workers)
-            self._log.position = replace(position, lanes=(0,) * workers, streams=(None,) * workers)
+            self._log.position = position._replace(lanes=(0,) * workers, streams=(None,) * workers)
         assert self._epochs.seed is not None
         position, seed, in_order = self._log.position, self._epochs.seed, self._options.in_order
         return Opener(self._plan, cursor, position, seed, self._log.statistics, in_order=in_order)
@@ -265,8 +265,8 @@ class Epoch(Iterator[Any]):
         statistics, options = self._log.statistics, self._options
         statistics.ask()
         self._at = self._log.position
-        if self._opener.cursor is not None:
-            self._opener.cursor.forget(self._at.keys)
+        if (cursor := self._opener.cursor) is not None:
+            cursor.forget(self._at.keys)
         while True:
             try:
                 batch = self._pending or self._next_complete()
@@ -300,15 +300,18 @@ class Epoch(Iterator[Any]):
 
     def _deliver(self, batch: OpenBatch) -> _Made:
         pool, statistics = self._dispatch.pool, self._log.statistics
-        after = self._delivery.after(batch, self._at)
+        left_out, after = len(batch.left_out), None
         try:
             made = self._delivery.make(batch, pool, self._at.batches)
-            after = self._delivery.after(batch, self._at)  # `make` may have left out samples that did not fit
-            after = replace(after, batches=after.batches + 1)
+            # Only now: `make` may have left out samples that did not fit.
+            after = self._delivery.after(batch, self._at, handed_out=True)
             finished = self._delivery.finish(made, batch, after)
         except Exception as error:
             if is_interrupt(error):
                 raise
+            if after is None:
+                del batch.left_out[left_out:]
+                after = self._delivery.after(batch, self._at)
             return self._error(error, after)
         statistics.give(batch.rows - len(batch.received.failures), pool.waited_ns)
         if self._opener.is_short:
@@ -336,13 +339,13 @@ class Epoch(Iterator[Any]):
             self._at = self._delivery.after(batch, self._at)
             return self._error(error, self._at) if error is not None else None
         self._pending = batch
-        return self._error(error, replace(self._at, failed=(*self._at.failed, *batch.left_out))) if error else None
+        return self._error(error, self._at._replace(failed=(*self._at.failed, *batch.left_out))) if error else None
 
     def _turns_over(self) -> bool:
         """Move to the next epoch if this one was resumed after its last batch. Returns whether it did."""
         if not self._start or self._at.batches != self._start:
             return False
-        following = Position(self._at.epoch + 1)
+        following = Position.start(self._at.epoch + 1)
         self._start = 0
         self._log.statistics.epoch = following.epoch
         self._epochs.turn_over(self._log, following)
@@ -364,7 +367,8 @@ class Epoch(Iterator[Any]):
             BufferMemoryError: there is no memory for even one batch, and one is `needed` now.
         """
         dispatch, opener = self._dispatch, self._opener
-        depth = self._plan.depth(dispatch.engine.num_workers)
+        # Without workers nobody makes the batches that are open.
+        depth = self._plan.depth(dispatch.engine.num_workers) if self._options.num_workers > 0 else 1
         opener.top_up(dispatch, depth, needed=needed)
         # Not for threads: they share the dataset with the caller, who may change it between two epochs.
         if opener.exhausted and self._setup.persistent and self._setup.method == "process":
@@ -378,23 +382,24 @@ class Epoch(Iterator[Any]):
 
     def _next_complete(self) -> OpenBatch | None:
         """Wait for the batch to deliver next, and return it once it is complete; None at the end."""
-        dispatch, timeout_s = self._dispatch, self._options.timeout_s
-        if self._options.num_workers > 0:
+        dispatch, timeout_s, has_workers = self._dispatch, self._options.timeout_s, self._options.num_workers > 0
+        if has_workers:
             dispatch.collect()
         deadline = time.monotonic() + timeout_s if timeout_s > 0 else None
         while True:
             if self._plan.by_spans:
                 self._begin_those_that_can()
             self._top_up(needed=True)
-            batch = self._choose()
-            if batch is None and not self._opener.batches:
+            batches = self._opener.batches
+            batch = self._choose(batches)
+            if batch is None and not batches:
                 return None
             if batch is not None:
                 if self._is_whole(batch):
-                    self._opener.batches.remove(batch)
+                    batches.remove(batch)
                     dispatch.forget(batch)
                     self._plan.learn(batch.received.overflow.needs, batch.received.parcel)
-                    if self._options.num_workers > 0:
+                    if has_workers:
                         self._top_up()
                     return batch
                 continue
@@ -404,18 +409,18 @@ class Epoch(Iterator[Any]):
 
     def _wait(self, timeout_s: float | None) -> None:
         """Wait until there is something to collect. With workers, a handler that raises here interrupts no change."""
-        dispatch = self._dispatch
-        since_ns, all_had_work = time.perf_counter_ns(), self._is_work_for_all()
-        if self._options.num_workers > 0:
-            nap_s = self._nap_s()
-            dispatch.intact = True
-            if nap_s > _SHORTEST_NAP_S and (timeout_s is None or nap_s < timeout_s):
-                time.sleep(nap_s)
-            else:
-                dispatch.engine.wait(timeout_s)
-            dispatch.intact = False
+        dispatch, since_ns = self._dispatch, time.perf_counter_ns()
+        if self._options.num_workers == 0:
+            dispatch.engine.wait(timeout_s)
+            self._log.statistics.waited(since_ns, all_had_work=True)
+            return
+        all_had_work, nap_s = self._is_work_for_all(), self._nap_s()
+        dispatch.intact = True
+        if nap_s > _SHORTEST_NAP_S and (timeout_s is None or nap_s < timeout_s):
+            time.sleep(nap_s)
         else:
             dispatch.engine.wait(timeout_s)
+        dispatch.intact = False
         self._log.statistics.waited(since_ns, all_had_work=all_had_work)
 
     def _nap_s(self) -> float:
@@ -437,9 +442,9 @@ class Epoch(Iterator[Any]):
             left = sum(not batch.complete for batch in batches)
         return left >= self._dispatch.engine.num_workers
 
-    def _choose(self) -> OpenBatch | None:
+    def _choose(self, batches: Iterable[OpenBatch]) -> OpenBatch | None:
         """The first open batch if it is complete; without `in_order` the first that is complete."""
-        for batch in self._opener.batches:
+        for batch in batches:
             if batch.complete:
                 return batch
             if self._options.in_order:
@@ -452,7 +457,7 @@ class Epoch(Iterator[Any]):
         if self._opener.cursor is None and batch.rows == 0:
             lanes = list(self._at.lanes)
             lanes[batch.lane] = self._opener.lanes[batch.lane] = -1
-            self._at = replace(self._at, lanes=tuple(lanes))
+            self._at = self._at._replace(lanes=tuple(lanes))
             self._drop(batch)
             return False
         if self._plan.by_rows and batch.task.spec is None and (received.spec or self._plan.spec) and batch.rows:

@@ -74,7 +74,7 @@ class Epochs:
     def start(self, sampler: Any) -> Position:
         """Where the next iteration starts."""
         number = self.number(sampler)
-        return self._loaded if self._loaded is not None else Position(number)
+        return self._loaded if self._loaded is not None else Position.start(number)
 
     def begin(self, log: EpochLog) -> None:
         """Note that the first batch of an iteration is requested."""
@@ -104,7 +104,7 @@ class Epochs:
             return self._loaded, True
         if self._log is not None and not self._log.ended:
             return self._log.position, True
-        return Position(number, origin=order_at_rest(sampler, drawn=drawn)), False
+        return Position(number, 0, 0, order_at_rest(sampler, drawn=drawn)), False
 
     def load(self, position: Position, seed: int | None, sampler: Any, *, is_over: bool) -> None:
         """Let the next iteration start at `position`. `is_over`: whether nothing of its epoch is left."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
 from functools import partial
 from multiprocessing.context import BaseContext
 from typing import Any, Literal, TypeVar
@@ -419,7 +418,7 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
 
 def _with_origin(position: Position, cursor: SamplerCursor) -> Position:
     # The cursor fills it in when it draws the first key.
-    return replace(position, origin=cursor.origin)
+    return position._replace(origin=cursor.origin)
 
 
 def _length(dataset: Any) -> int | None:

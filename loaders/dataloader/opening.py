@@ -80,7 +80,7 @@ class Opener:
         cursor = self.cursor.following() if self.cursor is not None else None
         if cursor is None:
             return None
-        position = Position(self.epoch + 1)
+        position = Position.start(self.epoch + 1)
         statistics = EpochStatistics(position.epoch)
         return Opener(self._plan, cursor, position, self._seed, statistics, in_order=self._in_order)
 

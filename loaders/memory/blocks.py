@@ -23,6 +23,8 @@ class BlockState(enum.Enum):
     DEVICE_READING = "device reading"
     ABANDONED = "abandoned"
 
+    __hash__ = object.__hash__  # an enum's own is Python code
+
 
 _BEFORE = {
     BlockState.FILLING: (BlockState.FREE,),

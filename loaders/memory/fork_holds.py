@@ -161,6 +161,11 @@ class ForkHolds:
             sign.keep_in_child()
             _inherited.append(sign)
 
+    @property
+    def are_any(self) -> bool:
+        """Whether any child may hold blocks."""
+        return bool(self._living)
+
     def claim(self, block: Block) -> bool:
         """Whether a living child holds this block; if so, `ended` returns it later."""
         claimed = any(block in blocks for _, blocks in self._living)

@@ -363,16 +363,18 @@ class SlotPool:
             registry.unsettled.add(self)  # pages are still locked: the next acquire of any pool tries again
             return False
         registry.unsettled.discard(self)
-        for entry in [entry for entry in self._late if not entry[0]()]:
-            self._late.remove(entry)
-            self.discard(entry[1])
-        self._ended.extend(self._fork_holds.ended())
+        if self._late:
+            for entry in [entry for entry in self._late if not entry[0]()]:
+                self._late.remove(entry)
+                self.discard(entry[1])
+        if self._fork_holds.are_any:
+            self._ended.extend(self._fork_holds.ended())
         # What other threads release meanwhile gets a round of its own: an event must follow all the work it covers.
         ended = [self._ended.popleft() for _ in range(len(self._ended))]
         if self._reads is not None:
             self._reads.new_round()
         for block in ended:
-            if self._fork_holds.claim(block):
+            if self._fork_holds.are_any and self._fork_holds.claim(block):
                 continue
             lease = self._leases.pop(block, None)
             if lease is None:

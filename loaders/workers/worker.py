@@ -104,8 +104,8 @@ class Worker:
         """Execute a span so that its samples depend on their keys alone."""
         if self._generators is None:
             return self._execute(task, start, stop, reading)
-        self._generators.begin()
         try:
+            self._generators.begin()
             result = self._execute(task, start, stop, reading)
             return self._execute(task, start, stop, reading) if self._generators.drew() else result
         finally:
@@ -371,7 +371,7 @@ class Worker:
         enter_sample(task.seed, task.epoch, position)
         if self._transforms:
             self._transforms.rekey(task.seed, task.epoch, position)
-        if self._generators is not None:
+        if self._generators is not None and self._generators.keyed:
             self._generators.enter(Domain.PROCESS, task.seed, task.epoch, position)
 
     def _enter_collate(self, task: Task) -> None:
