@@ -17,11 +17,11 @@ from loaders.memory.slots import SlotPool
 from loaders.report.statistics import EpochStatistics
 from loaders.timing import events
 from loaders.workers.engine import Engine
-from loaders.workers.messages import Failure, Parcel, Result, Task
+from loaders.workers.messages import NOTHING, Failure, Parcel, Result, Task
 
 # A span is sized to take about this long: long enough that its round trip costs little, short enough to balance the
 # load. Each result wakes the consumer, which takes a core from a worker if there are no more cores than workers.
-_SPAN_S = 0.01
+_SPAN_S, _FAR_SPAN_S = 0.01, 0.05
 # How many spans per worker a batch is cut into while the cost of a sample is unknown.
 _FIRST_SPANS = 4
 
@@ -51,6 +51,8 @@ class Received:
 
     def add(self, result: Result) -> None:
         """Merge one more result."""
+        if result.overflow is NOTHING:
+            return
         self.overflow.merge(result.overflow)
         for failure in result.failures:
             failure.worker = result.worker
@@ -145,7 +147,8 @@ class Dispatch:
     def spans(self, start: int, rows: int, rows_before: int = 0) -> list[tuple[int, int]]:
         """Rows `start` to `rows`, cut so that every worker gets a share and a span takes about ten milliseconds.
 
-        Spans of a batch that is far from delivery, with `rows_before` it, may take a quarter of the time until then.
+        Spans of a batch that is far from delivery, with `rows_before` it, may take half of the time until then, but no
+        more than fifty: at the end of an epoch workers wait for the one that has the last span.
         A single worker gets all rows in one span, since each span costs a check of the process's random generators.
         """
         workers = self.engine.num_workers
@@ -155,7 +158,8 @@ class Dispatch:
         if self.cost_s == 0.0:
             length = math.ceil(share / _FIRST_SPANS)
         else:
-            length = min(share, int(max(_SPAN_S / self.cost_s, rows_before / workers / 4)) + 1)
+            far = min(int(rows_before / workers / 2), int(_FAR_SPAN_S / self.cost_s)) + 1
+            length = max(min(share, int(_SPAN_S / self.cost_s) + 1), far)
         return [(row, min(row + length, rows)) for row in range(start, rows, max(1, length))]
 
     def submit(self, batch: OpenBatch, spans: Sequence[tuple[int, int]]) -> None:
@@ -224,7 +228,8 @@ class Dispatch:
         return any(reading.ticket == ticket for reading in self.engine.reading())
 
     def _accept(self, result: Result) -> None:
-        self.notes += result.notes
+        if result.notes:
+            self.notes += result.notes
         batch = self._open.get(result.ticket)
         if batch is None or batch.unreported is None:
             return

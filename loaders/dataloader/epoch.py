@@ -34,6 +34,8 @@ from loaders.workers.messages import warn_of
 
 # Shorter, a nap saves no waking up; longer, a lost worker would be noticed late.
 _SHORTEST_NAP_S, _LONGEST_NAP_S = 0.0005, 0.02
+# How much later than necessary a batch may be seen to be complete while the consumer waits for it.
+_DELAY_S = 0.002
 
 
 class _Made(NamedTuple):
@@ -386,11 +388,14 @@ class Epoch(Iterator[Any]):
         if has_workers:
             dispatch.collect()
         deadline = time.monotonic() + timeout_s if timeout_s > 0 else None
+        opened = -1
         while True:
             if self._plan.by_spans:
                 self._begin_those_that_can()
-            self._top_up(needed=True)
             batches = self._opener.batches
+            if len(batches) != opened or self._plan.spec is None:  # else nothing has changed since the last time
+                self._top_up(needed=True)
+                opened = len(batches)
             batch = self._choose(batches)
             if batch is None and not batches:
                 return None
@@ -424,14 +429,17 @@ class Epoch(Iterator[Any]):
         self._log.statistics.waited(since_ns, all_had_work=all_had_work)
 
     def _nap_s(self) -> float:
-        """Half of the time that the batch to deliver next still takes: results that come meanwhile wait for others.
+        """The time that the batch to deliver next still takes: results that come meanwhile wait for others.
 
         Each result that wakes the consumer takes a core from a worker, or the consumer's own time where there are many.
         """
         if not (self._plan.by_spans and self._options.in_order):
             return 0.0
-        dispatch, left = self._dispatch, self._opener.batches[0].unreported or 0
-        return min(_LONGEST_NAP_S, left * dispatch.cost_s / dispatch.engine.num_workers / 2)
+        dispatch, batch = self._dispatch, self._opener.batches[0]
+        row_s = dispatch.cost_s / dispatch.engine.num_workers
+        # Its last spans take longer than their share: look only so often that this delays it little.
+        least_s = min(_DELAY_S, batch.rows * row_s / 8)
+        return min(_LONGEST_NAP_S, max(least_s, (batch.unreported or 0) * row_s))
 
     def _is_work_for_all(self) -> bool:
         """Whether there is unfinished work for every worker."""

@@ -119,7 +119,7 @@ def _fingerprint() -> _Fingerprint:
 
 def _reader_of_pythons() -> Callable[[], Any]:
     """What reads the state of Python's generator: from its memory where that is laid out as in CPython, in 1 µs."""
-    generator: Any = getattr(random, "_inst", None)
+    generator = getattr(random, "_inst", None)
     address = id(generator) + object.__basicsize__
     if sys.implementation.name == "cpython" and type(generator) is random.Random:
         (*words, position), _ = random.getstate()[1:]
@@ -127,7 +127,7 @@ def _reader_of_pythons() -> Callable[[], Any]:
         has_room = type(generator).__basicsize__ >= object.__basicsize__ + _TWISTER_NBYTES
         if has_room and ctypes.string_at(address, _TWISTER_NBYTES) == as_laid_out:
             # `gauss` keeps every second number, outside of that memory.
-            return lambda: (ctypes.string_at(address, _TWISTER_NBYTES), generator.gauss_next)
+            return lambda: (ctypes.string_at(address, _TWISTER_NBYTES), vars(generator)["gauss_next"])
     return random.getstate
 
 

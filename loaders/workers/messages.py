@@ -201,6 +201,11 @@ class Parcel:
         return unpack(self.pickled, buffers)
 
 
+# Shared by all plain results.
+NOTHING = Overflow()
+_NONE: list[Failure] = []
+
+
 @dataclass
 class Result:
     """The outcome of a span.
@@ -228,6 +233,13 @@ class Result:
     value: Any = None
     times: Times = NO_TIMES
     notes: tuple[str, ...] = ()
+
+    @classmethod
+    def plain(
+        cls, worker: int, ticket: int, start: int, stop: int, elapsed_s: float, cancelled: bool, times: Times
+    ) -> Result:
+        """The rows are written, and there is nothing else to report. Must not be changed."""
+        return cls(worker, ticket, start, stop, elapsed_s, cancelled, None, None, None, NOTHING, _NONE, times=times)
 
     @property
     def is_plain(self) -> bool:

@@ -130,8 +130,10 @@ class ProcessEngine:
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         self._begin()
         while True:
-            self._send_later()
-            self._flush()
+            if self._later:
+                self._send_later()
+            if any(self._unsent):
+                self._flush()
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
             if self._ready:
                 left = 0.0
@@ -164,6 +166,8 @@ class ProcessEngine:
             self._poll.poll(self._until_due_ms(timeout_s))
 
     def _until_due_ms(self, timeout_s: float | None) -> float | None:
+        if not self._later:
+            return None if timeout_s is None else timeout_s * 1000
         waits = [due - time.monotonic() for due, *_ in self._later] + ([] if timeout_s is None else [timeout_s])
         return max(0.0, min(waits)) * 1000 if waits else None
 
@@ -285,15 +289,16 @@ class ProcessEngine:
                     break
         except BlockingIOError:
             pass
-        at, tail = 0, self._tail
+        at, tail, processes = 0, self._tail, self._supervisor.processes
+        if len(tail) >= DONE.size:
+            self._supervisor.is_working()
         while len(tail) - at >= DONE.size:
             header = DONE.unpack_from(tail, at)
             serial, ticket, start, stop, flags, elapsed_ns, inline, apart, *times = header
             if len(tail) - at < DONE.size + inline:
                 break
             at += DONE.size + inline
-            worker = self._supervisor.processes.get(serial)
-            self._supervisor.is_working()
+            worker = processes.get(serial)
             if inline:
                 self._finish(self._opened(header, tail[at - inline : at]))
             elif apart:
@@ -304,9 +309,8 @@ class ProcessEngine:
                     self._read_channel(worker)
             else:
                 number = (worker.number if worker is not None else 0) or 0
-                result = Result(number, ticket, start, stop, elapsed_ns / 1e9, bool(flags & CANCELLED))
-                result.times = Times._make(times)
-                self._finish(result)
+                cancelled = bool(flags & CANCELLED)
+                self._finish(Result.plain(number, ticket, start, stop, elapsed_ns / 1e9, cancelled, Times(*times)))
         self._tail = tail[at:]
 
     def _read_channel(self, worker: WorkerProcess) -> None:
