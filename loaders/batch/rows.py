@@ -83,14 +83,17 @@ class RowWriter:
         if values is None:
             overflow.samples.append((row, sample))
             return
-        for number, (put, value) in enumerate(zip(self._puts, values, strict=True)):
-            if not put(row, value):
-                overflow.fields.setdefault(number, []).append((row, value))
-                field = self.spec.fields[number]
-                if field.is_open and (known := closed(field, value)) is not field:
-                    overflow.need(number, known)
-                elif field.kind in ("pad", "ragged") and hasattr(value, "shape") and not field.is_open:
-                    overflow.need(number, tuple(value.shape))
+        for number, put in enumerate(self._puts):
+            if not put(row, values[number]):
+                self._overflow(row, number, values[number], overflow)
+
+    def _overflow(self, row: int, number: int, value: Any, overflow: Overflow) -> None:
+        overflow.fields.setdefault(number, []).append((row, value))
+        field = self.spec.fields[number]
+        if field.is_open and (known := closed(field, value)) is not field:
+            overflow.need(number, known)
+        elif field.kind in ("pad", "ragged") and hasattr(value, "shape") and not field.is_open:
+            overflow.need(number, tuple(value.shape))
 
     def row(self, row: int) -> Any:
         """A sample-like container of writable arrays over one row, for datasets with `read_into`."""
@@ -127,14 +130,16 @@ def _stack(spec: FieldSpec, values: np.ndarray[Any, Any], extents: np.ndarray[An
 
 def _stack_array(spec: FieldSpec, values: np.ndarray[Any, Any]) -> Put:
     shape, dtype = spec.shape, spec.dtype
-    scalar = spec.leaf == "scalar"
 
     def put(row: int, value: Any) -> bool:
-        if (
-            (isinstance(value, np.generic) if scalar else _is_array(value))
-            and value.dtype == dtype
-            and value.shape == shape
-        ):
+        is_array = type(value) is np.ndarray or _is_array(value)
+        if is_array and value.dtype == dtype and value.shape == shape:
+            values[row] = value
+            return True
+        return False
+
+    def put_scalar(row: int, value: Any) -> bool:
+        if isinstance(value, np.generic) and value.dtype == dtype:
             values[row] = value
             return True
         return False
@@ -146,7 +151,7 @@ def _stack_array(spec: FieldSpec, values: np.ndarray[Any, Any]) -> Put:
         values[row] = array
         return True
 
-    return put_tensor if spec.leaf == "tensor" else put
+    return put_tensor if spec.leaf == "tensor" else put_scalar if spec.leaf == "scalar" else put
 
 
 def _stack_number(spec: FieldSpec, values: np.ndarray[Any, Any]) -> Put:

@@ -135,4 +135,5 @@ _pythons = _reader_of_pythons()
 
 
 def _bytes(generator: Any) -> Any:
-    return generator.get_state().numpy().tobytes()
+    state = generator.get_state()
+    return ctypes.string_at(state.data_ptr(), state.nbytes)

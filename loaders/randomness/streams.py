@@ -66,11 +66,14 @@ def keyed_word(domain: Domain, seed: int, epoch: int, position: int) -> int:
     return int(_current.spare.rekey(domain, seed, epoch, position).bit_generator.random_raw())
 
 
+Key = tuple[Domain, int, int, int]
+
+
 class _Current(threading.local):
     """The sample that this thread is reading."""
 
-    key: tuple[Domain, int, int, int] | None = None
-    entered = False
+    key: Key | None = None
+    drawing: Key | None = None  # the one that `generator` is set to
 
     def __init__(self) -> None:
         self.generator = KeyedGenerator()
@@ -83,7 +86,6 @@ _current = _Current()
 def enter_sample(seed: int, epoch: int, position: int, domain: Domain = Domain.SAMPLE) -> None:
     """Key what this thread draws by the sample at `position` of `epoch`, or by a batch in a `domain` for batches."""
     _current.key = (domain, seed, epoch, position)
-    _current.entered = False
 
 
 def leave_sample() -> None:
@@ -91,12 +93,12 @@ def leave_sample() -> None:
     _current.key = None
 
 
-Reading = tuple[Any, bool, KeyedGenerator]
+Reading = tuple[Key | None, Key | None, KeyedGenerator]
 
 
 def set_aside() -> Reading:
     """Suspend the sample that this thread reads: a loader may be iterated inside another's `__getitem__`."""
-    reading = _current.key, _current.entered, _current.generator
+    reading = _current.key, _current.drawing, _current.generator
     if _current.key is not None:
         _current.key, _current.generator = None, KeyedGenerator()
     return reading
@@ -104,7 +106,7 @@ def set_aside() -> Reading:
 
 def take_up(reading: Reading) -> None:
     """Resume the sample that `set_aside` returned."""
-    _current.key, _current.entered, _current.generator = reading
+    _current.key, _current.drawing, _current.generator = reading
 
 
 def sample_rng() -> np.random.Generator:
@@ -120,11 +122,12 @@ def sample_rng() -> np.random.Generator:
     Returns:
         A Philox generator, valid until the sample is done.
     """
-    if _current.key is None:
+    key = _current.key
+    if key is None:
         return np.random.Generator(np.random.Philox(key=_draw_process_key()))
-    if not _current.entered:
-        _current.generator.rekey(*_current.key)
-        _current.entered = True
+    if _current.drawing is not key:
+        _current.generator.rekey(*key)
+        _current.drawing = key
     return _current.generator.numpy
 
 

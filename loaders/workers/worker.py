@@ -137,30 +137,23 @@ class Worker:
             raise error
 
     def _do_rows(self, task: Task, result: Result, reading: Callable[[int], bool], due: int) -> None:
-        writer = self._writer_of(task)
+        # This loop and what it calls are the cost of a small sample.
+        writer, keys = self._writer_of(task), task.keys
         dataset, clock = self.job.dataset, self._clock
+        reads_into = writer is not None and self._reads_into and writer.takes_rows
         for row in range(result.start, result.stop):
             if not reading(row):
                 result.cancelled = True
                 return
-            key = task.keys[row]
             if row == due:
                 clock.begin_sample()
+            sample = _PLACED
             try:
                 self._enter(task, row)
-                sample = _PLACED
-                if writer is not None and self._reads_into and writer.takes_rows:
-                    base, index = resolve(dataset, key)
-                    read_into = own_read_into(base)
-                    if read_into is not None:
-                        read_into(index, writer.row(row))
-                    else:
-                        sample = dataset[key]
-                else:
-                    sample = dataset[key]
+                sample = self._read_into(writer, row, keys[row]) if reads_into else dataset[keys[row]]
             except Exception as error:  # whatever the user's code raises is delivered
                 self._raise_if_interrupted(error)
-                result.failures.append(self._failure(error, row, key, "reading"))
+                result.failures.append(self._failure(error, row, keys[row], "reading"))
                 if not self.job.keep_going:
                     return
             if row == due:
@@ -170,6 +163,15 @@ class Worker:
                 due = clock.end_sample(row)
             elif sample is not _PLACED:
                 self._place(writer, row, sample, result)
+
+    def _read_into(self, writer: Any, row: int, key: Any) -> Any:
+        """Let the dataset write a sample into its row; or return the sample where it does not offer that."""
+        base, index = resolve(self.job.dataset, key)
+        read_into = own_read_into(base)
+        if read_into is None:
+            return self.job.dataset[key]
+        read_into(index, writer.row(row))
+        return _PLACED
 
     def _do_batch(self, task: Task, result: Result, reading: Callable[[int], bool], *, look: bool) -> None:
         clock = self._clock
