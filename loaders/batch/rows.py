@@ -83,9 +83,11 @@ class RowWriter:
         if values is None:
             overflow.samples.append((row, sample))
             return
-        for number, put in enumerate(self._puts):
-            if not put(row, values[number]):
-                self._overflow(row, number, values[number], overflow)
+        puts, number = self._puts, 0
+        for value in values:
+            if not puts[number](row, value):
+                self._overflow(row, number, value, overflow)
+            number += 1  # noqa: SIM113  `zip` and `enumerate` take as long as writing a small value
 
     def _overflow(self, row: int, number: int, value: Any, overflow: Overflow) -> None:
         overflow.fields.setdefault(number, []).append((row, value))

@@ -141,6 +141,7 @@ class Worker:
         writer, keys = self._writer_of(task), task.keys
         dataset, clock = self.job.dataset, self._clock
         reads_into = writer is not None and self._reads_into and writer.takes_rows
+        keys_more = bool(self._transforms) or (self._generators is not None and self._generators.keyed)
         for row in range(result.start, result.stop):
             if not reading(row):
                 result.cancelled = True
@@ -149,7 +150,10 @@ class Worker:
                 clock.begin_sample()
             sample = _PLACED
             try:
-                self._enter(task, row)
+                if keys_more:
+                    self._enter(task, row)
+                else:
+                    enter_sample(task.seed, task.epoch, task.position + row * task.stride)
                 sample = self._read_into(writer, row, keys[row]) if reads_into else dataset[keys[row]]
             except Exception as error:  # whatever the user's code raises is delivered
                 self._raise_if_interrupted(error)
@@ -161,8 +165,10 @@ class Worker:
                     if sample is not _PLACED:
                         self._place(writer, row, sample, result)
                 due = clock.end_sample(row)
+            elif writer is not None and sample is not _PLACED:
+                writer.write(row, sample, result.overflow)
             elif sample is not _PLACED:
-                self._place(writer, row, sample, result)
+                self._place(None, row, sample, result)
 
     def _read_into(self, writer: Any, row: int, key: Any) -> Any:
         """Let the dataset write a sample into its row; or return the sample where it does not offer that."""
