@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import math
 import mmap
 import os
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,10 @@ import numpy as np
 import torch
 
 from benchmarks.workloads import KINDS, Ready
+from loaders.batch.spec import BatchSpec
 from loaders.benchmark.processes import descendants
+from loaders.workers.messages import Job, Task
+from loaders.workers.worker import Worker
 
 # Files that do not exist: asking for one marks a moment in a log of system calls.
 MARKS = ("/begin of the count", "/end of the count")
@@ -80,6 +85,44 @@ def ceiling(shape: list[int], dtype: str, batch_size: int, batches: int, workers
     elapsed_s = time.perf_counter() - began
     os.close(tasks[1])
     return {"gb_per_s": (batches - 1 - warm_up) * out.nbytes / elapsed_s / 1e9}
+
+
+def row_cost(shape: list[int], dtype: str, batch_size: int, repeats: int = 100) -> dict[str, float]:
+    """Microseconds per sample in one process, least of many: bare copies, with the dataset's code, and in a worker."""
+    dataset, rows = Ready(1, shape, dtype), range(batch_size)
+    spec = BatchSpec.from_sample(dataset[0])
+    blocks, end = [], 0
+    for nbytes in spec.sizes(batch_size):
+        blocks.append((end, nbytes))
+        end += -(-nbytes // mmap.PAGESIZE) * mmap.PAGESIZE
+    memory = mmap.mmap(-1, end)
+    images = spec.fields[0].values(memory, blocks[0][0], batch_size)
+    labels = spec.fields[1].values(memory, blocks[1][0], batch_size)
+    job = Job(dataset, "each", None, True, {}, False, batch_size, False, 2, 0, None)
+    task = Task(0, list(rows), 0, 0, 0, spec, tuple(blocks))
+    worker = Worker(job, 0, memory, apart=True)
+
+    def copy() -> None:
+        for row in rows:
+            images[row] = dataset.arrays[row % KINDS]
+
+    def read() -> None:
+        for row in rows:
+            sample = dataset[row]
+            images[row], labels[row] = sample["image"], sample["label"]
+
+    works: dict[str, Callable[[], Any]] = {
+        "copy_us": copy,
+        "dataset_us": read,
+        "worker_us": lambda: worker.execute(task, 0, batch_size, lambda row: True),
+    }
+    least = dict.fromkeys(works, math.inf)
+    for _ in range(repeats):
+        for name, work in works.items():
+            began = time.perf_counter()
+            work()
+            least[name] = min(least[name], (time.perf_counter() - began) / batch_size * 1e6)
+    return least
 
 
 def first_batch(peer: str, batch_size: int, workers: int) -> dict[str, float]:
