@@ -4,6 +4,7 @@
 | --- | --- |
 | `NAME` | the peer's name in tables |
 | `REQUIREMENTS` | pinned packages that `python -m benchmarks.peers.install PEER` installs into its environment |
+| `SYSTEM` | Debian packages that compiling these needs, to be installed by hand |
 | `WHY_NOT` | instead of `REQUIREMENTS`: why the peer is not measured |
 | `samples(dataset, batch_size, workers)` | batches of a NumPy dataset, read by index |
 | `photos(photos, batch_size, workers, normalised)` | batches of JPEG files, randomly cropped and mirrored |

@@ -42,7 +42,9 @@ def install(peer: str) -> str | None:
     for step in steps:
         done = subprocess.run(step, capture_output=True, text=True, check=False)
         if done.returncode != 0:
-            return (done.stderr.strip() or done.stdout.strip() or f"status {done.returncode}").splitlines()[-1]
+            why = (done.stderr.strip() or done.stdout.strip() or f"status {done.returncode}").splitlines()[-1]
+            system = " ".join(getattr(module, "SYSTEM", ()))
+            return f"{why} (this needs: apt install {system})" if system else why
     _mark(peer).write_text(_wanted(peer))
     return None
 

@@ -132,7 +132,7 @@ def test_a_peer_pins_what_it_needs_and_does_something_or_says_why_not(peer):
 def test_a_peers_module_can_be_imported_where_the_peer_is_not_installed():
     for peer in PEERS:
         importlib.import_module(f"benchmarks.peers.{peer}")
-    assert not {"grain", "tensorflow", "spdl", "nvidia.dali", "litdata", "streaming"} & set(sys.modules)
+    assert not {"grain", "tensorflow", "spdl", "nvidia.dali", "litdata", "streaming", "ffcv"} & set(sys.modules)
 
 
 def test_an_environment_counts_as_made_only_with_the_versions_of_now(monkeypatch, tmp_path):
@@ -144,6 +144,14 @@ def test_an_environment_counts_as_made_only_with_the_versions_of_now(monkeypatch
     monkeypatch.setattr(peer_module("grain_loader"), "REQUIREMENTS", ("grain==9.9.9",))
     assert install.python_of("grain_loader") is None
     assert install.python_of("ours") == sys.executable
+
+
+def test_a_peer_that_cannot_be_compiled_says_what_to_install_by_hand(monkeypatch, tmp_path):
+    monkeypatch.setattr(install, "ENVIRONMENTS", tmp_path)
+    monkeypatch.setattr(install, "_python", lambda peer: "false")
+    monkeypatch.setattr(sys, "executable", "true")
+    assert install.install("grain_loader") == "status 1"
+    assert install.install("ffcv_loader").startswith("status 1 (this needs: apt install g++ ")
 
 
 def test_an_unknown_peer_is_refused(capsys):
