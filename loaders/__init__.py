@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     from loaders.dataloader.loader import DataLoader as DataLoader
     from loaders.datasets.arrays import ArrayDataset as ArrayDataset
     from loaders.datasets.cache.decoded import DecodedCache as DecodedCache
+    from loaders.datasets.detection.coco import CocoDetection as CocoDetection
+    from loaders.datasets.detection.mask_folder import MaskFolder as MaskFolder
+    from loaders.datasets.detection.voc import VocDetection as VocDetection
+    from loaders.datasets.detection.yolo import YoloDetection as YoloDetection
     from loaders.datasets.image_files import ImageFiles as ImageFiles
     from loaders.datasets.image_files import ImageFolder as ImageFolder
     from loaders.datasets.protocol import Dataset as Dataset
@@ -51,6 +55,7 @@ if TYPE_CHECKING:
     from loaders.images.crops import Resize as Resize
     from loaders.images.decode import image_size as image_size
     from loaders.images.decode import read_image as read_image
+    from loaders.images.multi_crop import MultiCrop as MultiCrop
     from loaders.images.patches import RandomPatches as RandomPatches
     from loaders.outputs.collector import OutputCollector as OutputCollector
     from loaders.outputs.scalars import ScalarLog as ScalarLog
@@ -88,6 +93,10 @@ _NAMES = {
     "loaders.dataloader.loader": ("DataLoader",),
     "loaders.datasets.arrays": ("ArrayDataset",),
     "loaders.datasets.cache.decoded": ("DecodedCache",),
+    "loaders.datasets.detection.coco": ("CocoDetection",),
+    "loaders.datasets.detection.mask_folder": ("MaskFolder",),
+    "loaders.datasets.detection.voc": ("VocDetection",),
+    "loaders.datasets.detection.yolo": ("YoloDetection",),
     "loaders.datasets.image_files": (
         "ImageFiles",
         "ImageFolder",
@@ -125,6 +134,7 @@ _NAMES = {
         "image_size",
         "read_image",
     ),
+    "loaders.images.multi_crop": ("MultiCrop",),
     "loaders.images.patches": ("RandomPatches",),
     "loaders.outputs.collector": ("OutputCollector",),
     "loaders.outputs.scalars": ("ScalarLog",),

@@ -14,8 +14,10 @@ from loaders.datasets.read_into import copy_into, owns_read_into, settle, withou
 from loaders.errors import DatasetError, FieldDtypeError, FieldNameError, FieldShapeError, SampleError, describe_sample
 from loaders.images.crops import Crop
 from loaders.images.decode import EXTENSIONS, printable, read_image
+from loaders.images.multi_crop import MultiCrop
 from loaders.images.normalize import NormalizedPlanes
 from loaders.images.walk import is_folder, walk
+from loaders.nested import leaves
 from loaders.timing.stages import AUGMENT
 
 _NAMES_SHOWN = 4
@@ -59,9 +61,9 @@ class ImageFiles(IndexedDataset):
             an ndarray, of dtype object if the labels have no common shape.
         transform: sample → sample, applied to the dict.
         crop: the region of each image to decode, and the size to resize it to, before the transform:
-            `RandomResizedCrop`, `CenterCrop`, `Resize`, or `RandomPatches`, which may make several samples of one file.
-            None decodes the whole image. In a `loaders.DataLoader`, without a transform, the pixels are written
-            directly into the batch.
+            `RandomResizedCrop`, `CenterCrop`, `Resize`, `RandomPatches`, which may make several samples of one file, or
+            `MultiCrop`, which makes several pictures one sample. None decodes the whole image. In a
+            `loaders.DataLoader`, without a transform, the pixels are written directly into the batch.
         normalize: (mean, std), one number per channel, for pixels scaled to 0 … 1. Applied after the transform, which
             must leave the image uint8; the result is float32 (3, H, W), `(x / 255 - mean) / std`. In a
             `loaders.DataLoader` it is written directly into the batch. For training on a CPU; for an accelerator copy
@@ -69,7 +71,8 @@ class ImageFiles(IndexedDataset):
 
     Sample:
         {"image": uint8 (H, W, 3) RGB as `read_image` gives it, "label": int, str, NumPy scalar or ndarray}; no "label"
-        without labels. Integers of any width become Python ints, which collate to int64 as losses require.
+        without labels. Integers of any width become Python ints, which collate to int64 as losses require. With a
+        `MultiCrop`, "image" is a tuple of stacks, uint8 (how many, H, W, 3), or float32 (how many, 3, H, W).
 
     Raises:
         DatasetError: paths and labels differ in length.
@@ -84,16 +87,16 @@ class ImageFiles(IndexedDataset):
         labels: Sequence[Any] | np.ndarray | None = None,
         transform: Callable[[Any], Any] | None = None,
         *,
-        crop: Crop | None = None,
+        crop: Crop | MultiCrop | None = None,
         normalize: tuple[Sequence[float], Sequence[float]] | None = None,
     ) -> None:
         super().__init__(transform)
-        if crop is not None and not isinstance(crop, Crop):
+        if crop is not None and not isinstance(crop, (Crop, MultiCrop)):
             raise TypeError(f"crop is {crop!r}: expected a loaders.Crop, such as loaders.RandomResizedCrop(224).")
         self.crop = crop
         self.normalize = normalize
         self._planes = None if normalize is None else _planes_of(normalize)
-        if normalize is not None and crop is not None and crop.shape is not None and len(crop.shape) > 2:
+        if normalize is not None and isinstance(crop, Crop) and crop.shape is not None and len(crop.shape) > 2:
             raise ValueError("normalize= takes one image per sample, and the crop stacks several: leave stacked= out.")
         self._per_file = 1 if crop is None else crop.per_file
         if isinstance(paths, (str, bytes, os.PathLike)):
@@ -113,7 +116,7 @@ class ImageFiles(IndexedDataset):
         if self._planes is None:
             return sample
         with AUGMENT:
-            image = self._planes(self._checked_image(sample, in_range(index, len(self))))
+            image = self._to_planes(self._checked_image(sample, in_range(index, len(self))))
         return {**sample, "image": image}
 
     def _read(self, index: int) -> dict[str, Any]:
@@ -155,31 +158,56 @@ class ImageFiles(IndexedDataset):
 
     def _read_planes_into(self, index: SupportsIndex, out: dict[str, Any]) -> None:
         position = in_range(index, len(self))
-        sample, planes = super().__getitem__(position), self._planes
-        assert planes is not None
+        sample = super().__getitem__(position)
         image = self._checked_image(sample, position)
-        if out["image"].shape[1:] != image.shape[:2]:
-            copy_into(out, {**sample, "image": planes(image)}, position, self.describe)  # raises: shapes differ
+        places = [place.shape[-2:] for _, place in leaves(out["image"])]
+        if places != [each.shape[-3:-1] for _, each in leaves(image)]:
+            # Raises: shapes differ.
+            copy_into(out, {**sample, "image": self._to_planes(image)}, position, self.describe)
         with AUGMENT:
-            planes(image, out["image"])
+            self._to_planes(image, out["image"])
         copy_into(without_image(out), without_image(sample), position, self.describe)
 
-    def _checked_image(self, sample: Any, index: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
-        """The image of a sample after the transform, checked to be uint8 (H, W, 3) and not empty."""
+    def _to_planes(self, image: Any, out: Any = None) -> Any:
+        """Normalise an image, or those of a `MultiCrop`: a tuple of stacks."""
+        planes = self._planes
+        assert planes is not None
+        if not isinstance(image, tuple):
+            return planes(image, out)
+        if out is None:
+            out = tuple(np.empty((len(stack), 3, *stack.shape[1:3]), np.float32) for stack in image)
+        for stack, places in zip(image, out, strict=True):
+            for each, place in zip(stack, places, strict=True):
+                planes(each, place)
+        return out
+
+    def _checked_image(self, sample: Any, index: int) -> Any:
+        """The image of a sample after the transform, checked to be uint8 (H, W, 3) and not empty.
+
+        With a `MultiCrop` it is a tuple of stacks of such images.
+        """
         image = sample.get("image") if isinstance(sample, dict) else None
+        is_several = isinstance(self.crop, MultiCrop)
+        images = image if is_several and isinstance(image, tuple) and image else (image,)
+        for each in images:
+            self._check_image(each, 4 if is_several else 3, sample, index)
+        return image
+
+    def _check_image(self, image: Any, dimensions: int, sample: Any, index: int) -> None:
         kind: type[SampleError]
         if isinstance(image, np.ndarray) and image.dtype == np.uint8:
-            if image.ndim == 3 and image.shape[2] == 3 and image.size:
-                return image
+            if image.ndim == dimensions and image.shape[-1] == 3 and image.size:
+                return
             kind, found = FieldShapeError, f"uint8 {image.shape}"
         elif image is not None:
             kind = FieldDtypeError
             found = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
         else:
             kind, found = FieldNameError, f"a {type(sample).__name__} without one"
+        expected = "uint8 (H, W, 3)" if dimensions == 3 else "a tuple of uint8 (N, H, W, 3)"
         raise kind(
             f'{describe_sample(index, self.describe(index))}, field "image": the transform returned {found}; '
-            "normalize= needs uint8 (H, W, 3) in a dict.\n  Remove normalisation and ToTensorV2 from the transform.",
+            f"normalize= needs {expected} in a dict.\n  Remove normalisation and ToTensorV2 from the transform.",
             index=index,
             source=self.describe(index),
             field="image",
@@ -234,7 +262,7 @@ class ImageFolder(ImageFiles):
         transform: Callable[[Any], Any] | None = None,
         *,
         extensions: Sequence[str] = EXTENSIONS,
-        crop: Crop | None = None,
+        crop: Crop | MultiCrop | None = None,
         normalize: tuple[Sequence[float], Sequence[float]] | None = None,
     ) -> None:
         self.root = root

@@ -80,7 +80,7 @@ def without_image(fields: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if name != "image"}
 
 
-def settle(result: np.ndarray[Any, Any], out: np.ndarray[Any, Any]) -> None:
+def settle(result: Any, out: Any) -> None:
     """Copy the result of a crop to `out`, unless it is `out`: a subclass of Crop may return another array."""
     if result is not out:
         with WRITE:

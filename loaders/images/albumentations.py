@@ -41,6 +41,8 @@ class Albumentations:
         boxes: the field with bounding boxes, (N, 4 or more) in the format the pipeline declares (`bbox_params`).
         labels: the field, or fields, with one row per box, of any dtype and shape. The pipeline must declare them by
             the same name: `BboxParams(..., label_fields=["labels"])`.
+        box_rows: fields with one row per box, such as "masks" or "iscrowd", of which the rows of dropped boxes are
+            dropped, too. They need not be declared, but the sample must have one of the `labels`, which is.
         keypoints: the field with keypoints, (N, 2 or more); `keypoint_labels` as `labels`, in `keypoint_params`.
         targets: the fields of other targets of the pipeline, such as its `additional_targets`: `image2="right_image"`.
 
@@ -66,6 +68,7 @@ class Albumentations:
         masks: str = "masks",
         boxes: str = "boxes",
         labels: str | tuple[str, ...] = "labels",
+        box_rows: str | tuple[str, ...] = (),
         keypoints: str = "keypoints",
         keypoint_labels: str | tuple[str, ...] = "keypoint_labels",
         **targets: str,
@@ -83,6 +86,7 @@ class Albumentations:
         self.masks = masks
         self.boxes = boxes
         self.labels = labels
+        self.box_rows = box_rows
         self.keypoints = keypoints
         self.keypoint_labels = keypoint_labels
         self.targets = targets
@@ -120,6 +124,8 @@ class Albumentations:
                 if label in fields:
                     kept = _kept_rows(label, fields[label], results[label], name, len(fields[name]))
                     fields[label] = self._known(label, target, kept)
+        if "bboxes" in names:
+            self._drop_rows(fields, names["bboxes"], results, len(passed["bboxes"]))
         return rebuild(sample, list(fields.values()))
 
     def __repr__(self) -> str:
@@ -180,6 +186,20 @@ class Albumentations:
                 field=label,
             )
         return kept
+
+    def _drop_rows(self, fields: dict[str, Any], boxes: str, results: dict[str, Any], count: int) -> None:
+        """Drop the rows of dropped boxes from the fields of `box_rows`; `count` boxes were given to the pipeline."""
+        present = [name for name in _as_tuple(self.box_rows) if name in fields]
+        labels = [label for label in _as_tuple(self.labels) if label in fields]
+        if present and not labels:
+            raise FieldNameError(
+                f'field "{present[0]}": its rows follow those of "{boxes}", but the sample has no labels, by which '
+                "dropped boxes are found.\n  Give each box a label, and name the field in labels= and label_fields=.",
+                field=present[0],
+            )
+        for name in present:
+            _row_numbers(name, fields[name], boxes, count)  # raises: not one row per box
+            fields[name] = _kept_rows(name, fields[name], results[labels[0]], boxes, len(fields[boxes]))
 
     def _seed(self) -> None:
         word = int(sample_rng().bit_generator.random_raw())

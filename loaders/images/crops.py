@@ -146,7 +146,7 @@ class Crop(ABC):
         shape = self._shape_of(region)
         scale = 1 if self.exact else self._scale(region, shape, (width, height), image)
         if scale > 1:
-            region = _snapped(region, scale, width, height)
+            region = snapped(region, scale, width, height)
         return self._resized(image.read("RGB", region, scale), shape, out)
 
     def _shape_of(self, region: Region) -> tuple[int, int]:
@@ -369,7 +369,7 @@ def _centered(across: int, down: int, width: int, height: int) -> Region:
     return Region((width - across) // 2, (height - down) // 2, across, down)
 
 
-def _snapped(region: Region, scale: int, width: int, height: int) -> Region:
+def snapped(region: Region, scale: int, width: int, height: int) -> Region:
     """The region with each side moved to the nearest edge of a block of scale by scale pixels, or of the photo."""
     half = scale // 2
     left, top = (region.left + half) // scale * scale, (region.top + half) // scale * scale

@@ -16,6 +16,7 @@ from loaders.datasets.read_into import copy_into, owns_read_into, settle, withou
 from loaders.datasets.wrapped import bases, describe
 from loaders.errors import DatasetError, FieldNameError, describe_sample
 from loaders.images.crops import Crop
+from loaders.images.multi_crop import MultiCrop
 from loaders.nested import map_tree
 from loaders.randomness.transforms import KeyedTransforms
 from loaders.timing.stages import AUGMENT, READ
@@ -72,7 +73,7 @@ class DecodedCache(IndexedDataset):
         nbytes: int,
         transform: Callable[[Any], Any] | None = None,
         *,
-        crop: Crop | None = None,
+        crop: Crop | MultiCrop | None = None,
         path: str | os.PathLike[str] | None = None,
     ) -> None:
         super().__init__(transform)
@@ -93,7 +94,7 @@ class DecodedCache(IndexedDataset):
     def _read(self, index: int) -> Any:
         if self.crop is not None:
             sample = self._kept(index)
-            image = self._image(sample, index)
+            image: Any = self._image(sample, index)
             rest = map_tree(_own, without_image(sample))
             with AUGMENT:
                 image = self.crop.apply(image)

@@ -7,6 +7,7 @@
 | `region` | rectangles: upright, as stored, reduced |
 | `image` | an open file: its size, and regions of it by the decoder that suits best |
 | `whole` | the whole picture, also where OpenCV alone would decode another one |
+| `indices` | masks: what a PNG stores for each pixel |
 | `opencv` | decodes everything but Netpbm |
 | `nvimagecodec` | decodes regions of common JPEGs faster, where it is installed |
 | `restart`, `restart_index`, `restart_table` | windows of JPEGs with restart markers at the cost of the window |

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from typing import Any, Literal
 
@@ -17,10 +17,10 @@ from loaders.images.decode.files import MarkedParts, Parts, Source, open_parts
 from loaders.images.decode.header import Header, read_header
 from loaders.images.decode.jpeg import SIGNATURE, jpeg_has_end, least_nbytes_of
 from loaders.images.decode.opencv import UndecodableError
-from loaders.images.decode.region import Region, shrink, turn_upright
+from loaders.images.decode.region import Region, around, shrink, turn_upright
 from loaders.images.decode.restart import Restarts, Window, find_restarts
 from loaders.images.decode.restart_index import known_restarts, remember_restarts
-from loaders.images.decode.whole import decode_whole
+from loaders.images.decode.whole import decode_indices, decode_whole
 from loaders.system.opencv_threads import quiet_opencv
 from loaders.timing.stages import DECODE, READ, is_looked_at
 
@@ -148,6 +148,29 @@ class EncodedImage:
             part = opencv.decode_jpeg_region(self._data, stored, mode, scale)
         return turn_upright(part, header.jpeg.orientation)
 
+    def read_regions(self, regions: Sequence[Box], scale: int = 1) -> list[np.ndarray[Any, np.dtype[np.uint8]]]:
+        """Decode once, and cut out several regions: each has the pixels that `read` gives for it, bit for bit.
+
+        Returns:
+            uint8 (H, W, 3) RGB each; they share memory, so do not modify them.
+
+        Raises:
+            as `read`.
+        """
+        width, height = self.size()
+        union, wanted = around(regions), [_inside(region, width, height) for region in regions]
+        together = self.read("RGB", union, scale)
+        # Blocks of a reduced scale are counted in the file's orientation.
+        header = None if self._restarts is not None else self._checked_header()
+        orientation = 1
+        if self._restarts is not None:
+            orientation = self._restarts.orientation
+        elif header is not None and header.jpeg is not None:
+            orientation = header.jpeg.orientation
+        whole, *parts = (each.stored(width, height, orientation).reduced(scale) for each in (union, *wanted))
+        inner = (part._replace(left=part.left - whole.left, top=part.top - whole.top) for part in parts)
+        return [part.upright(whole.width, whole.height, orientation).of(together) for part in inner]
+
     def picture(self, mode: str = "RGB") -> np.ndarray[Any, np.dtype[np.uint8]]:
         """The whole picture, decoded once and kept; do not modify it.
 
@@ -157,6 +180,15 @@ class EncodedImage:
         if mode not in self._whole:
             self._whole[mode] = self.read(mode)
         return self._whole[mode]
+
+    def indices(self) -> np.ndarray[Any, Any]:
+        """What a PNG stores for each pixel, as documented for `read_indices`.
+
+        Raises:
+            UndecodableError, cv2.error, OSError: it is damaged, no PNG, or has several numbers per pixel.
+        """
+        self._checked_header()
+        return decode_indices(self._data)
 
     def reads_all(self) -> bool:
         """Whether a region costs as much as the whole picture."""

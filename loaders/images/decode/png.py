@@ -15,6 +15,7 @@ _SIZE = Struct(">II")
 _CHUNK = Struct(">I4s")
 _CRC = Struct(">I")
 _PICTURE = (b"IHDR", b"PLTE", b"IDAT", b"IEND")  # the chunks that its pixels depend on
+_GREY, _PALETTE = 0, 3  # of the colour types
 _ANCILLARY = 0x20  # a bit in the first letter of a chunk's name
 
 
@@ -57,6 +58,30 @@ def picture_alone(data: bytes) -> bytes:
             f"OpenCV cannot decode its {len(data):,} bytes: the PNG has no end, or a damaged chunk"
         ) from failure
     return b"".join([*parts, view[kept_to:end]]) if kept_to or end < len(data) else data
+
+
+def indices_alone(data: bytes) -> tuple[bytes, int]:
+    """The same file as a grey picture of what it stores for each pixel, and the number of bits of each.
+
+    The colours of a palette are removed: what is stored are its indices.
+
+    Raises:
+        UndecodableError: as `picture_alone`, or it stores several numbers per pixel: colours, or alpha.
+    """
+    data = picture_alone(data)
+    bits, kind = data[24], data[25]  # of IHDR, which is first
+    if kind not in (_GREY, _PALETTE):
+        raise UndecodableError(
+            "the PNG has colours or alpha; a mask has one number per pixel, as grey or as index of a palette"
+        )
+    parts = []
+    for name, at, end in _chunks(data):
+        if name == b"IHDR":
+            header = data[at + 4 : at + 17] + bytes([_GREY]) + data[at + 18 : end - 4]
+            parts += [data[: at + 4], header, _CRC.pack(zlib.crc32(header))]
+        elif name != b"PLTE":
+            parts.append(data[at:end])
+    return b"".join(parts), bits
 
 
 def _chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import cv2
@@ -19,6 +20,8 @@ _TURNS = {
     7: (True, True, True),
     8: (True, True, False),
 }
+# The orientation that undoes another: quarter turns undo each other, all else undoes itself.
+_UNDOES = {6: 8, 8: 6}
 
 
 class Region(NamedTuple):
@@ -48,6 +51,10 @@ class Region(NamedTuple):
             left = width - left - self.width
         return Region(top, left, self.height, self.width) if swapped else Region(left, top, self.width, self.height)
 
+    def upright(self, width: int, height: int, orientation: int) -> Region:
+        """The same pixels of the upright picture; self is a region of the stored one of `width` by `height` pixels."""
+        return self.stored(width, height, _UNDOES.get(orientation, orientation))
+
     def reduced(self, scale: int) -> Region:
         """The pixels of the picture at 1/scale that touch self: each stands for a block of scale by scale pixels."""
         left, top = self.left // scale, self.top // scale
@@ -57,6 +64,14 @@ class Region(NamedTuple):
     def of(self, picture: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         """The pixels: a view into the picture."""
         return picture[self.top : self.top + self.height, self.left : self.left + self.width]
+
+
+def around(regions: Iterable[tuple[int, int, int, int]]) -> Region:
+    """The smallest region that holds all of some."""
+    lefts, tops, widths, heights = zip(*regions, strict=True)
+    left, top = min(lefts), min(tops)
+    right, bottom = max(map(sum, zip(lefts, widths, strict=True))), max(map(sum, zip(tops, heights, strict=True)))
+    return Region(left, top, right - left, bottom - top)
 
 
 def turn_upright(stored: np.ndarray[Any, Any], orientation: int) -> np.ndarray[Any, Any]:

@@ -35,3 +35,21 @@ def decode_whole(data: bytes, header: Header | None, mode: str) -> np.ndarray[An
     else:
         picture = opencv.decode_picture(data, mode, as_stored=header.orientation is not None)
     return turn_upright(picture, header.orientation or 1)
+
+
+def decode_indices(data: bytes) -> np.ndarray[Any, Any]:
+    """What a PNG stores for each pixel: grey values, or indices of its palette; as stored, not turned.
+
+    Returns:
+        uint8 (H, W), or uint16 if there are 16 bits.
+
+    Raises:
+        UndecodableError, cv2.error: it is damaged, no PNG, or has several numbers per pixel.
+    """
+    if not data.startswith(png.SIGNATURE):
+        raise UndecodableError("a mask must be a PNG file")
+    data, bits = png.indices_alone(data)
+    stored = opencv.decode_unchanged(data)
+    if stored.ndim != 2 or stored.dtype != (np.uint16 if bits > 8 else np.uint8):
+        raise UndecodableError(f"OpenCV decodes it as {stored.dtype} of shape {stored.shape}")
+    return stored if bits >= 8 else stored // (255 // ((1 << bits) - 1))  # OpenCV stretches fewer bits to 0 … 255
