@@ -157,20 +157,8 @@ class Crop(ABC):
 
     def _scale(self, region: Region, shape: tuple[int, int], photo: tuple[int, int], image: EncodedImage) -> int:
         """The cheapest scale that leaves enough pixels; 8 means 1/8."""
-        # One pixel more than the result has, since snapping to blocks may remove one.
-        height, width = _PIXELS_LEFT * (shape[0] + 1), _PIXELS_LEFT * (shape[1] + 1)
-        scale = 8
-        while scale > 1 and (region.width < scale * width or region.height < scale * height):
-            scale //= 2
-        if scale == 1 or image.restarts is not None or image.reads_all():
-            return scale  # OpenCV decodes all of its input, and is faster at a smaller scale
-        pixels = region.width * region.height
         area = _NS_OF_AREA_PER_PIXEL if self.interpolation in (None, cv2.INTER_AREA) else 0.0
-        whole = _NS_PER_BYTE * image.nbytes + _NS_PER_PIXEL[scale] * photo[0] * photo[1] + area * pixels / scale**2
-        part = (
-            _NS_PER_BYTE * image.nbytes * (region.top + region.height) / photo[1] + (_NS_PER_PIXEL[1] + area) * pixels
-        )
-        return scale if whole < part else 1
+        return cheapest_scale(coarsest_scale(region, shape), region, photo, image, area)
 
     def _resized(
         self, part: np.ndarray[Any, Any], shape: tuple[int, int], out: np.ndarray[Any, Any] | None
@@ -338,6 +326,34 @@ class Resize(Crop):
             return self.shape
         side, shorter = operator.index(self.size), min(region.width, region.height)  # type: ignore[arg-type]
         return side * region.height // shorter, side * region.width // shorter
+
+
+def coarsest_scale(region: Region, shape: tuple[int, int]) -> int:
+    """The smallest scale that leaves enough pixels of a region for a result of this shape; 8 means 1/8."""
+    # One pixel more than the result has, since snapping to blocks may remove one.
+    height, width = _PIXELS_LEFT * (shape[0] + 1), _PIXELS_LEFT * (shape[1] + 1)
+    scale = 8
+    while scale > 1 and (region.width < scale * width or region.height < scale * height):
+        scale //= 2
+    return scale
+
+
+def cheapest_scale(scale: int, region: Region, photo: tuple[int, int], image: EncodedImage, area_ns: float) -> int:
+    """`scale`, or 1 where decoding only the region is faster at full scale.
+
+    Args:
+        scale: the smallest that leaves enough pixels.
+        region: what is decoded.
+        photo: (width, height) of the picture.
+        image: the file.
+        area_ns: what resizing takes per pixel of the region, in nanoseconds.
+    """
+    if scale == 1 or image.restarts is not None or image.reads_all():
+        return scale  # OpenCV decodes all of its input, and is faster at a smaller scale
+    pixels = region.width * region.height
+    whole = _NS_PER_BYTE * image.nbytes + _NS_PER_PIXEL[scale] * photo[0] * photo[1] + area_ns * pixels / scale**2
+    part = _NS_PER_BYTE * image.nbytes * (region.top + region.height) / photo[1] + (_NS_PER_PIXEL[1] + area_ns) * pixels
+    return scale if whole < part else 1
 
 
 def check_out(out: np.ndarray[Any, Any] | None, shape: tuple[int, ...]) -> None:

@@ -4,8 +4,20 @@ import cv2
 import numpy as np
 import pytest
 from dataset_contract import DatasetContract
+from support.annotated import box, coco, voc_object, write_coco, write_picture, write_voc, write_yolo
 
-from loaders import ArrayDataset, DatasetError, DecodedCache, ImageFiles, ImageFolder
+from loaders import (
+    ArrayDataset,
+    CocoDetection,
+    DatasetError,
+    DecodedCache,
+    ImageFiles,
+    ImageFolder,
+    MaskFolder,
+    VocDetection,
+    YoloDetection,
+    numpy_collate,
+)
 
 
 def write_photos(root, count=4):
@@ -65,3 +77,57 @@ class TestDecodedCacheInAFile(DatasetContract):
     def make(self, tmp_path):
         write_photos(tmp_path)
         return lambda transform: DecodedCache(ImageFolder(tmp_path), 1 << 20, transform, path=tmp_path / "cache")
+
+
+class Labelled:
+    """Adds what the contract looks at: a "label", the number of the first box or pixel; then another transform."""
+
+    def __init__(self, then):
+        self.then = then
+
+    def __call__(self, sample):
+        value = sample["labels"][0] if "labels" in sample else sample["mask"][0, 0]
+        sample = {**sample, "label": int(value)}
+        return sample if self.then is None else self.then(sample)
+
+
+class TestCocoDetection(DatasetContract):
+    @pytest.fixture
+    def make(self, tmp_path):
+        content = coco(*(box(image, segmentation=[[1, 2, 9, 2, 9, 9]], keypoints=[1, 2, 2]) for image in (10, 20, 30)))
+        content["categories"][0]["keypoints"] = ["nose"]
+        file = write_coco(tmp_path, content)
+        options = {"masks": True, "keypoints": True, "extras": ("iscrowd", "ids", "areas")}
+        return lambda transform: CocoDetection(tmp_path, file, Labelled(transform), **options)
+
+
+class ForkedContract(DatasetContract):
+    """The contract without starting another interpreter: what spawn sends is what `test_a_pickled_copy…` reads."""
+
+    @pytest.mark.parametrize(("method", "collate"), [("fork", numpy_collate)])
+    def test_stock_loaders_read_it_in_worker_processes(self, make, method, collate):
+        super().test_stock_loaders_read_it_in_worker_processes(make, method, collate)
+
+
+class TestYoloDetection(ForkedContract):
+    @pytest.fixture
+    def make(self, tmp_path):
+        write_yolo(tmp_path, dict.fromkeys("abc", "1 0.1 0.1 0.5 0.1 0.5 0.6"))
+        return lambda transform: YoloDetection(tmp_path, "train", Labelled(transform), masks=True)
+
+
+class TestVocDetection(ForkedContract):
+    @pytest.fixture
+    def make(self, tmp_path):
+        write_voc(tmp_path, {name: voc_object("dog") + voc_object("cat") for name in "abc"})
+        return lambda transform: VocDetection(tmp_path, None, Labelled(transform), extras=("difficult", "truncated"))
+
+
+class TestMaskFolder(ForkedContract):
+    @pytest.fixture
+    def make(self, tmp_path):
+        for number, name in enumerate("abc"):
+            write_picture(tmp_path / "images" / f"{name}.jpg", value=number)
+            (tmp_path / "masks").mkdir(exist_ok=True)
+            cv2.imwrite(str(tmp_path / "masks" / f"{name}.png"), np.full((30, 40), number + 1, np.uint8))
+        return lambda transform: MaskFolder(tmp_path / "images", tmp_path / "masks", Labelled(transform))

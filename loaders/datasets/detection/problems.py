@@ -69,12 +69,15 @@ class Problems:
         bad = {kind: count for kind, count in self.counts.items() if kind not in _CORRECTED}
         if not bad:
             return
-        first = [problem for problem in self.listed if problem.kind in bad]
-        told = "\n  ".join(map(str, first[:_TOLD]))
-        more = sum(bad.values()) - len(first[:_TOLD])
+        first = [str(problem) for problem in self.listed if problem.kind in bad][:_TOLD]
+        count = sum(bad.values())
+        if count > len(first):
+            first.append(f"… and {count - len(first):,} more")
+        lines = "\n  ".join(first)
         raise DatasetError(
-            f"{_told(bad)}:\n  {told}{f'{chr(10)}  … and {more:,} more' if more else ''}\n  Correct the files, or pass "
-            'on_bad="drop" to leave these out; `dataset.problems` then counts and lists them.'
+            f"{count:,} {'entry' if count == 1 else 'entries'} of the annotations cannot be used ({_told(bad)}):\n"
+            f'  {lines}\n  Correct the files, or pass on_bad="drop" to leave these out; `dataset.problems` then counts '
+            "and lists them."
         )
 
     def __len__(self) -> int:
@@ -97,4 +100,4 @@ def checked_on_bad(on_bad: Any) -> OnBad:
 
 
 def _told(counts: dict[str, int]) -> str:
-    return ", ".join(f"{count:,} of the kind {kind!r}" for kind, count in counts.items())
+    return ", ".join(f"{count:,} {kind}" for kind, count in counts.items())

@@ -7,6 +7,7 @@ copies the page it is on, so each worker comes to hold all of them. The arrays c
 from __future__ import annotations
 
 import math
+import reprlib
 from array import array
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -23,6 +24,9 @@ MOST_SIDE = (1 << 16) - 1
 _ROUNDING = 0.01
 _ROUNDING_OF_SHARES = 1e-5
 _NUMBERS = {int, float}
+# Bounded in every direction: aliases of YAML make lists that would be gigabytes in full.
+_REPR = reprlib.Repr()
+_REPR.maxlevel, _REPR.maxlist, _REPR.maxdict, _REPR.maxstring, _REPR.maxlong = 2, 8, 4, 60, 60
 
 
 class Annotations:
@@ -233,9 +237,9 @@ def _wanted(count: int | None) -> str:
 def shown(value: object) -> str:
     """A value of a file, for messages: its beginning, if it is long."""
     try:
-        text = repr(value)
-    except (ValueError, RecursionError):  # an int of thousands of digits, lists thousands deep
-        return f"a {type(value).__name__}"
+        text = _REPR.repr(value)
+    except ValueError:  # an int of thousands of digits
+        return f"a very long {type(value).__name__}"
     return text if len(text) <= 80 else f"{text[:76]} …"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -67,49 +68,59 @@ class YoloDetection(DetectionDataset):
         checked_on_bad(on_bad)
         problems = Problems()
         folder = read_yolo_folder(root, split, classes)
-        paths = [path for path in folder.images if _is_there(path, problems)]
         points = None if folder.keypoints is None else folder.keypoints[0]
         builder = AnnotationsBuilder(problems, is_normalized=True, keypoints=points, masks=masks)
-        label_files = [_label_file(path) for path in paths]
-        for file in label_files:
+        paths, label_files = [], {image: _label_file(image) for image in folder.images}
+        for image, file in label_files.items():
+            lines = _lines(image, file, problems)
+            if lines is None:
+                continue
+            paths.append(image)
             builder.begin(0, 0)
-            _read_labels(file, folder, builder, problems, masks)
-        _count_orphans(label_files, problems)
+            for number, line in enumerate(lines, 1):
+                try:
+                    _add(line.split(), (printable(file), f"line {number}"), folder, builder, masks)
+                except EntryError as error:
+                    problems.add(error.kind, printable(file), f"line {number}", str(error))
+        if not folder.is_listed:  # a list may leave out pictures
+            _count_orphans(label_files, problems)
         if on_bad == "error":
             problems.refuse()
         if not paths:
-            raise DatasetError(f'"{printable(os.fspath(root))}": there is no picture of the split {split!r}.')
+            raise DatasetError(f'"{printable(os.fspath(root))}" has no picture of the split {split!r}: {problems!r}.')
         super().__init__(root, paths, builder.build(), folder.classes, problems, transform)
 
 
-def _read_labels(file: str, folder: YoloFolder, builder: AnnotationsBuilder, problems: Problems, masks: bool) -> None:
-    name = printable(file)
+def _lines(image: str, file: str, problems: Problems) -> list[str] | None:
+    """The lines of a picture's label file; None if the picture or the file cannot be used, which is counted."""
     try:
+        if not os.path.exists(image):
+            raise EntryError("the picture that a list of the split names does not exist", "missing image")
         with open(file, "rb") as opened:
             content = opened.read(_MOST_NBYTES + 1)
         if len(content) > _MOST_NBYTES:
             raise EntryError("the file is too large to be one of labels")
-        lines = content.decode("utf-8").splitlines()
+        return content.decode("utf-8").splitlines()
     except FileNotFoundError:
-        return  # a picture without objects
-    except (OSError, UnicodeDecodeError, EntryError) as error:
-        problems.add("malformed entry", name, "", getattr(error, "strerror", None) or str(error))
-        return
-    for number, line in enumerate(lines, 1):
-        if line.strip():
-            try:
-                _add(line.split(), (name, f"line {number}"), folder, builder, masks)
-            except EntryError as error:
-                problems.add(error.kind, name, f"line {number}", str(error))
+        return []  # a picture without objects
+    except (OSError, ValueError, EntryError) as error:  # ValueError: not UTF-8, or a NUL in the name
+        is_missing = isinstance(error, EntryError) and error.kind == "missing image"
+        what = getattr(error, "strerror", None) or str(error)
+        problems.add(
+            error.kind if isinstance(error, EntryError) else "malformed entry",
+            printable(image if is_missing else file),
+            "",
+            what,
+        )
+        return None
 
 
 def _add(
     words: list[str], where: tuple[str, str], folder: YoloFolder, builder: AnnotationsBuilder, masks: bool
 ) -> None:
-    try:
-        label, *values = (_number(word) for word in words)
-    except ValueError as error:
-        raise EntryError(str(error)) from None
+    if not words:
+        return
+    label, *values = (_number(word) for word in words)
     if label != int(label):
         raise EntryError(f"the class is {words[0]}; expected a whole number")
     if not 0 <= label < len(folder.classes):
@@ -146,10 +157,13 @@ def _add(
 
 
 def _number(word: str) -> float:
-    # `float` also takes underscores, and digits of other scripts.
-    value = float(word) if word.isascii() and "_" not in word else float("nan")
+    try:
+        # `float` also takes underscores, and digits of other scripts.
+        value = float(word) if word.isascii() and "_" not in word else math.nan
+    except ValueError:
+        value = math.nan
     if not -_MOST_SHARE < value < _MOST_SHARE:  # NaN is neither
-        raise ValueError(f"{shown(word)} is not a number in reason; expected shares of the picture's size")
+        raise EntryError(f"{shown(word)} is not a number, or beyond any share of a picture's size")
     return value
 
 
@@ -162,18 +176,12 @@ def _label_file(image: str) -> str:
     return os.path.splitext(os.sep.join(folders))[0] + ".txt"
 
 
-def _is_there(path: str, problems: Problems) -> bool:
-    if os.path.exists(path):
-        return True
-    problems.add("missing image", printable(path), "", "the picture that a list of the split names does not exist")
-    return False
-
-
-def _count_orphans(label_files: list[str], problems: Problems) -> None:
-    """Count the label files in the same folders that belong to no picture."""
-    known = set(label_files)
-    for folder in sorted({os.path.dirname(file) for file in label_files}):
-        if os.path.basename(folder) == "images" or not os.path.isdir(folder):
+def _count_orphans(label_files: dict[str, str], problems: Problems) -> None:
+    """Count the label files that belong to no picture, in folders of labels alone."""
+    known = set(label_files.values())
+    pairs = ((os.path.dirname(file), os.path.dirname(image)) for image, file in label_files.items())
+    for folder in sorted({labels for labels, images in pairs if labels != images}):
+        if not os.path.isdir(folder):
             continue
         with os.scandir(folder) as entries:
             found = sorted(entry.path for entry in entries if entry.name.endswith(".txt") and entry.is_file())

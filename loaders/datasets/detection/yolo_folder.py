@@ -23,11 +23,13 @@ class YoloFolder(NamedTuple):
     Attributes:
         images: the paths of its pictures, sorted by folder.
         classes: names by number.
+        is_listed: whether a list names the pictures of the split.
         keypoints: how many an object has, and the numbers of each, 2 or 3; None for boxes and outlines.
     """
 
     images: list[str]
     classes: list[str]
+    is_listed: bool
     keypoints: tuple[int, int] | None
 
 
@@ -62,7 +64,8 @@ def read_yolo_folder(
             images += _listed(place) if place.endswith(".txt") else files_below(place)
         except (OSError, UnicodeDecodeError) as error:
             raise DatasetError(f'"{printable(place)}" cannot be read: {error}.') from error
-    return YoloFolder(images, names, _keypoint_shape(description.get("kpt_shape"), name))
+    is_listed = any(place.endswith(".txt") for place in places)
+    return YoloFolder(images, names, is_listed, _keypoint_shape(description.get("kpt_shape"), name))
 
 
 def _described(root: str) -> tuple[str, str | None]:

@@ -164,6 +164,31 @@ def test_several_label_fields_and_keypoints_with_their_own():
     assert nothing["keypoints"].shape == (0, 2)
 
 
+def test_rows_of_other_fields_follow_their_boxes_masks_after_they_were_cropped_with_the_image():
+    transform = Albumentations(box_crop(), box_rows=("masks", "score", "absent"))
+    masks = np.stack([np.full((40, 60), number, np.uint8) for number in range(4)])
+    sample = {**boxes_sample(np.arange(4)), "masks": masks, "score": [0.1, 0.2, 0.3, 0.4], "others": np.arange(4)}
+    result = transform(sample)
+    assert result["labels"].tolist() == [1, 3]
+    assert result["masks"].shape == (2, 20, 20)
+    assert result["masks"][:, 0, 0].tolist() == [1, 3]
+    assert result["score"] == [0.2, 0.4]
+    assert len(result["others"]) == 4  # not named
+    nothing = {**sample, "boxes": np.zeros((0, 4)), "labels": [], "masks": masks[:0], "score": []}
+    assert transform(nothing)["masks"].shape == (0, 20, 20)
+
+
+def test_rows_that_cannot_follow_boxes_are_refused():
+    transform = Albumentations(box_crop(), box_rows="score")
+    with pytest.raises(FieldShapeError, match='"score": 3 rows, but "boxes" has 4'):
+        transform({**boxes_sample(np.arange(4)), "score": np.arange(3)})
+    unlabelled = {name: value for name, value in boxes_sample(None).items() if name != "labels"}
+    with pytest.raises(FieldNameError, match=r"no labels, by which dropped boxes are found.\n  Give each box a label"):
+        Albumentations(crop(bbox_params=A.BboxParams("pascal_voc")), box_rows="score")(
+            {**unlabelled, "score": np.arange(4)}
+        )
+
+
 def test_labels_without_boxes_are_a_field_like_any_other():
     labels = np.arange(3)
     assert Albumentations(crop())({"image": IMAGE, "labels": labels})["labels"] is labels
@@ -294,7 +319,8 @@ def test_copies_work_alike_and_on_their_own(duplicate):
 def test_constructor_arguments_are_kept_and_the_repr_is_short():
     pipeline = crop()
     names = {
-        name: name.upper() for name in ("image", "mask", "masks", "boxes", "labels", "keypoints", "keypoint_labels")
+        name: name.upper()
+        for name in ("image", "mask", "masks", "boxes", "labels", "box_rows", "keypoints", "keypoint_labels")
     }
     transform = Albumentations(pipeline, **names)
     assert transform.transform is pipeline
