@@ -166,8 +166,9 @@ def section(content: Mapping[str, Any]) -> str:
     ]
     return (
         "## Annotations and several crops\n\nPrivate memory that a forked worker gains while it reads "
-        f"{content['boxes']:,} boxes of {content['pictures']:,} pictures once, and the time of crops of JPEGs in memory "
-        f"by one thread: median (least to most) of {content['rounds']} rounds. `python -m benchmarks.detection`. "
+        f"{content['boxes']:,} boxes of {content['pictures']:,} pictures once, and the time of crops of JPEGs in "
+        f"memory by one thread: median (least to most) of {content['rounds']} rounds. "
+        f"`python -m benchmarks.detection`. "
         f"{machine_line(content['machine'])}\n\n{table(['annotations', 'gained, MB'], grown)}\n\n{table(header, rows)}"
     )
 

@@ -134,6 +134,17 @@ def test_patches_prepares_photos_and_learns_from_windows_of_them(run, tmp_path):
     assert re.search(r"^patches per second: [\d,]+ prepared, [\d,]+ original$", done.stdout, re.MULTILINE)
 
 
+def test_detect_learns_where_the_discs_are(run):
+    done = run("detect.py", "--epochs", 6, "--workers", 1)
+    assert done.returncode == 0, done.stderr
+    told = re.findall(
+        r"^epoch \d: loss (\d\.\d+), (\d+)% of cells on discs classified correctly$", done.stdout, re.MULTILINE
+    )
+    assert len(told) == 6
+    assert float(told[-1][0]) < float(told[0][0]) / 2
+    assert float(told[-1][1]) > 65  # chance is 33
+
+
 def test_evaluate_keeps_what_the_network_finds_in_dataset_order(run, few_photos, tmp_path):
     torch.manual_seed(0)
     net = SmallNet(3).eval()
