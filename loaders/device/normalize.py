@@ -36,10 +36,11 @@ class Normalize:
             pixel moves; convolutions in bfloat16 and float16 are fastest on it. False gives contiguous ones.
         fields: the paths of the tensors to normalise, such as "image" or ["views.left", "views.right"]; a path stands
             for all tensors under it. None takes every uint8 tensor of shape (B, H, W, C) with one channel per mean.
+            Named tensors may also be (B, N, H, W, C), of N pictures per sample.
 
     Returns:
-        The tensor as (B, C, H, W) of `dtype`, or as (C, H, W) for a single image of shape (H, W, C); or the batch with
-        such tensors in it.
+        The tensor as (B, C, H, W) of `dtype`, as (B, N, C, H, W), or as (C, H, W) for a single image of shape
+        (H, W, C); or the batch with such tensors in it.
 
     Raises:
         ValueError: mean and std are of different length, empty or not finite, a std is 0, or `fields` is empty.
@@ -131,10 +132,10 @@ class Normalize:
                 "  Let the dataset give uint8: it is a quarter of float32's bytes on the way. Floats that are "
                 "normalised already need no Normalize."
             )
-        if image.ndim not in (3, 4) or image.shape[-1] != len(self.mean):
+        if image.ndim not in (3, 4, 5) or image.shape[-1] != len(self.mean):
             raise ImageShapeError(
                 f"{where}{dtypes.describe(image)}: expected (B, H, W, {len(self.mean)}) or (H, W, {len(self.mean)}), "
-                "with one channel per mean.\n"
+                "or (B, N, H, W, C) of several pictures per sample, with one channel per mean.\n"
                 "  Move channels to the end with tensor.movedim(-3, -1), add a missing channel axis with "
                 "tensor[..., None], or pass mean and std of as many channels."
             )

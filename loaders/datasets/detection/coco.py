@@ -57,7 +57,8 @@ class CocoDetection(DetectionDataset):
         (0, 0) covers the square from 0 to 1), which Albumentations calls "pascal_voc"; "labels": int64 (N,);
         "masks": uint8 (N, H, W), 1 inside, as pycocotools makes them, bit for bit; "keypoints": float32 (N * K, 3),
         x, y and visibility (0, 1, 2) of each object's K; "keypoint_labels": int64 (N * K, 2), the row of the box and
-        the number of the keypoint; the extras: uint8, int64, float32 (N,); "image_id": int}. An image without objects
+        the number of the keypoint; "rows": int64 (N,), 0 to N - 1, to match them after boxes were dropped; the extras:
+        uint8, int64, float32 (N,); "image_id": int}. An image without objects
         has N = 0.
 
     Raises:

@@ -52,7 +52,7 @@ class DetectionDataset(IndexedDataset):
         table = self.annotations
         names = ["boxes", "labels"]
         names += ["masks"] if table.segments is not None else []
-        names += ["keypoints", "keypoint_labels"] if table.keypoints is not None else []
+        names += ["keypoints", "keypoint_labels", "rows"] if table.keypoints is not None else []
         return {name: Field(ragged=True) for name in (*names, *table.extras)}
 
     def __len__(self) -> int:

@@ -80,7 +80,8 @@ class Annotations:
                 points[..., :2] *= np.array([width, height], np.float32)
             count = points.shape[1]
             owner = np.stack([np.repeat(np.arange(stop - start), count), np.tile(np.arange(count), stop - start)], 1)
-            fields |= {"keypoints": points.reshape(-1, 3), "keypoint_labels": owner}
+            rows = np.arange(stop - start)
+            fields |= {"keypoints": points.reshape(-1, 3), "keypoint_labels": owner, "rows": rows}
         return fields | {name: rows[start:stop].copy() for name, rows in self.extras.items()}
 
     @property

@@ -45,7 +45,8 @@ class YoloDetection(DetectionDataset):
     Sample:
         {"image": uint8 (H, W, 3) RGB, upright; "boxes": float32 (N, 4), left, top, right, bottom in pixels; "labels":
         int64 (N,); "masks": uint8 (N, H, W); "keypoints": float32 (N * K, 3), x, y and visibility, which is 2 if the
-        file has none; "keypoint_labels": int64 (N * K, 2), the row of the box and the number of the keypoint}: masks if
+        file has none; "keypoint_labels": int64 (N * K, 2), the row of the box and the number of the keypoint; "rows":
+        int64 (N,), 0 to N - 1}: masks if
         requested, keypoints if the description has `kpt_shape`.
 
     Raises:

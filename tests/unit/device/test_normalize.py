@@ -119,6 +119,18 @@ def test_a_single_image_is_a_batch_without_its_first_axis(photos):
 
 @pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("channels_last", [True, False])
+def test_stacks_of_several_pictures_per_sample_are_normalised_where_they_are_named(photos, channels_last):
+    stack, normalize = photos[:, None].repeat(1, 3, 1, 1, 1), Normalize(MEAN, STD, torch.float32, channels_last)
+    named = Normalize(MEAN, STD, torch.float32, channels_last, fields="image")
+    batch = named({"image": (photos, stack)})
+    assert torch.equal(batch["image"][0], normalize(photos))
+    assert batch["image"][1].shape == (2, 3, 3, 5, 7)
+    for number in range(3):
+        assert torch.equal(batch["image"][1][:, number], normalize(photos))
+
+
+@pytest.mark.usefixtures("way")
+@pytest.mark.parametrize("channels_last", [True, False])
 def test_crops_and_images_in_another_memory_order_come_out_the_same(photos, channels_last):
     normalize = Normalize(MEAN, STD, channels_last=channels_last)
     planes = photos.movedim(-1, 1).contiguous().movedim(1, -1)

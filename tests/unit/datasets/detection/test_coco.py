@@ -413,7 +413,8 @@ def test_keypoints_go_through_a_pipeline_with_their_visibility_and_owner(tmp_pat
         bbox_params=A.BboxParams("pascal_voc", label_fields=["labels"]),
         keypoint_params=A.KeypointParams("xy", label_fields=["keypoint_labels"]),
     )
-    sample = made(tmp_path, content=content, keypoints=True, transform=Albumentations(pipeline))[0]
+    sample = made(tmp_path, content=content, keypoints=True, transform=Albumentations(pipeline, box_rows="rows"))[0]
+    assert sample["rows"].tolist() == [0, 1]
     kept = {
         tuple(owner): point
         for owner, point in zip(sample["keypoint_labels"].tolist(), sample["keypoints"], strict=True)
