@@ -89,13 +89,14 @@ class _Box(NamedTuple):
 
 
 class _File(NamedTuple):
-    """One XML file; the size is that of its picture, 0 if it has none."""
+    """One XML file; the size is that of its picture, 0 if it has none. `classes` are those of all its objects."""
 
     name: str
     picture: str
     width: int
     height: int
     boxes: list[_Box]
+    classes: set[str]
 
 
 class _Reader:
@@ -127,18 +128,17 @@ class _Reader:
                 boxes.append(self._box(element, entry))
             except EntryError as error:
                 self._problems.add(error.kind, name, entry, str(error))
-        return _File(name, (root.findtext("filename") or "").strip(), width, height, boxes)
+        return _File(name, (root.findtext("filename") or "").strip(), width, height, boxes, _classes_in(root))
 
     def names_in_all(self, files: dict[str, _File]) -> set[str]:
         """The names in all files, also those of other splits: a label means the same in each split."""
-        names = {box.name for file in files.values() for box in file.boxes}
+        names = {name for file in files.values() for name in file.classes}
         for stem, (file, *_) in self.annotated.items():
             if stem not in files:
                 try:
-                    objects = read_plain_xml(os.path.join(self._annotations, file)).findall("object")
+                    names |= _classes_in(read_plain_xml(os.path.join(self._annotations, file)))
                 except (OSError, ValueError):
                     continue  # counted by the dataset that reads it
-                names |= {name for each in objects if (name := (each.findtext("name") or "").strip())}
         return names
 
     def add(
@@ -146,12 +146,15 @@ class _Reader:
     ) -> str | None:
         """Add a picture and its boxes; returns its path, None if it does not exist, which is counted."""
         found = self._pictures.get(stem, [])
-        picture = file.picture if file.picture in found or not found else found[0]
+        picture = file.picture if file.picture in found else "".join(found[:1])
         path = os.path.join(self._images, picture)
         width, height = file.width, file.height
         try:
-            if not found:
-                raise EntryError(f'there is no picture "{stem}" in "{printable(self._images)}"', "missing image")
+            if len(found) != 1 and picture != file.picture:
+                several = (
+                    f"several pictures, {', '.join(found)}, and filename is none of them" if found else "no picture"
+                )
+                raise EntryError(f'"{printable(self._images)}" has {several} for "{printable(stem)}"')
             if not (width and height):
                 width, height = image_size(path)
         except (DecodeError, EntryError) as error:
@@ -175,6 +178,10 @@ class _Reader:
         left, top, right, bottom = (_number(element.findtext(f"bndbox/{corner}"), corner) for corner in _CORNERS)
         flags = {flag: _flag(element.findtext(flag), flag) for flag in _FLAGS}
         return _Box(entry, name, (left - self._before, top - self._before, right, bottom), flags)
+
+
+def _classes_in(root: Element) -> set[str]:
+    return {name for each in root.findall("object") if (name := (each.findtext("name") or "").strip())}
 
 
 def _number(text: str | None, name: str) -> float:

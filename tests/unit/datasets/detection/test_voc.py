@@ -54,6 +54,13 @@ def test_a_label_means_the_same_in_every_split(tmp_path):
         VocDetection(tmp_path, "train")
 
 
+def test_a_dropped_object_changes_no_label(tmp_path):
+    write_voc(tmp_path, {"a": voc_object("ant", corners=("x", 1, 2, 3)) + voc_object("dog"), "b": voc_object("cat")})
+    dataset = VocDetection(tmp_path, on_bad="drop")
+    assert dataset.classes == ["ant", "cat", "dog"]
+    assert dataset[0]["labels"].tolist() == [2]
+
+
 def test_classes_may_be_given_and_others_are_unknown(tmp_path):
     write_voc(tmp_path, {"a": voc_object("dog") + voc_object("cat")})
     with pytest.raises(DatasetError, match=r"a\.xml\", object 0: the class 'dog' is unknown"):
@@ -142,7 +149,7 @@ def test_an_object_that_cannot_be_used_is_refused_by_name_or_dropped_and_counted
 def test_a_missing_picture_and_missing_annotations_are_refused_or_left_out(tmp_path):
     write_voc(tmp_path, {"a": voc_object(), "b": voc_object()})
     (tmp_path / "JPEGImages/a.png").unlink()
-    with pytest.raises(DatasetError, match=r"a\.xml\": there is no picture \"a\""):
+    with pytest.raises(DatasetError, match=r"a\.xml\": .*JPEGImages\" has no picture for \"a\""):
         VocDetection(tmp_path)
     (tmp_path / "ImageSets/Main").mkdir(parents=True)
     (tmp_path / "ImageSets/Main/train.txt").write_text("b\nnone\n")
@@ -157,6 +164,12 @@ def test_of_two_pictures_of_a_name_the_one_in_the_file_is_taken(tmp_path):
     write_voc(tmp_path, {"a": voc_object()})
     write_picture(tmp_path / "JPEGImages/a.bmp", value=9)
     assert VocDetection(tmp_path).describe(0).endswith("a.png")
+    file = tmp_path / "Annotations/a.xml"
+    file.write_text(file.read_text().replace("a.png", "other.jpg"))
+    with pytest.raises(DatasetError, match=r"has several pictures, a\.bmp, a\.png, and filename is none of them"):
+        VocDetection(tmp_path)
+    (tmp_path / "JPEGImages/a.bmp").unlink()
+    assert VocDetection(tmp_path).describe(0).endswith("a.png")  # many name the file before it was converted
 
 
 def test_what_is_missing_is_named(tmp_path):
