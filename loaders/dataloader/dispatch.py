@@ -25,6 +25,11 @@ _SPAN_S, _FAR_SPAN_S = 0.01, 0.05
 # How many spans per worker a batch is cut into while the cost of a sample is unknown.
 _FIRST_SPANS = 4
 
+# Shorter, a nap saves no waking up; longer, a lost worker would be noticed late.
+_SHORTEST_NAP_S, _LONGEST_NAP_S = 0.0005, 0.02
+# How much later than necessary a batch may be seen to be complete while the consumer waits for it.
+_DELAY_S = 0.002
+
 # Unique in this process, so that one engine's results are never taken for another's.
 _tickets = itertools.count()
 
@@ -161,6 +166,17 @@ class Dispatch:
             far = min(int(rows_before / workers / 2), int(_FAR_SPAN_S / self.cost_s)) + 1
             length = max(min(share, int(_SPAN_S / self.cost_s) + 1), far)
         return [(row, min(row + length, rows)) for row in range(start, rows, max(1, length))]
+
+    def nap_s(self, batch: OpenBatch) -> float:
+        """The time that a batch still takes, 0 if that is short: results that come meanwhile wait for others.
+
+        Each result that wakes the consumer takes a core from a worker, or the consumer's own time where there are many.
+        """
+        row_s = self.cost_s / self.engine.num_workers
+        # Its last spans take longer than their share: look only so often that this delays it little.
+        least_s = min(_DELAY_S, batch.rows * row_s / 8)
+        nap_s = min(_LONGEST_NAP_S, max(least_s, (batch.unreported or 0) * row_s))
+        return nap_s if nap_s > _SHORTEST_NAP_S else 0.0
 
     def submit(self, batch: OpenBatch, spans: Sequence[tuple[int, int]]) -> None:
         """Queue spans of the batch. If the engine raises, nothing has changed; a lack of memory fails the batch."""

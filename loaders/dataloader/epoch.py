@@ -32,11 +32,6 @@ from loaders.system.interrupts import is_interrupt
 from loaders.workers.engine import describe_work
 from loaders.workers.messages import warn_of
 
-# Shorter, a nap saves no waking up; longer, a lost worker would be noticed late.
-_SHORTEST_NAP_S, _LONGEST_NAP_S = 0.0005, 0.02
-# How much later than necessary a batch may be seen to be complete while the consumer waits for it.
-_DELAY_S = 0.002
-
 
 class _Made(NamedTuple):
     """What the next call hands out, a batch or an error, and the loader's position after it."""
@@ -419,27 +414,16 @@ class Epoch(Iterator[Any]):
             dispatch.engine.wait(timeout_s)
             self._log.statistics.waited(since_ns, all_had_work=True)
             return
-        all_had_work, nap_s = self._is_work_for_all(), self._nap_s()
+        all_had_work, nap_s = self._is_work_for_all(), 0.0
+        if self._plan.by_spans and self._options.in_order:
+            nap_s = dispatch.nap_s(self._opener.batches[0])
         dispatch.intact = True
-        if nap_s > _SHORTEST_NAP_S and (timeout_s is None or nap_s < timeout_s):
+        if nap_s > 0.0 and (timeout_s is None or nap_s < timeout_s):
             time.sleep(nap_s)
         else:
             dispatch.engine.wait(timeout_s)
         dispatch.intact = False
         self._log.statistics.waited(since_ns, all_had_work=all_had_work)
-
-    def _nap_s(self) -> float:
-        """The time that the batch to deliver next still takes: results that come meanwhile wait for others.
-
-        Each result that wakes the consumer takes a core from a worker, or the consumer's own time where there are many.
-        """
-        if not (self._plan.by_spans and self._options.in_order):
-            return 0.0
-        dispatch, batch = self._dispatch, self._opener.batches[0]
-        row_s = dispatch.cost_s / dispatch.engine.num_workers
-        # Its last spans take longer than their share: look only so often that this delays it little.
-        least_s = min(_DELAY_S, batch.rows * row_s / 8)
-        return min(_LONGEST_NAP_S, max(least_s, (batch.unreported or 0) * row_s))
 
     def _is_work_for_all(self) -> bool:
         """Whether there is unfinished work for every worker."""

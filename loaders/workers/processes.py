@@ -166,8 +166,6 @@ class ProcessEngine:
             self._poll.poll(self._until_due_ms(timeout_s))
 
     def _until_due_ms(self, timeout_s: float | None) -> float | None:
-        if not self._later:
-            return None if timeout_s is None else timeout_s * 1000
         waits = [due - time.monotonic() for due, *_ in self._later] + ([] if timeout_s is None else [timeout_s])
         return max(0.0, min(waits)) * 1000 if waits else None
 
@@ -309,8 +307,8 @@ class ProcessEngine:
                     self._read_channel(worker)
             else:
                 number = (worker.number if worker is not None else 0) or 0
-                cancelled = bool(flags & CANCELLED)
-                self._finish(Result.plain(number, ticket, start, stop, elapsed_ns / 1e9, cancelled, Times(*times)))
+                found = elapsed_ns / 1e9, bool(flags & CANCELLED), Times(*times)
+                self._finish(Result.plain(number, ticket, start, stop, *found))
         self._tail = tail[at:]
 
     def _read_channel(self, worker: WorkerProcess) -> None:
