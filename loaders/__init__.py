@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from loaders.datasets.image_files import ImageFiles as ImageFiles
     from loaders.datasets.image_files import ImageFolder as ImageFolder
     from loaders.datasets.protocol import Dataset as Dataset
+    from loaders.datasets.tar.tar_files import TarFiles as TarFiles
     from loaders.device.event_timing import TransferTime as TransferTime
     from loaders.device.event_timing import transfer_time as transfer_time
     from loaders.device.mixing import CutMix as CutMix
@@ -67,6 +68,7 @@ if TYPE_CHECKING:
     from loaders.report.report import Report as Report
     from loaders.report.statistics import SkippedSample as SkippedSample
     from loaders.sampling.base import KeyedSampler as KeyedSampler
+    from loaders.sampling.grouped import GroupedSampler as GroupedSampler
     from loaders.sampling.mixture import Mixture as Mixture
     from loaders.sampling.mixture import MixtureSampler as MixtureSampler
     from loaders.sampling.sharded import ShardedSampler as ShardedSampler
@@ -102,6 +104,7 @@ _NAMES = {
         "ImageFolder",
     ),
     "loaders.datasets.protocol": ("Dataset",),
+    "loaders.datasets.tar.tar_files": ("TarFiles",),
     "loaders.device.mixing": (
         "CutMix",
         "MixUp",
@@ -144,6 +147,7 @@ _NAMES = {
     "loaders.report.report": ("Report",),
     "loaders.report.statistics": ("SkippedSample",),
     "loaders.sampling.base": ("KeyedSampler",),
+    "loaders.sampling.grouped": ("GroupedSampler",),
     "loaders.sampling.mixture": (
         "Mixture",
         "MixtureSampler",

@@ -9,16 +9,14 @@ from typing import Any, SupportsIndex
 
 import numpy as np
 
-from loaders.datasets.protocol import IndexedDataset, in_range
-from loaders.datasets.read_into import copy_into, owns_read_into, settle, without_image
-from loaders.errors import DatasetError, FieldDtypeError, FieldNameError, FieldShapeError, SampleError, describe_sample
+from loaders.datasets.image_samples import ImageSamples
+from loaders.datasets.protocol import in_range
+from loaders.datasets.read_into import owns_read_into
+from loaders.errors import DatasetError
 from loaders.images.crops import Crop
-from loaders.images.decode import EXTENSIONS, printable, read_image
+from loaders.images.decode import EXTENSIONS, printable
 from loaders.images.multi_crop import MultiCrop
-from loaders.images.normalize import NormalizedPlanes
 from loaders.images.walk import is_folder, walk
-from loaders.nested import leaves
-from loaders.timing.stages import AUGMENT
 
 _NAMES_SHOWN = 4
 
@@ -46,13 +44,25 @@ class PackedPaths:
         start, end = self._offsets[position : position + 2]
         return os.fsdecode(self._bytes[start:end].tobytes())
 
+    @classmethod
+    def from_arrays(cls, encoded: np.ndarray[Any, np.dtype[np.uint8]], offsets: np.ndarray[Any, Any]) -> PackedPaths:
+        """The list that `arrays` describes; the arrays are not copied."""
+        paths = cls.__new__(cls)
+        paths._bytes, paths._offsets = encoded, offsets
+        return paths
+
+    @property
+    def arrays(self) -> tuple[np.ndarray[Any, np.dtype[np.uint8]], np.ndarray[Any, np.dtype[np.int64]]]:
+        """All paths in sequence, uint8 (bytes,), and where each begins and the last one ends, int64 (paths + 1,)."""
+        return self._bytes[: self._offsets[-1]], self._offsets
+
     @property
     def nbytes(self) -> int:
         """Memory of the two arrays, in bytes."""
         return self._bytes.nbytes + self._offsets.nbytes
 
 
-class ImageFiles(IndexedDataset):
+class ImageFiles(ImageSamples):
     """Images by path, each with a label if there are labels: `ImageFiles(table["path"], table["label"])`.
 
     Args:
@@ -90,15 +100,7 @@ class ImageFiles(IndexedDataset):
         crop: Crop | MultiCrop | None = None,
         normalize: tuple[Sequence[float], Sequence[float]] | None = None,
     ) -> None:
-        super().__init__(transform)
-        if crop is not None and not isinstance(crop, (Crop, MultiCrop)):
-            raise TypeError(f"crop is {crop!r}: expected a loaders.Crop, such as loaders.RandomResizedCrop(224).")
-        self.crop = crop
-        self.normalize = normalize
-        self._planes = None if normalize is None else _planes_of(normalize)
-        if normalize is not None and isinstance(crop, Crop) and crop.shape is not None and len(crop.shape) > 2:
-            raise ValueError("normalize= takes one image per sample, and the crop stacks several: leave stacked= out.")
-        self._per_file = 1 if crop is None else crop.per_file
+        super().__init__(transform, crop, normalize)
         if isinstance(paths, (str, bytes, os.PathLike)):
             raise TypeError(
                 f"paths is one path, {os.fspath(paths)!r}, not several; did you mean ImageFolder or [path]?"
@@ -111,18 +113,14 @@ class ImageFiles(IndexedDataset):
     def __len__(self) -> int:
         return self._per_file * len(self.paths)
 
-    def __getitem__(self, index: SupportsIndex) -> Any:
-        sample = super().__getitem__(index)
-        if self._planes is None:
-            return sample
-        with AUGMENT:
-            image = self._to_planes(self._checked_image(sample, in_range(index, len(self))))
-        return {**sample, "image": image}
-
     def _read(self, index: int) -> dict[str, Any]:
-        path = self._path_of(index)
-        image = read_image(path, index=index) if self.crop is None else self.crop.read(path, index=index)
-        return {"image": image} if self.labels is None else {"image": image, "label": self._label_of(index)}
+        return self._whole_sample(index)
+
+    def _image_source(self, index: int) -> str:
+        return self._path_of(index)
+
+    def _other_fields(self, index: int) -> dict[str, Any]:
+        return {} if self.labels is None else {"label": self._label_of(index)}
 
     def _path_of(self, index: int) -> str:
         return self.paths[index // self._per_file]
@@ -141,77 +139,14 @@ class ImageFiles(IndexedDataset):
         Raises:
             AttributeError: it does not exist.
         """
-        if owns_read_into(type(self)):
-            if self._planes is not None:
-                return self._read_planes_into
-            one_size = self.crop is not None and self.crop.shape is not None
-            if one_size and self.transform is None and (self.labels is None or self.labels.dtype != object):
-                return self._read_crop_into
-        raise AttributeError(f"this {type(self).__name__} has no read_into: it would save no copy")
+        writer = self._image_writer() if owns_read_into(type(self)) else None
+        if writer is None or (self._planes is None and self.labels is not None and self.labels.dtype == object):
+            raise AttributeError(f"this {type(self).__name__} has no read_into: it would save no copy")
+        return writer
 
-    def _read_crop_into(self, index: SupportsIndex, out: dict[str, Any]) -> None:
-        position = in_range(index, len(self))
-        assert self.crop is not None
-        settle(self.crop.read(self._path_of(position), out["image"], index=position), out["image"])
+    def _write_other_fields(self, index: int, out: dict[str, Any]) -> None:
         if self.labels is not None:
-            out["label"][...] = self._label_of(position)
-
-    def _read_planes_into(self, index: SupportsIndex, out: dict[str, Any]) -> None:
-        position = in_range(index, len(self))
-        sample = super().__getitem__(position)
-        image = self._checked_image(sample, position)
-        places = [place.shape[-2:] for _, place in leaves(out["image"])]
-        if places != [each.shape[-3:-1] for _, each in leaves(image)]:
-            # Raises: shapes differ.
-            copy_into(out, {**sample, "image": self._to_planes(image)}, position, self.describe)
-        with AUGMENT:
-            self._to_planes(image, out["image"])
-        copy_into(without_image(out), without_image(sample), position, self.describe)
-
-    def _to_planes(self, image: Any, out: Any = None) -> Any:
-        """Normalise an image, or those of a `MultiCrop`: a tuple of stacks."""
-        planes = self._planes
-        assert planes is not None
-        if not isinstance(image, tuple):
-            return planes(image, out)
-        if out is None:
-            out = tuple(np.empty((len(stack), 3, *stack.shape[1:3]), np.float32) for stack in image)
-        for stack, places in zip(image, out, strict=True):
-            for each, place in zip(stack, places, strict=True):
-                planes(each, place)
-        return out
-
-    def _checked_image(self, sample: Any, index: int) -> Any:
-        """The image of a sample after the transform, checked to be uint8 (H, W, 3) and not empty.
-
-        With a `MultiCrop` it is a tuple of stacks of such images.
-        """
-        image = sample.get("image") if isinstance(sample, dict) else None
-        is_several = isinstance(self.crop, MultiCrop)
-        images = image if is_several and isinstance(image, tuple) and image else (image,)
-        for each in images:
-            self._check_image(each, 4 if is_several else 3, sample, index)
-        return image
-
-    def _check_image(self, image: Any, dimensions: int, sample: Any, index: int) -> None:
-        kind: type[SampleError]
-        if isinstance(image, np.ndarray) and image.dtype == np.uint8:
-            if image.ndim == dimensions and image.shape[-1] == 3 and image.size:
-                return
-            kind, found = FieldShapeError, f"uint8 {image.shape}"
-        elif image is not None:
-            kind = FieldDtypeError
-            found = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
-        else:
-            kind, found = FieldNameError, f"a {type(sample).__name__} without one"
-        expected = "uint8 (H, W, 3)" if dimensions == 3 else "a tuple of uint8 (N, H, W, 3)"
-        raise kind(
-            f'{describe_sample(index, self.describe(index))}, field "image": the transform returned {found}; '
-            f"normalize= needs {expected} in a dict.\n  Remove normalisation and ToTensorV2 from the transform.",
-            index=index,
-            source=self.describe(index),
-            field="image",
-        )
+            out["label"][...] = self._label_of(index)
 
     def describe(self, index: SupportsIndex) -> str:
         """The path of the sample's file, as printable text."""
@@ -298,16 +233,6 @@ class ImageFolder(ImageFiles):
 
 def _first(names: list[str]) -> str:
     return ", ".join(names[:_NAMES_SHOWN]) + (", …" if len(names) > _NAMES_SHOWN else "")
-
-
-def _planes_of(normalize: Any) -> NormalizedPlanes:
-    try:
-        mean, std = (tuple(map(float, values)) for values in normalize)
-    except (TypeError, ValueError):
-        mean = std = ()
-    if len(mean) != 3 or len(std) != 3:
-        raise ValueError(f"normalize={normalize!r}: expected (mean, std), three numbers each, for red, green and blue.")
-    return NormalizedPlanes(mean, std)
 
 
 def _as_rows(labels: Any) -> np.ndarray:

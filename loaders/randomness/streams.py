@@ -31,6 +31,7 @@ class Domain(enum.IntEnum):
     PROCESS = 7
     COLLATE_PROCESS = 8
     DEVICE = 9
+    GROUPED = 10
 
 
 class KeyedGenerator:

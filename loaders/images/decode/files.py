@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import stat
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, Protocol, TypeVar
 
@@ -13,8 +14,6 @@ from loaders.images.decode.opencv import UndecodableError
 from loaders.timing.stages import READ, count_read
 
 _Data = TypeVar("_Data", bytes, bytearray)
-
-Source = str | os.PathLike[str] | bytes | bytearray | memoryview
 
 # Parts of a remote file share a request if at most this lies between them: a request costs as much as these bytes.
 _GAP_NBYTES = 64 * 1024
@@ -44,16 +43,36 @@ class Parts(Protocol):
         """Close it."""
 
 
+class Stored(ABC):
+    """An encoded image that is a part of a file, such as a member of a tar shard."""
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """The path of the file and its name there, for messages."""
+
+    @abstractmethod
+    def open(self) -> Parts:
+        """Open it.
+
+        Raises:
+            OSError: it cannot be opened.
+        """
+
+
+Source = str | os.PathLike[str] | bytes | bytearray | memoryview | Stored
+
+
 def is_remote(source: object) -> bool:
     """Whether it is a path that fsspec opens, such as `s3://bucket/photo.jpg`."""
     return isinstance(source, str) and _REMOTE in source
 
 
 def open_parts(source: Source, *, is_sample: bool = False) -> Parts:
-    """Open an image file, given as a path, a URL for fsspec, or encoded bytes.
+    """Open an image file, given as a path, a URL for fsspec, encoded bytes, or a part of another file.
 
     Args:
-        source: the path, URL or bytes.
+        source: the path, URL, bytes or part.
         is_sample: whether it is a sample of a dataset, which is read repeatedly: a pipe or a device is refused, as
             opening or reading it may block forever.
 
@@ -61,6 +80,8 @@ def open_parts(source: Source, *, is_sample: bool = False) -> Parts:
         OSError, UndecodableError: it cannot be opened.
         MissingExtraError: it is a URL, and fsspec or its package for the protocol is not installed.
     """
+    if isinstance(source, Stored):
+        return source.open()
     if not isinstance(source, (str, os.PathLike)):
         return _Bytes(bytes(source))
     if isinstance(source, str) and is_remote(source):
@@ -82,6 +103,27 @@ def file_system(url: str) -> tuple[Any, str]:
         found: tuple[Any, str] = fsspec.core.url_to_fs(url)
     except ImportError as error:  # such as s3fs, gcsfs, aiohttp
         raise MissingExtraError(f'"{url}": {error}') from error
+    return found
+
+
+def cat_ranges(files: Any, name: str, starts: Sequence[int], ends: Sequence[int]) -> list[bytes]:
+    """The bytes of some parts of a remote file, in ascending order; parts near to each other share a request.
+
+    Args:
+        files: fsspec's file system.
+        name: of the file in it.
+    """
+    together: list[tuple[int, int]] = []
+    for start, end in zip(starts, ends, strict=True):
+        is_near = together and start - together[-1][1] <= _GAP_NBYTES
+        together.append((together.pop()[0] if is_near else start, end))
+    begins, lasts = ([piece[end] for piece in together] for end in (0, 1))
+    blocks = files.cat_ranges([name] * len(together), begins, lasts, on_error="raise")
+    found, block = list[bytes](), 0
+    for start, end in zip(starts, ends, strict=True):
+        while end > lasts[block]:
+            block += 1
+        found.append(bytes(blocks[block][start - begins[block] : end - begins[block]]))
     return found
 
 
@@ -189,18 +231,7 @@ class _RemoteFile:
         return bytes(self._files.cat_file(self._name))
 
     def read_parts(self, starts: Sequence[int], ends: Sequence[int]) -> bytearray:
-        together: list[tuple[int, int]] = []
-        for start, end in zip(starts, ends, strict=True):
-            is_near = together and start - together[-1][1] <= _GAP_NBYTES
-            together.append((together.pop()[0] if is_near else start, end))
-        begins, lasts = ([piece[end] for piece in together] for end in (0, 1))
-        blocks = self._files.cat_ranges([self._name] * len(together), begins, lasts, on_error="raise")
-        found, block = bytearray(), 0
-        for start, end in zip(starts, ends, strict=True):
-            while end > lasts[block]:
-                block += 1
-            found += blocks[block][start - begins[block] : end - begins[block]]
-        return found
+        return bytearray().join(cat_ranges(self._files, self._name, starts, ends))
 
     def close(self) -> None:
         pass

@@ -13,7 +13,7 @@ import numpy as np
 
 from loaders.errors import DecodeError, describe_sample
 from loaders.images.decode import nvimagecodec, opencv
-from loaders.images.decode.files import MarkedParts, Parts, Source, open_parts
+from loaders.images.decode.files import MarkedParts, Parts, Source, Stored, open_parts
 from loaders.images.decode.header import Header, read_header
 from loaders.images.decode.jpeg import SIGNATURE, jpeg_has_end, least_nbytes_of
 from loaders.images.decode.opencv import UndecodableError
@@ -275,13 +275,13 @@ def open_image(source: Source, index: int | None = None, backend: Backend | None
     """An image file, open inside the `with` block; its errors there become a DecodeError that names the sample.
 
     Args:
-        source: a path, or encoded bytes.
+        source: a path, encoded bytes, or a part of another file.
         index: the number of the sample, for error messages.
         backend: the decoder for regions of JPEGs: see `read_image`.
     """
     if backend == "nvimagecodec":
         nvimagecodec.require()
-    if not isinstance(source, (str, os.PathLike)):
+    if not isinstance(source, (str, os.PathLike, Stored)):
         _require_bytes(source, index)
     quiet_opencv()
     try:
@@ -294,8 +294,11 @@ def open_image(source: Source, index: int | None = None, backend: Backend | None
         with closing(parts), DECODE:
             yield EncodedImage(MarkedParts(parts), index, backend)
     except (OSError, UndecodableError, cv2.error) as error:
-        name = printable(os.fspath(source)) if isinstance(source, (str, os.PathLike)) else None
-        nbytes = 0 if isinstance(source, (str, os.PathLike)) else memoryview(source).nbytes
+        name, nbytes = None, 0
+        if isinstance(source, (str, os.PathLike, Stored)):
+            name = printable(source.name if isinstance(source, Stored) else os.fspath(source))
+        else:
+            nbytes = memoryview(source).nbytes
         subject = _subject(index, name, nbytes)
         why = getattr(error, "strerror", None) or str(error).strip()
         raise DecodeError(
