@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, SupportsIndex
 
 import numpy as np
@@ -43,6 +43,9 @@ class PackedPaths:
         position = in_range(index, len(self))
         start, end = self._offsets[position : position + 2]
         return os.fsdecode(self._bytes[start:end].tobytes())
+
+    def __iter__(self) -> Iterator[str]:
+        return (self[position] for position in range(len(self)))
 
     @classmethod
     def from_arrays(cls, encoded: np.ndarray[Any, np.dtype[np.uint8]], offsets: np.ndarray[Any, Any]) -> PackedPaths:

@@ -47,9 +47,9 @@ class GroupedSampler(KeyedSampler):
 
     How well it mixes: a batch is drawn from `groups_open` random groups and not from all. If a property of the samples
     differs from group to group with variance b, and within groups with variance w, then its mean over a batch of B
-    samples has the variance (b + w) / B of a full shuffle, and b / groups_open in addition (less, as `groups_open` is
-    no longer small compared with all groups). Where groups are alike, b is 0 and nothing is lost. Where each group
-    holds one class, use many, or write them again in a random order.
+    samples has the variance (b + w) / B of a full shuffle, and b / groups_open in addition, times (G - groups_open) /
+    (G - 1) for G groups. Where groups are alike, b is 0 and nothing is lost. Where each group holds one class, open
+    many, or write them again in a random order.
 
     Args:
         group_sizes: int (groups,), the number of samples in each group; the samples of a group are neighbours, in the

@@ -5,15 +5,18 @@ import numpy as np
 import pytest
 from dataset_contract import DatasetContract
 from support.annotated import box, coco, voc_object, write_coco, write_picture, write_voc, write_yolo
+from support.tars import write_tar
 
 from loaders import (
     ArrayDataset,
+    CenterCrop,
     CocoDetection,
     DatasetError,
     DecodedCache,
     ImageFiles,
     ImageFolder,
     MaskFolder,
+    TarFiles,
     VocDetection,
     YoloDetection,
     numpy_collate,
@@ -58,6 +61,21 @@ class TestArrayDatasetOnDisk(DatasetContract):
         np.save(tmp_path / "label.npy", np.arange(4, dtype=np.int16))
         fields = {"image": tmp_path / "image.npy", "label": str(tmp_path / "label.npy")}
         return lambda transform: ArrayDataset(fields, transform)
+
+
+def write_shards(root):
+    contents = [path.read_bytes() for path in write_photos(root / "photos")]
+    for first in (0, 2):
+        members = [(f"{n}.png", contents[n]) for n in (first, first + 1)]
+        write_tar(root / f"{first}.tar", [*members, *((f"{n}.cls", b"%d" % (n + 3)) for n in (first, first + 1))])
+    return str(root / "{0,2}.tar")
+
+
+class TestTarFiles(DatasetContract):
+    @pytest.fixture
+    def make(self, tmp_path):
+        shards, crop = write_shards(tmp_path), CenterCrop(4, resize=4)
+        return lambda transform: TarFiles(shards, None, transform, crop=crop, index=tmp_path / "index")
 
 
 class TestDecodedCacheInMemory(DatasetContract):

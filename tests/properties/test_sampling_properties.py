@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loaders import Mixture, ShardedSampler, WeightedSampler
+from loaders import GroupedSampler, Mixture, ShardedSampler, WeightedSampler
 from loaders.sampling.permutation import MAX_N
 
 
@@ -22,12 +22,15 @@ def make(kind, n, **options):
     if kind == "mixture":
         seed = options.pop("seed")
         return Mixture([range(17), range(5)], [2, 1], seed=seed, num_samples=n + 7).sampler(**options)
+    if kind == "grouped":
+        sizes = np.diff([0, *sorted({min(n, at) for at in (1, 2, 2, 30, 31, 500, 4096)}), n])
+        return GroupedSampler(sizes, groups_open=2, **options)
     return ShardedSampler(n, shuffle=kind == "shuffled", **options)
 
 
 @settings(max_examples=60, deadline=None)
 @given(
-    kind=st.sampled_from(["shuffled", "ordered", "weighted", "mixture"]),
+    kind=st.sampled_from(["shuffled", "ordered", "grouped", "weighted", "mixture"]),
     n=st.one_of(st.integers(0, 40), st.integers(4090, 4110)),
     batch=st.sampled_from([1, 6, 12]),
     worlds=st.lists(st.sampled_from([1, 2, 3, 4, 6, 12]), min_size=2, max_size=3),
@@ -49,7 +52,7 @@ def test_an_epoch_is_the_same_however_it_is_shared_and_interrupted(kind, n, batc
     alone.set_epoch(epoch)
     whole = list(alone)
     assert whole == [tuple(row) if kind == "mixture" else row for row in alone.indices(0, alone.length).tolist()]
-    if kind in ("shuffled", "ordered") and tail != "drop":
+    if kind in ("shuffled", "ordered", "grouped") and tail != "drop":
         assert sorted(whole[:n]) == list(range(n))
 
     state, done = alone.state_dict() | {"epoch": epoch, "position": 0}, 0

@@ -1,6 +1,6 @@
 """Which members of a sample become which fields, and how their bytes are decoded.
 
-    fields={"image": "jpg;jpeg;png", "label": "cls", "mask": ("seg.png", decode_mask), "key": "__key__"}
+fields={"image": "jpg;jpeg;png", "label": "cls", "mask": ("seg.png", decode_mask), "key": "__key__"}
 """
 
 from __future__ import annotations

@@ -16,7 +16,13 @@ SPARSE = b"S"
 # Of these a header may state a size, but no content follows.
 _WITHOUT_CONTENT = (b"1", b"2", b"3", b"4", b"5", b"6")
 
-_NAME, _SIZE, _CHECKSUM, _MAGIC, _PREFIX = slice(100), slice(124, 136), slice(148, 156), slice(257, 265), slice(345, 500)
+_NAME, _SIZE, _CHECKSUM, _MAGIC, _PREFIX = (
+    slice(100),
+    slice(124, 136),
+    slice(148, 156),
+    slice(257, 265),
+    slice(345, 500),
+)
 _USTAR, _GNU = b"ustar", b"ustar  \0"  # GNU's has no prefix
 _DIGITS = 18
 _ADLER = 65521

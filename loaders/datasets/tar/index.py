@@ -124,8 +124,8 @@ def _joined(paths: Sequence[str], found: Sequence[Found]) -> TarIndex:
         if len(extensions) > _MOST_EXTENSIONS:
             raise DatasetError(
                 f"The members have more than {_MOST_EXTENSIONS:,} different extensions, the last of them "
-                f'"{printable(os.fsdecode(one.extensions[-1]))}" in shard "{printable(path)}".\n  An extension begins at '
-                "the first dot of a name: write the shards with keys that have none."
+                f'"{printable(os.fsdecode(one.extensions[-1]))}" in shard "{printable(path)}".\n  An extension begins '
+                "at the first dot of a name: write the shards with keys that have none."
             )
         kinds.append(np.array(numbers, np.uint16)[one.kinds])
     return TarIndex(

@@ -139,7 +139,9 @@ def _parsed(content: bytes, shards: Sequence[str]) -> TarIndex:
             raise _RefusedError("it is damaged: its numbers contradict each other")
     lists = [PackedPaths.from_arrays(text, ends) for text, ends in zip(encoded, ends_of_texts, strict=True)]
     paths = PackedPaths(shards) if len(shards) == n_shards else lists[0]
-    found = TarIndex(paths, sizes, times, shard_starts, lists[1], member_starts, lists[2], kinds, starts, nbytes, checksums)
+    found = TarIndex(
+        paths, sizes, times, shard_starts, lists[1], member_starts, lists[2], kinds, starts, nbytes, checksums
+    )
     _check(found)
     if list(map(os.path.basename, lists[0])) != list(map(os.path.basename, shards)):
         raise _RefusedError(f"it is of other shards, {_named(lists[0])}; the dataset has {_named(shards)}")

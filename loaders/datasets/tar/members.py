@@ -50,7 +50,6 @@ class Member(Stored):
 
         Raises:
             OSError: the shard cannot be read, or has changed.
-            DatasetError: the shard has another size or time than it had.
         """
         index, number = self._index, self._member
         start, nbytes = int(index.starts[number]), int(index.sizes[number])

@@ -13,8 +13,6 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from loaders.errors import DatasetError
-from loaders.images.decode import printable
 from loaders.images.decode.files import cat_ranges, file_system, is_remote
 
 MOST_OPEN = 64  # in each process, for each dataset
@@ -42,8 +40,7 @@ def open_shard(path: str) -> Shard:
     """Open a shard.
 
     Raises:
-        OSError: it cannot be opened.
-        DatasetError: it is not a file.
+        OSError: it cannot be opened, or is not a file.
         MissingExtraError: it is a URL, and fsspec or its package for the protocol is not installed.
     """
     return _RemoteShard(path) if is_remote(path) else _LocalShard(path)
@@ -57,7 +54,7 @@ class _LocalShard:
         self._fd = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
         status = os.fstat(self._fd)
         if not stat.S_ISREG(status.st_mode):
-            raise DatasetError(f'"{printable(path)}" is not a file: a shard is read at random.')
+            raise OSError("it is a folder, a pipe or a device, not a file")
         self.nbytes, self.mtime_ns = status.st_size, status.st_mtime_ns
 
     def read(self, starts: Sequence[int], ends: Sequence[int]) -> list[bytes]:
@@ -119,9 +116,9 @@ class OpenShards:
         expected = int(self._sizes[number]), int(self._times[number])
         if (shard.nbytes, shard.mtime_ns) != expected:
             what = "size" if shard.nbytes != expected[0] else "modification time"
-            raise DatasetError(
-                f'"{printable(shard.path)}" has changed since its members were found: it has another {what}.\n'
-                "  Make the dataset again; delete its index= file if it has one."
+            raise OSError(
+                f"its shard has changed since its members were found: it has another {what}.\n  Make the dataset "
+                "again, and delete its index= file if it has one"
             )
         self._open[number] = shard
         while len(self._open) > MOST_OPEN:

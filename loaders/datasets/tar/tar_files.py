@@ -23,6 +23,7 @@ from loaders.images.decode import printable, read_image
 from loaders.timing.stages import DECODE
 
 _IMAGE = "image"
+_NAMED = 8  # extensions, at most
 
 
 class TarFiles(ImageSamples):
@@ -61,9 +62,10 @@ class TarFiles(ImageSamples):
 
     Raises:
         DatasetError: a shard is missing, compressed, cut short, damaged, contains a sparse file or one name twice; a
-            sample lacks a field; the index is damaged or of other shards. On reading: a shard has changed.
+            sample lacks a field; the index is damaged or of other shards.
         TypeError, ValueError: `fields`, `crop` or `normalize` is invalid.
-        DecodeError: on reading; names the sample's index, shard and member.
+        DecodeError: on reading: a member cannot be decoded, or its shard has changed; names the sample's index, shard
+            and member.
     """
 
     def __init__(
@@ -164,10 +166,11 @@ class TarFiles(ImageSamples):
 
     def _unreadable(self, index: int, field: Field, member: Member, error: Exception) -> DecodeError:
         name = printable(member.name)
-        why = getattr(error, "strerror", None) or str(error)
+        why = f"{getattr(error, 'strerror', None) or error}."
+        if not isinstance(error, OSError):
+            why += "\n  Write the shard again, or decode the field by a function of your own."
         return DecodeError(
-            f'{describe_sample(index, name)}, field "{field.name}": {why}.\n  Write the shard again, or decode the '
-            "field by a function of your own.",
+            f'{describe_sample(index, name)}, field "{field.name}": {why}',
             index=index,
             source=name,
             field=field.name,
@@ -182,24 +185,22 @@ class TarFiles(ImageSamples):
             wrong = np.flatnonzero(held != 1 if is_default else held == 0)
             if len(wrong):
                 first = int(wrong[0])
-                what = "no" if held[first] == 0 else f"{held[first]} members, not one,"
-                known = ", ".join(self._index.extensions[number] for number in range(min(8, len(self._index.extensions))))
+                found = f"{held[first]} members, not one," if held[first] else "no member"
+                known = ", ".join([*self._index.extensions][:_NAMED])
                 raise DatasetError(
-                    f'{len(wrong):,} of {len(self._index):,} samples have {what}{"" if held[first] else " member"} for '
-                    f'field "{field.name}" ({"; ".join(field.extensions)}), the first of them '
-                    f'"{printable(self._key_of(first))}"; the shards have members with the extensions {known}.\n  Say '
-                    'what is read of each sample, such as fields={"image": "jpg;png", "label": "cls"}, or write the '
-                    "shards without the others."
+                    f'{len(wrong):,} of {len(self._index):,} samples have {found} for field "{field.name}" '
+                    f'({"; ".join(field.extensions)}), the first of them "{printable(self._key_of(first))}"; the '
+                    f"shards have members with the extensions {known}.\n  Say what is read of each sample, such as "
+                    'fields={"image": "jpg;png", "label": "cls"}, or write the shards without the others.'
                 )
 
     def _require_image(self) -> None:
         field = None if self._image is None else self.fields[self._image]
-        if self.crop is not None or self.normalize is not None:
-            if field is None or not field.has_images:
-                raise ValueError(
-                    'crop= and normalize= are for the field "image", decoded by this package: name it in fields=, such '
-                    'as {"image": "jpg;png"}.'
-                )
+        if (self.crop is not None or self.normalize is not None) and (field is None or not field.has_images):
+            raise ValueError(
+                'crop= and normalize= are for the field "image", decoded by this package: name it in fields=, such as '
+                '{"image": "jpg;png"}.'
+            )
         if self.crop is not None:
             beside = [self.fields[number].name for number in self._others if self.fields[number].has_images]
             if beside:

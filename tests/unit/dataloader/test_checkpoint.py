@@ -24,7 +24,7 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
-from loaders import DataLoader, ShardedSampler, StateError, sample_rng, worker_info
+from loaders import DataLoader, GroupedSampler, ShardedSampler, StateError, sample_rng, worker_info
 
 N = 40
 PARALLEL: dict[str, dict[str, Any]] = {
@@ -271,6 +271,7 @@ SAMPLERS: dict[str, Callable[[], dict[str, Any]]] = {
     "list of batches": lambda: {"batch_sampler": [[1, 2], [3], [4, 5, 6], [7]]},
     "distributed": lambda: {"sampler": distributed()},
     "sharded": lambda: {"sampler": ShardedSampler(N, seed=3, rank=1, num_replicas=2)},
+    "grouped": lambda: {"sampler": GroupedSampler([N // 8] * 8, groups_open=3, seed=3, rank=1, num_replicas=2)},
     "custom": lambda: {"sampler": Halves()},
     "custom with a state": lambda: {"sampler": Remembers()},
     "single samples": lambda: {"batch_size": None, "shuffle": True},

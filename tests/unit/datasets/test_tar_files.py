@@ -1,0 +1,469 @@
+"""What a sample of tar shards is, how its image is cropped and written, and how many files are open for it."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pickle
+import threading
+from pathlib import Path
+
+import fsspec
+import numpy as np
+import pytest
+import torch
+from support.photo_zoo import jpeg, photo, zoo
+from support.tars import write_tar
+
+import loaders.datasets.tar.shards as shards_module
+from loaders import (
+    CenterCrop,
+    DataLoader,
+    DatasetError,
+    DecodeError,
+    ImageFiles,
+    RandomPatches,
+    RandomResizedCrop,
+    TarFiles,
+    read_image,
+)
+from loaders.images.decode.restart_index import index_of
+from loaders.randomness.streams import enter_sample, leave_sample
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def npy(array, **options):
+    file = io.BytesIO()
+    np.save(file, array, **options)
+    return file.getvalue()
+
+
+def write_photos(root, count=12, per_shard=5, restart=0):
+    """Shards of photos with a class each, and the same photos as files; returns the files."""
+    files = []
+    for first in range(0, count, per_shard):
+        entries = []
+        for number in range(first, min(count, first + per_shard)):
+            content = jpeg(photo(120 + number, 90 - number), restart=restart)
+            files.append(root / "files" / f"{number:02}.jpg")
+            files[-1].parent.mkdir(parents=True, exist_ok=True)
+            files[-1].write_bytes(content)
+            entries += [(f"{number:02}.jpg", content), (f"{number:02}.cls", str(number * 3).encode())]
+        write_tar(root / f"{first // per_shard:03}.tar", entries)
+    return files
+
+
+@pytest.fixture
+def root(tmp_path):
+    write_photos(tmp_path)
+    return tmp_path
+
+
+def double_label(sample):
+    return {**sample, "label": sample["label"] * 2}
+
+
+def brightness(content):
+    return int(read_image(content, "GRAY").mean())
+
+
+def one_sample(tmp_path, entries, fields=None, **options):
+    return TarFiles(write_tar(tmp_path / "one.tar", entries), fields, **options)[0]
+
+
+# -- samples
+
+
+def test_images_are_image_and_classes_are_label_without_a_word(root):
+    dataset = TarFiles(root / "*.tar")
+    assert (len(dataset), dataset.group_sizes.tolist(), len(dataset.shards)) == (12, [5, 5, 2], 3)
+    for number in range(12):
+        sample = dataset[number]
+        assert list(sample) == ["image", "label"]
+        np.testing.assert_array_equal(sample["image"], read_image(root / "files" / f"{number:02}.jpg"))
+        assert type(sample["label"]) is int
+        assert sample["label"] == 3 * number
+    assert dataset.describe(7) == f"{root}/001.tar/07"
+    assert repr(dataset) == "TarFiles(12 samples in 3 shards: image, label)"
+
+
+def test_members_are_decoded_by_the_last_part_of_their_extension(tmp_path):
+    entries = [
+        ("k/0.left.png", zoo()["png"]),
+        ("k/0.cls", b"7\n"),
+        ("k/0.cls2", b"8"),
+        ("k/0.json", b'{"a": [1, 2.5, null]}'),
+        ("k/0.boxes.npy", npy(np.eye(3, dtype=np.float32))),
+        ("k/0.TXT", "größe".encode()),
+        ("k/0.bin", b"\0\1"),
+    ]
+    sample = one_sample(tmp_path, entries)
+    assert list(sample) == ["left.png", "label", "cls2", "json", "boxes.npy", "txt", "bin"]
+    np.testing.assert_array_equal(sample["left.png"], read_image(zoo()["png"]))
+    np.testing.assert_array_equal(sample["boxes.npy"], np.eye(3, dtype=np.float32))
+    others = [sample[name] for name in ("label", "cls2", "json", "txt", "bin")]
+    assert others == [7, 8, {"a": [1, 2.5, None]}, "größe", b"\0\1"]
+
+
+def test_fields_name_members_alternatives_and_decoders(tmp_path):
+    path = write_tar(
+        tmp_path / "0.tar",
+        [
+            ("0.png", zoo()["png"]),
+            ("0.seg.png", zoo()["png grey"]),
+            ("0.json", b"[3]"),
+            ("1.json", b"[4]"),
+            ("1.jpg", zoo()["jpeg 420"]),
+            ("1.png", zoo()["png grey"]),
+            ("1.seg.png", zoo()["png grey"]),
+        ],
+    )
+    fields = {
+        "which": "__key__",
+        "mean": ("seg.png", brightness),
+        "image": ".JPG; png",
+        "raw": ("json", bytes),
+        "n": ("json", json.loads),
+        "where": "__url__",
+    }
+    zero, one = TarFiles(path, fields)
+    assert set(zero) == set(fields)
+    np.testing.assert_array_equal(zero["image"], read_image(zoo()["png"]))
+    np.testing.assert_array_equal(one["image"], read_image(zoo()["jpeg 420"]))
+    assert (zero["which"], one["raw"], one["n"], one["where"]) == ("0", b"[4]", [4], str(path))
+    assert zero["mean"] == brightness(zoo()["png grey"])
+
+
+def test_a_sample_that_lacks_a_field_is_named_when_the_dataset_is_made(tmp_path):
+    path = write_tar(
+        tmp_path / "0.tar", [("0.jpg", b""), ("0.cls", b""), ("1.jpg", b""), ("2.cls", b""), ("2.png", b"")]
+    )
+    with pytest.raises(DatasetError, match=rf'1 of 3 samples have no member for field "label" \(cls\).*"{path}/1"'):
+        TarFiles(path)
+    with pytest.raises(DatasetError, match=r'1 of 3 samples have no member for field "x" \(jpg\).*/2".*\n.*fields='):
+        TarFiles(path, {"x": "jpg"})
+    with pytest.raises(
+        DatasetError, match=r'"depth" \(exr\).*the shards have members with the extensions jpg, cls, png'
+    ):
+        TarFiles(path, {"depth": "exr"})
+    assert len(TarFiles(path, {"image": "jpg;png"})) == 3
+
+
+def test_without_fields_two_images_of_a_sample_are_ambiguous(tmp_path):
+    path = write_tar(tmp_path / "0.tar", [("0.jpg", b""), ("1.jpg", b""), ("1.png", b"")])
+    with pytest.raises(DatasetError, match=r'1 of 2 samples have 2 members, not one, for field "image" \(jpg; png\)'):
+        TarFiles(path)
+
+
+@pytest.mark.parametrize("fields", ["jpg", {}, {"image": 3}, {"image": ("jpg", 3)}, {"image": ("jpg", "png", "gif")}])
+def test_fields_of_another_kind_are_refused(root, fields):
+    with pytest.raises(TypeError, match="expected"):
+        TarFiles(root / "*.tar", fields)
+
+
+@pytest.mark.parametrize("extensions", ["", "jpg;", "jpg;__key__"])
+def test_extensions_that_are_none_are_refused(root, extensions):
+    with pytest.raises(ValueError, match="is no list of extensions"):
+        TarFiles(root / "*.tar", {"image": extensions})
+
+
+def test_equal_keys_in_different_shards_are_different_samples(tmp_path):
+    for shard in range(2):
+        write_tar(tmp_path / f"{shard}.tar", [("0.cls", str(shard).encode())])
+    assert [sample["label"] for sample in TarFiles(tmp_path / "*.tar")] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("extension", "content", "told"),
+    [
+        ("cls", b"cat", "invalid literal for int"),
+        ("json", b"{", "Expecting property name"),
+        ("txt", b"\xff\xfe", "codec can't decode"),
+        ("npy", b"no array", "no array that NumPy can read"),
+        ("npy", npy(np.array([object()]), allow_pickle=True), "no array that NumPy can read"),
+        ("jpg", b"no photo", "OpenCV cannot decode"),
+        ("jpg", b"", "the file is empty"),
+    ],
+)
+def test_a_member_that_cannot_be_decoded_is_named(tmp_path, extension, content, told):
+    path = write_tar(tmp_path / "0.tar", [(f"a/0.{extension}", content)])
+    with pytest.raises(DecodeError, match=rf'^sample 0 \("{path}/a/0.{extension}"\).*{told}') as caught:
+        TarFiles(path)[0]
+    assert (caught.value.index, caught.value.source) == (0, f"{path}/a/0.{extension}")
+
+
+@pytest.mark.skipif(not hasattr(BaseException, "add_note"), reason="tracebacks have notes from Python 3.11 on")
+def test_an_error_of_a_decoder_of_ones_own_is_raised_with_the_sample(root):
+    with pytest.raises(ZeroDivisionError) as caught:
+        TarFiles(root / "*.tar", {"label": ("cls", lambda content: 1 / 0)})[3]
+    assert f'field "label" of sample 3 ("{root}/000.tar/03.cls")' in caught.value.__notes__[0]
+
+
+# -- crops and rows
+
+
+def loaded(dataset, **options):
+    batches = list(DataLoader(dataset, 4, seed=5, **options))
+    return {name: torch.cat([batch[name] for batch in batches]).numpy() for name in ("image", "label")}
+
+
+@pytest.mark.parametrize("restart", [0, 2])
+@pytest.mark.parametrize("workers", [{}, {"num_workers": 2}, {"num_workers": 2, "worker_method": "thread"}])
+@pytest.mark.parametrize("normalize", [None, (MEAN, STD)])
+def test_every_engine_gives_the_bits_of_the_same_photos_in_files(tmp_path, restart, workers, normalize):
+    files = write_photos(tmp_path, restart=restart)
+    crop = RandomResizedCrop((24, 30), flip=0.5)
+    folder = ImageFiles(files, [3 * number for number in range(12)], crop=crop, normalize=normalize)
+    tars = TarFiles(tmp_path / "*.tar", crop=crop, normalize=normalize)
+    expected, found = loaded(folder), loaded(tars, **workers)
+    np.testing.assert_array_equal(found["image"], expected["image"])
+    assert found["label"].tolist() == expected["label"].tolist() == [3 * number for number in range(12)]
+
+
+def test_loaders_have_the_pixels_written_into_the_row(root, monkeypatch):
+    for options in ({"crop": CenterCrop(24)}, {"normalize": (MEAN, STD), "crop": CenterCrop(24)}):
+        asked, get = [], TarFiles.__getitem__
+        with monkeypatch.context() as patch:
+            patch.setattr(TarFiles, "__getitem__", lambda self, index: asked.append(index) or get(self, index))  # noqa: B023
+            loaded(TarFiles(root / "*.tar", **options))
+        assert set(asked) <= {0}  # the first sample shows what the batch will be
+    assert not hasattr(TarFiles(root / "*.tar"), "read_into")
+    assert not hasattr(TarFiles(root / "*.tar", crop=CenterCrop(24), transform=double_label), "read_into")
+
+
+@pytest.mark.parametrize("method", ["__getitem__", "_read"])
+def test_what_a_subclass_adds_to_a_sample_is_in_the_batch(root, method):
+    def read(self, index):
+        return {**getattr(TarFiles, method)(self, index), "square": index * index}
+
+    dataset = type("Squares", (TarFiles,), {method: read})(root / "*.tar", crop=CenterCrop(24))
+    found = [value for batch in DataLoader(dataset, 4) for value in batch["square"].tolist()]
+    assert found == [index * index for index in range(12)]
+
+
+def test_patches_make_several_samples_of_a_member(root):
+    dataset = TarFiles(root / "*.tar", {"label": "cls", "image": "jpg"}, crop=RandomPatches(16, per_photo=3))
+    assert (len(dataset), dataset.group_sizes.tolist()) == (36, [15, 15, 6])
+    assert [dataset[index]["label"] for index in (0, 2, 3, -1)] == [0, 0, 3, 33]
+    assert dataset[20]["image"].shape == (16, 16, 3)
+    assert "3 of each image" in repr(dataset)
+
+
+def test_a_crop_of_the_image_alone_is_refused_beside_other_images(tmp_path):
+    path = write_tar(tmp_path / "0.tar", [("0.jpg", zoo()["jpeg 420"]), ("0.seg.png", zoo()["png grey"])])
+    with pytest.raises(ValueError, match=r"would cut the field \"image\" and not 'seg.png': .* in the transform"):
+        TarFiles(path, crop=CenterCrop(24))
+    assert TarFiles(path, {"image": "jpg", "mean": ("seg.png", brightness)}, crop=CenterCrop(24))[0]["mean"] > 0
+    for options in ({"crop": CenterCrop(24)}, {"normalize": (MEAN, STD)}):
+        for fields in ({"photo": "jpg"}, {"image": ("jpg", brightness)}):
+            with pytest.raises(ValueError, match='are for the field "image", decoded by this package'):
+                TarFiles(path, fields, **options)
+
+
+def test_an_image_decoded_by_a_function_of_ones_own_is_what_that_returns(root):
+    assert TarFiles(root / "*.tar", {"image": ("jpg", len), "label": "cls"})[1] == {
+        "image": (root / "files" / "01.jpg").stat().st_size,
+        "label": 3,
+    }
+
+
+# -- how much is read
+
+
+@pytest.fixture
+def reads(monkeypatch):
+    """Bytes of each read of a shard."""
+    noted, pread = [], os.pread
+
+    def counted(fd, nbytes, at):
+        noted.append(nbytes)
+        return pread(fd, nbytes, at)
+
+    monkeypatch.setattr(os, "pread", counted)
+    return noted
+
+
+def test_a_window_of_a_member_with_restart_markers_costs_the_window(tmp_path, reads):
+    content = jpeg(photo(1600, 1200), restart=2)
+    path = write_tar(tmp_path / "0.tar", [("0.cls", b"0"), ("0.jpg", content)])
+    dataset = TarFiles(path, {"image": "jpg"}, crop=RandomPatches(64))
+    dataset[0]  # finds the markers
+    reads.clear()
+    enter_sample(0, 0, 0)
+    window = dataset[0]["image"]
+    assert 0 < sum(reads) < 0.2 * len(content)
+    enter_sample(0, 0, 0)
+    np.testing.assert_array_equal(window, RandomPatches(64).read(content))
+    leave_sample()
+
+
+def test_an_index_of_markers_beside_the_shard_serves_from_the_first_read(tmp_path, reads):
+    from loaders.images.decode.header import read_header
+    from loaders.images.decode.restart import find_restarts
+
+    content = jpeg(photo(1600, 1200), restart=2)
+    path = write_tar(tmp_path / "0.tar", [("a/0.jpg", content)])
+    status, index = path.stat(), index_of(tmp_path)
+    restarts = find_restarts(content, read_header(content).jpeg)
+    index.add(b"0.tar/a/0.jpg", len(content), status.st_mtime_ns, restarts)
+    assert index.save()
+    dataset = TarFiles(path, crop=RandomPatches(64))
+    reads.clear()
+    dataset[0]
+    assert 0 < sum(reads) < 0.2 * len(content)
+
+
+def test_a_field_that_is_not_asked_for_is_not_read(root, reads):
+    dataset = TarFiles(root / "*.tar", {"label": "cls"})
+    reads.clear()
+    assert dataset[4] == {"label": 12}
+    assert reads == [512, 2]  # its header, which shows that the shard is the same, and the member
+
+
+# -- processes, threads, descriptors
+
+
+def descriptors():
+    return len(os.listdir("/proc/self/fd"))
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="counts descriptors in /proc")
+def test_a_bounded_number_of_shards_is_open_and_none_after(tmp_path, monkeypatch):
+    monkeypatch.setattr(shards_module, "MOST_OPEN", 5)
+    for shard in range(20):
+        write_tar(tmp_path / f"{shard:02}.tar", [("0.cls", str(shard).encode())])
+    before = descriptors()
+    dataset = TarFiles(tmp_path / "*.tar")
+    assert descriptors() == before
+    assert [sample["label"] for sample in dataset] == list(range(20))
+    assert descriptors() == before + 5
+    assert [dataset[index]["label"] for index in (19, 0, 18, 1)] == [19, 0, 18, 1]
+    assert descriptors() == before + 5
+    del dataset
+    assert descriptors() == before
+
+
+def test_when_descriptors_run_out_others_are_closed(root, monkeypatch):
+    dataset = TarFiles(root / "*.tar")
+    assert dataset[0]["label"] == 0
+    opened, is_full = shards_module.open_shard, [True]
+
+    def exhausted(path):
+        if is_full.pop():
+            raise OSError(24, "Too many open files")
+        return opened(path)
+
+    monkeypatch.setattr(shards_module, "open_shard", exhausted)
+    is_full[:] = [False, True]
+    assert dataset[11]["label"] == 33
+    assert len(dataset._open) == 1
+
+
+def test_threads_share_descriptors_that_are_closed_under_them(tmp_path, monkeypatch):
+    monkeypatch.setattr(shards_module, "MOST_OPEN", 2)
+    for shard in range(8):
+        write_tar(tmp_path / f"{shard}.tar", [(f"{n}.cls", str(100 * shard + n).encode()) for n in range(10)])
+    dataset, wrong = TarFiles(tmp_path / "*.tar"), []
+
+    def read(seed):
+        indices = np.random.default_rng(seed).integers(0, 80, 400).tolist()
+        wrong.extend(each for each in indices if dataset[each]["label"] != each // 10 * 100 + each % 10)
+
+    threads = [threading.Thread(target=read, args=(seed,)) for seed in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+    assert len(dataset._open) <= 2
+
+
+def test_a_pickled_copy_takes_no_descriptor_along_and_scans_nothing(root, monkeypatch):
+    dataset = TarFiles(root / "*.tar", crop=CenterCrop(24))
+    dataset[0]
+    assert len(dataset._open) == 1
+    monkeypatch.setattr("loaders.datasets.tar.tar_files.scan", None)
+    copy = pickle.loads(pickle.dumps(dataset))
+    assert len(copy._open) == 0
+    np.testing.assert_array_equal(copy[7]["image"], dataset[7]["image"])
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
+def test_a_forked_process_opens_its_own(root):
+    dataset = TarFiles(root / "*.tar")
+    dataset[0]
+    child = os.fork()
+    if child == 0:
+        try:
+            is_right = dataset[0]["label"] == 0 and dataset[11]["label"] == 33 and len(dataset._open) == 2
+            os._exit(0 if is_right else 1)
+        finally:
+            os._exit(2)
+    assert os.waitpid(child, 0)[1] == 0
+    assert len(dataset._open) == 1
+
+
+def test_the_index_holds_no_object_per_sample(tmp_path):
+    path = write_tar(tmp_path / "0.tar", [(f"{n:05}.cls", b"1") for n in range(3000)])
+    dataset = TarFiles(path)
+    assert len(pickle.dumps(dataset)) < 3000 * 60
+    arrays = vars(dataset._index).values()
+    assert all(isinstance(each, np.ndarray) or all(isinstance(a, np.ndarray) for a in each.arrays) for each in arrays)
+
+
+# -- shards that change
+
+
+def test_a_shard_that_was_changed_is_named_and_not_read(root):
+    dataset = TarFiles(root / "*.tar")
+    status = os.stat(root / "000.tar")
+    os.utime(root / "000.tar", ns=(0, status.st_mtime_ns + 1))
+    with pytest.raises(DecodeError, match=r'^sample 0 .*000.tar/00.jpg"\): .*another modification time.\n  Make the'):
+        dataset[0]
+    with open(root / "001.tar", "ab") as file:
+        file.write(bytes(512))
+    with pytest.raises(DecodeError, match=r'^sample 5 .*001.tar/05.jpg"\): its shard has changed .* another size'):
+        dataset[5]
+    os.unlink(root / "002.tar")
+    with pytest.raises(DecodeError, match=r'sample 10 \(".*002.tar/10.jpg"\): No such file'):
+        dataset[10]
+
+
+@pytest.mark.parametrize("field", ["image", "label"])
+def test_a_shard_that_is_replaced_while_it_is_open_gives_no_wrong_bytes(root, field):
+    dataset = TarFiles(root / "*.tar", {field: {"image": "jpg", "label": "cls"}[field]})
+    dataset[0]
+    content = (root / "000.tar").read_bytes()
+    with open(root / "000.tar", "r+b") as file:  # the same file, so that its descriptor is still right
+        file.write(content[1024:])
+    for index in range(5):
+        with pytest.raises(DecodeError, match=r"its shard has changed since its members were found"):
+            dataset[index]
+    os.truncate(root / "000.tar", 700)
+    with pytest.raises(DecodeError, match=r"its shard has (changed|been cut short)"):
+        dataset[4]
+
+
+# -- elsewhere
+
+
+def test_shards_behind_a_url_are_read_by_ranges(root):
+    for path in sorted(root.glob("*.tar")):
+        with fsspec.open(f"memory://bucket/{path.name}", "wb") as file:
+            file.write(path.read_bytes())
+    local = TarFiles(root / "*.tar", crop=CenterCrop(24))
+    for shards in ("memory://bucket/{000..002}.tar", "memory://bucket/*.tar"):
+        remote = TarFiles(shards, crop=CenterCrop(24), index="memory://bucket/index")
+        assert remote.describe(11).endswith("bucket/002.tar/11")
+        for index in (0, 11, 6):
+            assert remote[index]["label"] == local[index]["label"]
+            np.testing.assert_array_equal(remote[index]["image"], local[index]["image"])
+        (batch,) = DataLoader(remote, 12, num_workers=2, worker_method="thread")
+        assert batch["label"].tolist() == [3 * number for number in range(12)]
+    with pytest.raises(DatasetError, match="no file matches"):
+        TarFiles("memory://bucket/none-*.tar")
+    with pytest.raises(DatasetError, match=r"none.tar.*cannot be opened"):
+        TarFiles("memory://bucket/none.tar")
