@@ -197,7 +197,9 @@ def measure(folder: Path, count: int, shards: int, epochs: int = 3) -> dict[str,
     """All figures, of fresh processes."""
     where = {"folder": str(folder)}
     module = "benchmarks.tar"
-    train_rounds = rounds(list(PEERS), lambda peer: run_fresh(module, "train", peer=peer, epochs=epochs, **where), count)
+    train_rounds = rounds(
+        list(PEERS), lambda peer: run_fresh(module, "train", peer=peer, epochs=epochs, **where), count
+    )
     several = {name: [run_fresh(module, name, **where) for _ in range(count)] for name in ("first_batch", "scanning")}
     held = {
         f"{pattern} {workers}": [run_fresh(module, "memory", pattern=pattern, workers=workers, **where)]
@@ -231,8 +233,8 @@ def section(content: Mapping[str, Any]) -> str:
         [
             "## Tar shards",
             f"RandomResizedCrop({SIDE}) and flip of JPEGs of 500 x 375, cut out of {content['source']}, in shards of "
-            f"{_PER_SHARD}; batches of {BATCH}, {WORKERS} workers. Median (least to most) of {content['rounds']} rounds "
-            "in fresh processes, ratios within a round. WebDataset decodes with OpenCV, and works with uint8, too. "
+            f"{_PER_SHARD}; batches of {BATCH}, {WORKERS} workers. Median (least to most) of {content['rounds']} "
+            "rounds in fresh processes, ratios within a round. WebDataset decodes with OpenCV, to uint8 as we do. "
             f"`python -m benchmarks.tar`. {machine_line(content['machine'])}",
             table(["", "samples/s", "of the folder", "of WebDataset"], rows),
             "\n".join(_other_lines(content)),
@@ -244,18 +246,18 @@ def _other_lines(content: Mapping[str, Any]) -> Iterator[str]:
     def median(name: str, figure: str) -> float:
         return statistics.median(each[figure] for each in content[name])
 
-    (one,), (all_alone,), (all_of_four,) = (content["memory"][key] for key in ("00000 1", "* 1", "* 4"))
+    (one,), (alone,), (of_four,) = (content["memory"][key] for key in ("00000 1", "* 1", "* 4"))
+    largest = max(alone["worker_nbytes"], of_four["worker_nbytes"])
     yield (
-        f"{content['shards']:,} shards of {_MEMBERS} tiny members, {median('first_batch', 'samples'):,.0f} samples: the "
-        f"first batch with the index at hand takes {median('first_batch', 'first_batch_s'):.2f} s (goal: "
+        f"{content['shards']:,} shards of {_MEMBERS} tiny members, {median('first_batch', 'samples'):,.0f} samples: "
+        f"the first batch with the index at hand takes {median('first_batch', 'first_batch_s'):.2f} s (goal: "
         f"< {_FIRST_BATCH_GOAL_S} s), of which {median('first_batch', 'index_s'):.2f} s to load the index. Reading all "
         f"headers takes {median('scanning', 'us_per_member'):.1f} µs per member."
     )
     yield (
-        f"Of its own, a worker holds {all_alone['worker_nbytes'] / 1e6:.1f} MB, or "
-        f"{all_of_four['worker_nbytes'] / 1e6:.1f} MB where there are four: "
-        f"{max(all_alone['worker_nbytes'], all_of_four['worker_nbytes']) / one['worker_nbytes']:.2f} of one that reads a "
-        f"single shard (goal: < {_MEMORY_GOAL}). The index, which they share, has {all_alone['index_nbytes'] / 1e6:.0f} MB."
+        f"Of its own, a worker holds {alone['worker_nbytes'] / 1e6:.1f} MB, or {of_four['worker_nbytes'] / 1e6:.1f} MB "
+        f"where there are four: {largest / one['worker_nbytes']:.2f} of one that reads a single shard (goal: "
+        f"< {_MEMORY_GOAL}). The index, which they share, has {alone['index_nbytes'] / 1e6:.0f} MB."
     )
 
 

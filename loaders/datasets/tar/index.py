@@ -34,7 +34,7 @@ class TarIndex:
     """Samples are numbered through all shards; so are members, those of a sample being neighbours.
 
     Attributes:
-        paths: of the shards.
+        paths: of the shards, as str.
         shard_sizes, shard_times: int64 (shards,), bytes and nanoseconds; a time of 0 is not compared.
         shard_starts: int64 (shards + 1,), number of the first sample of each shard, and of all samples.
         keys: names without extension, in the order of the samples.
@@ -45,13 +45,13 @@ class TarIndex:
         checksums: uint32 (members,), CRC-32 of the header block before the content.
     """
 
-    paths: PackedPaths
+    paths: list[str]
     shard_sizes: Integers
     shard_times: Integers
     shard_starts: Integers
     keys: PackedPaths
     member_starts: Integers
-    extensions: PackedPaths
+    extensions: list[str]
     kinds: np.ndarray[Any, np.dtype[np.uint16]]
     starts: Integers
     sizes: Integers
@@ -64,7 +64,7 @@ class TarIndex:
     @property
     def nbytes(self) -> int:
         """Memory of the arrays, in bytes."""
-        return sum(array.nbytes for array in vars(self).values())
+        return sum(value.nbytes for value in vars(self).values() if not isinstance(value, list))
 
     def shard_of(self, sample: int) -> int:
         """The number of a sample's shard."""
@@ -129,13 +129,13 @@ def _joined(paths: Sequence[str], found: Sequence[Found]) -> TarIndex:
             )
         kinds.append(np.array(numbers, np.uint16)[one.kinds])
     return TarIndex(
-        PackedPaths(paths),
+        list(paths),
         np.array([one.nbytes for one in found], np.int64),
         np.array([one.mtime_ns for one in found], np.int64),
         ends_of([len(one.keys) for one in found]),
         PackedPaths(key for one in found for key in one.keys),
         ends_of(_all([one.counts for one in found], np.int64)),
-        PackedPaths(extensions),
+        [os.fsdecode(each) for each in extensions],
         _all(kinds, np.uint16),
         _all([one.starts for one in found], np.int64),
         _all([one.sizes for one in found], np.int64),
@@ -152,8 +152,3 @@ def ends_of(counts: Any) -> Integers:
 
 def _all(parts: Sequence[np.ndarray[Any, Any]], dtype: Any) -> np.ndarray[Any, Any]:
     return np.concatenate([np.empty(0, dtype), *parts])
-
-
-def name_of(path: str, member: str) -> str:
-    """How a member is named in messages: as if its shard were a folder."""
-    return f"{path.rstrip('/' + os.sep)}/{member}"

@@ -65,7 +65,7 @@ def save(path: str, index: TarIndex) -> None:
     """
     arrays = _arrays_of(index)
     body = b"".join(np.ascontiguousarray(array).tobytes() for array in arrays)
-    lists = (index.paths, index.keys, index.extensions)
+    lists = _lists_of(index)
     counts = (len(index.paths), len(index.keys), len(index.kinds), len(index.extensions))
     head = _HEAD.pack(_MAGIC, *counts, *(each.arrays[0].nbytes for each in lists), zlib.crc32(body))
     try:
@@ -87,9 +87,13 @@ def save(path: str, index: TarIndex) -> None:
         raise DatasetError(f'index "{printable(path)}" cannot be written: {error.strerror or error}.') from error
 
 
+def _lists_of(index: TarIndex) -> tuple[PackedPaths, PackedPaths, PackedPaths]:
+    return PackedPaths(index.paths), index.keys, PackedPaths(index.extensions)
+
+
 def _arrays_of(index: TarIndex) -> list[np.ndarray[Any, Any]]:
     """In the order of the file."""
-    lists = [array for each in (index.paths, index.keys, index.extensions) for array in reversed(each.arrays)]
+    lists = [array for each in _lists_of(index) for array in reversed(each.arrays)]
     numbers = [index.shard_sizes, index.shard_times, index.shard_starts, index.member_starts, index.starts, index.sizes]
     wide = [*lists[::2], *numbers]
     return [
@@ -138,13 +142,12 @@ def _parsed(content: bytes, shards: Sequence[str]) -> TarIndex:
         if ends[0] != 0 or ends[-1] != last or (np.diff(ends) < 0).any():
             raise _RefusedError("it is damaged: its numbers contradict each other")
     lists = [PackedPaths.from_arrays(text, ends) for text, ends in zip(encoded, ends_of_texts, strict=True)]
-    paths = PackedPaths(shards) if len(shards) == n_shards else lists[0]
-    found = TarIndex(
-        paths, sizes, times, shard_starts, lists[1], member_starts, lists[2], kinds, starts, nbytes, checksums
-    )
-    _check(found)
     if list(map(os.path.basename, lists[0])) != list(map(os.path.basename, shards)):
         raise _RefusedError(f"it is of other shards, {_named(lists[0])}; the dataset has {_named(shards)}")
+    keys, extensions = lists[1], list(lists[2])
+    places = (kinds, starts, nbytes, checksums)
+    found = TarIndex(list(shards), sizes, times, shard_starts, keys, member_starts, extensions, *places)
+    _check(found)
     return found
 
 

@@ -11,6 +11,8 @@ from loaders.datasets.tar.shards import OpenShards, Shard
 from loaders.images.decode.files import Parts, Stored
 from loaders.timing.stages import READ, count_read
 
+_CUT = "its shard has been cut short since its members were found"
+
 
 class Member(Stored):
     """The content of one member.
@@ -30,14 +32,10 @@ class Member(Stored):
         self._shard = index.shard_of(sample)
 
     @property
-    def extension(self) -> str:
-        """In lower case, without the first dot."""
-        return self._index.extensions[self._index.kinds[self._member]]
-
-    @property
     def name(self) -> str:
         """The path of the shard, and the member's name in it, as if the shard were a folder."""
-        return f"{self._index.paths[self._shard]}/{self._index.keys[self._sample]}.{self.extension}"
+        index = self._index
+        return f"{index.paths[self._shard]}/{index.keys[self._sample]}.{index.extensions[index.kinds[self._member]]}"
 
     def open(self) -> Parts:
         """Open it for the image decoders."""
@@ -52,10 +50,10 @@ class Member(Stored):
             OSError: the shard cannot be read, or has changed.
         """
         index, number = self._index, self._member
-        start, nbytes = int(index.starts[number]), int(index.sizes[number])
+        place = int(index.starts[number]), int(index.sizes[number]), int(index.checksums[number])
         with READ:
-            content = _read(self._shards[self._shard], int(index.checksums[number]), start, nbytes, [0], [nbytes])[0]
-            count_read(nbytes)
+            content = _whole(self._shards[self._shard], *place)
+            count_read(len(content))
         return content
 
 
@@ -64,43 +62,38 @@ class _MemberParts:
         self.path: str | None = name
         self.nbytes = nbytes
         self.mtime_ns: int | None = shard.mtime_ns or None
-        self._shard, self._start = shard, start
-        self._checksum: int | None = checksum
+        self._shard, self._start, self._checksum = shard, start, checksum
+        self._is_checked = False
 
     def read(self) -> bytes:
-        return self._read([0], [self.nbytes])[0]
+        return _whole(self._shard, self._start, self.nbytes, self._checksum)
 
     def read_parts(self, starts: Sequence[int], ends: Sequence[int]) -> bytearray:
-        return bytearray().join(self._read(starts, ends))
+        begins = [self._start + min(at, self.nbytes) for at in starts]
+        lasts = [self._start + min(at, self.nbytes) for at in ends]
+        if not self._is_checked:  # in the same request, if the shard is remote
+            header, *found = self._shard.read([self._start - BLOCK, *begins], [self._start, *lasts])
+            _check(header, self._checksum)
+            self._is_checked = True
+        else:
+            found = self._shard.read(begins, lasts)
+        if sum(map(len, found)) != sum(lasts) - sum(begins):
+            raise OSError(_CUT)
+        return bytearray().join(found)
 
     def close(self) -> None:
         pass  # the shard stays open
 
-    def _read(self, starts: Sequence[int], ends: Sequence[int]) -> list[bytes]:
-        found = _read(self._shard, self._checksum, self._start, self.nbytes, starts, ends)
-        self._checksum = None
-        return found
+
+def _whole(shard: Shard, start: int, nbytes: int, checksum: int) -> bytes:
+    """The content of a member, after a look at the header before it."""
+    header, content = shard.read_member(start, nbytes)
+    _check(header, checksum)
+    if len(content) != nbytes:
+        raise OSError(_CUT)
+    return content
 
 
-def _read(
-    shard: Shard, checksum: int | None, start: int, nbytes: int, starts: Sequence[int], ends: Sequence[int]
-) -> list[bytes]:
-    """The bytes of some parts of a member; fewer where they extend past its end.
-
-    Args:
-        shard: the open shard.
-        checksum: of the header block, which is read in the same request and compared; None if it has been.
-        start, nbytes: where the content of the member is.
-        starts, ends: of the parts in the member.
-    """
-    begins = [start + min(at, nbytes) for at in starts]
-    lasts = [start + min(at, nbytes) for at in ends]
-    if checksum is None:
-        found = shard.read(begins, lasts)
-    else:
-        header, *found = shard.read([start - BLOCK, *begins], [start, *lasts])
-        if zlib.crc32(header) != checksum:
-            raise OSError("its shard has changed since its members were found: another header precedes it")
-    if sum(map(len, found)) != sum(lasts) - sum(begins):
-        raise OSError("its shard has been cut short since its members were found")
-    return found
+def _check(header: bytes, checksum: int) -> None:
+    if zlib.crc32(header) != checksum:
+        raise OSError("its shard has changed since its members were found: another header precedes it")

@@ -13,10 +13,27 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+from loaders.datasets.tar.headers import BLOCK
 from loaders.images.decode.files import cat_ranges, file_system, is_remote
 
 MOST_OPEN = 64  # in each process, for each dataset
+_SMALL_NBYTES = 16 * 1024  # to copy so much is cheaper than a second system call
+_HAS_PREAD = hasattr(os, "pread")
 _NO_DESCRIPTOR = (errno.EMFILE, errno.ENFILE)
+
+
+class _Process:
+    """This one: the number of forks that led to it. To ask for its id would be a system call for each read."""
+
+    forks = 0
+
+
+def _count_fork() -> None:
+    _Process.forks += 1
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_count_fork)
 
 
 class Shard(Protocol):
@@ -34,6 +51,9 @@ class Shard(Protocol):
 
     def read(self, starts: Sequence[int], ends: Sequence[int]) -> list[bytes]:
         """The bytes of some parts; fewer where they extend past the end."""
+
+    def read_member(self, start: int, nbytes: int) -> tuple[bytes, bytes]:
+        """The header block before a member, and its content; fewer bytes where they extend past the end."""
 
 
 def open_shard(path: str) -> Shard:
@@ -60,8 +80,14 @@ class _LocalShard:
     def read(self, starts: Sequence[int], ends: Sequence[int]) -> list[bytes]:
         return [self._read_one(start, end - start) for start, end in zip(starts, ends, strict=True)]
 
+    def read_member(self, start: int, nbytes: int) -> tuple[bytes, bytes]:
+        if nbytes < _SMALL_NBYTES:
+            both = self._read_one(start - BLOCK, BLOCK + nbytes)
+            return both[:BLOCK], both[BLOCK:]
+        return self._read_one(start - BLOCK, BLOCK), self._read_one(start, nbytes)
+
     def _read_one(self, start: int, nbytes: int) -> bytes:
-        if not hasattr(os, "pread"):  # Windows
+        if not _HAS_PREAD:  # Windows
             with open(self.path, "rb") as file:
                 file.seek(start)
                 return file.read(nbytes)
@@ -87,6 +113,10 @@ class _RemoteShard:
     def read(self, starts: Sequence[int], ends: Sequence[int]) -> list[bytes]:
         return cat_ranges(self._files, self._name, starts, [min(end, self.nbytes) for end in ends])
 
+    def read_member(self, start: int, nbytes: int) -> tuple[bytes, bytes]:
+        header, content = self.read([start - BLOCK, start], [start, start + nbytes])
+        return header, content
+
 
 class OpenShards:
     """The shards that this process has open, at most `MOST_OPEN`; the one not used for longest is closed first.
@@ -99,11 +129,11 @@ class OpenShards:
     def __init__(self, paths: Sequence[str], sizes: Any, times: Any) -> None:
         self._paths, self._sizes, self._times = paths, sizes, times
         self._open: OrderedDict[int, Shard] = OrderedDict()
-        self._process = os.getpid()
+        self._forks = _Process.forks
 
     def __getitem__(self, number: int) -> Shard:
-        if self._process != os.getpid():  # clients of remote stores do not survive a fork
-            self._open, self._process = OrderedDict(), os.getpid()
+        if self._forks != _Process.forks:  # clients of remote stores do not survive a fork
+            self._open, self._forks = OrderedDict(), _Process.forks
         # No lock, which a fork could copy while it is held: each call here is one step for other threads.
         shard = self._open.get(number)
         if shard is not None:

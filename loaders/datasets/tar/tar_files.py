@@ -12,7 +12,7 @@ from loaders.datasets.image_samples import ImageSamples
 from loaders.datasets.protocol import in_range
 from loaders.datasets.read_into import owns_read_into
 from loaders.datasets.tar import index_file
-from loaders.datasets.tar.fields import KEY, Field, Fields, chosen, decode_by_extension, default_fields, is_image
+from loaders.datasets.tar.fields import KEY, Field, Fields, chosen, decoder_of, default_fields
 from loaders.datasets.tar.index import TarIndex, scan
 from loaders.datasets.tar.members import Member
 from loaders.datasets.tar.names import Shards, shard_paths
@@ -83,7 +83,7 @@ class TarFiles(ImageSamples):
         self.shards = shard_paths(shards)
         self._index = _index_of(self.shards, None if index is None else os.fspath(index))
         self._open = OpenShards(self.shards, self._index.shard_sizes, self._index.shard_times)
-        extensions = list(self._index.extensions)
+        extensions = self._index.extensions
         self.fields = default_fields(extensions) if asked is None else asked
         numbers = {extension: number for number, extension in enumerate(extensions)}
         # For each field the numbers of its extensions, the preferred one first.
@@ -110,7 +110,7 @@ class TarFiles(ImageSamples):
 
     def _image_source(self, index: int) -> Member:
         assert self._image is not None
-        return self._member(index, self._image)
+        return self._member(index, self._image)[0]
 
     def _other_fields(self, index: int) -> dict[str, Any]:
         return {self.fields[number].name: self._value(index, number) for number in self._others}
@@ -135,34 +135,31 @@ class TarFiles(ImageSamples):
         if field.is_special:
             sample = index // self._per_file
             return self._index.keys[sample] if field.extensions[0] == KEY else self.shards[self._index.shard_of(sample)]
-        member = self._member(index, number)
-        extension = member.extension
-        if field.decode is None and is_image(extension):
+        member, kind = self._member(index, number)
+        decode = field.decode or decoder_of(self._index.extensions[kind])
+        if decode is None:
             return read_image(member, index=index)
         try:
             content = member.read()
         except OSError as error:
             raise self._unreadable(index, field, member, error) from error
-        if field.decode is None:
-            try:
-                with DECODE:
-                    return decode_by_extension(extension, content)
-            except ValueError as error:
-                raise self._unreadable(index, field, member, error) from error
         try:
             with DECODE:
-                return field.decode(content)
+                return decode(content)
         except Exception as error:
+            if field.decode is None and isinstance(error, ValueError):
+                raise self._unreadable(index, field, member, error) from error
             where = describe_sample(index, printable(member.name))
             add_note(error, f'Raised by the function that decodes field "{field.name}" of {where}.')
             raise
 
-    def _member(self, index: int, number: int) -> Member:
+    def _member(self, index: int, number: int) -> tuple[Member, int]:
+        """The member that a field is made of, and the number of its extension."""
         sample = index // self._per_file
         first, end = self._index.member_starts[sample : sample + 2].tolist()
         kinds = self._index.kinds[first:end].tolist()
         kind = next(each for each in self._kinds[number] if each in kinds)
-        return Member(self._index, self._open, sample, first + kinds.index(kind))
+        return Member(self._index, self._open, sample, first + kinds.index(kind)), kind
 
     def _unreadable(self, index: int, field: Field, member: Member, error: Exception) -> DecodeError:
         name = printable(member.name)
@@ -186,7 +183,7 @@ class TarFiles(ImageSamples):
             if len(wrong):
                 first = int(wrong[0])
                 found = f"{held[first]} members, not one," if held[first] else "no member"
-                known = ", ".join([*self._index.extensions][:_NAMED])
+                known = ", ".join(self._index.extensions[:_NAMED])
                 raise DatasetError(
                     f'{len(wrong):,} of {len(self._index):,} samples have {found} for field "{field.name}" '
                     f'({"; ".join(field.extensions)}), the first of them "{printable(self._key_of(first))}"; the '

@@ -58,14 +58,15 @@ def test_wildcards_give_the_files_there_are_by_name(tmp_path):
     assert shard_paths(Path(each) for each in ("q.tar", "p.tar")) == ["q.tar", "p.tar"]
 
 
-def test_shards_that_cannot_be_meant_are_refused(tmp_path):
+def test_shards_that_cannot_be_meant_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("loaders.datasets.tar.names._MOST", 1000)
     with pytest.raises(DatasetError, match="no file matches"):
         shard_paths(str(tmp_path / "*.tar"))
     with pytest.raises(DatasetError, match=r"a.tar is listed more than once"):
         shard_paths(["a.tar", "{b,a}.tar"])
     with pytest.raises(DatasetError, match="none in the list"):
         shard_paths([])
-    with pytest.raises(DatasetError, match="makes more than 1,000,000 shards"):
+    with pytest.raises(DatasetError, match="makes more than 1,000 shards"):
         shard_paths("{0..99999999999}.tar")
     with pytest.raises(TypeError, match="is not a str"):
         shard_paths([b"a.tar"])
