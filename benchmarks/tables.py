@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import delivery, detection, harness, images, patches, randomness, sampler, scale, waiting
+from benchmarks import delivery, detection, harness, images, patches, randomness, sampler, scale, tar, waiting
 from benchmarks.harness import machine_line, table
 from benchmarks.peers import PEERS
 from benchmarks.runs import TABLES, Scenario, peer_module
@@ -102,6 +102,7 @@ SECTIONS: dict[str, tuple[str, Callable[[Mapping[str, Any]], str]]] = {
     "images": ("images", images.section),
     "patches": ("patches", patches.section),
     "detection": ("detection", detection.section),
+    "tar": ("tar", tar.section),
 }
 
 

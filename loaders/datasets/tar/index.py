@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -70,11 +70,29 @@ class TarIndex:
         """The number of a sample's shard."""
         return int(self.shard_starts.searchsorted(sample, side="right")) - 1
 
-    def holders(self, kinds: Sequence[int]) -> np.ndarray[Any, np.dtype[np.int64]]:
+    def holders(self, kinds: Sequence[int]) -> Integers:
         """How many members of these extensions each sample has, int64 (samples,)."""
-        ends = np.zeros(len(self.kinds) + 1, np.int64)
-        np.cumsum(np.isin(self.kinds, np.asarray(kinds, np.uint16)), out=ends[1:])
-        return np.diff(ends[self.member_starts])
+        is_one = np.zeros(len(self.extensions), np.int64)
+        is_one[list(kinds)] = 1
+        # Every sample has a member, so no part is empty.
+        held: Integers = np.add.reduceat(is_one[self.kinds], self.member_starts[:-1])
+        return held
+
+    def only(self, kept: np.ndarray[Any, np.dtype[np.bool_]]) -> TarIndex:
+        """The index of some samples; bool (samples,) says which."""
+        ends, of_members = ends_of(kept), np.repeat(kept, np.diff(self.member_starts))
+        text, text_ends = self.keys.arrays
+        lengths = np.diff(text_ends)
+        return replace(
+            self,
+            shard_starts=ends[self.shard_starts],
+            keys=PackedPaths.from_arrays(text[np.repeat(kept, lengths)], ends_of(lengths[kept])),
+            member_starts=ends_of(np.diff(self.member_starts)[kept]),
+            kinds=self.kinds[of_members],
+            starts=self.starts[of_members],
+            sizes=self.sizes[of_members],
+            checksums=self.checksums[of_members],
+        )
 
 
 def scan(paths: Sequence[str], show: Callable[[int], None] | None = None) -> TarIndex:

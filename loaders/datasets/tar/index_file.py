@@ -131,8 +131,8 @@ def _parsed(content: bytes, shards: Sequence[str]) -> TarIndex:
         raise _RefusedError("it is damaged: its checksum is wrong")
     at, arrays = _HEAD.size, []
     for count, dtype in zip(counts, dtypes, strict=True):
-        # A copy, so that every array is aligned.
-        arrays.append(np.frombuffer(content, dtype, count, at).astype(dtype.newbyteorder("=")))
+        # Views, aligned, since wider numbers come first.
+        arrays.append(np.frombuffer(content, dtype, count, at).astype(dtype.newbyteorder("="), copy=False))
         at += count * dtype.itemsize
     path_ends, key_ends, extension_ends, sizes, times, shard_starts, member_starts, starts, nbytes, *rest = arrays
     checksums, kinds, *encoded = rest

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from typing import Any, SupportsIndex
+from typing import Any, Literal, SupportsIndex
 
 import numpy as np
 
+from loaders.datasets.image_files import PackedPaths
 from loaders.datasets.image_samples import ImageSamples
 from loaders.datasets.protocol import in_range
 from loaders.datasets.read_into import owns_read_into
@@ -50,9 +51,12 @@ class TarFiles(ImageSamples):
         index: a path or URL where what was found is kept. If the file is missing it is written; if it exists it is used
             instead of reading headers, provided that the names, sizes and modification times of the shards are those
             that it was made of (of URLs, names and sizes). It contains no code.
+        incomplete: what to do about samples that lack a field or, without `fields=`, have two images: "raise" an error,
+            or "skip" them, which changes the numbers of the samples behind them.
 
     Attributes:
         shards: the paths or URLs, in order.
+        skipped: shard and key of every sample that was left out, as `describe` names them.
         group_sizes: int64 (shards,), number of samples in each: what a `GroupedSampler` takes.
 
     Sample:
@@ -77,6 +81,7 @@ class TarFiles(ImageSamples):
         crop: Crop | None = None,
         normalize: tuple[Sequence[float], Sequence[float]] | None = None,
         index: str | os.PathLike[str] | None = None,
+        incomplete: Literal["raise", "skip"] = "raise",
     ) -> None:
         super().__init__(transform, crop, normalize)
         asked = None if fields is None else chosen(fields)
@@ -88,7 +93,12 @@ class TarFiles(ImageSamples):
         numbers = {extension: number for number, extension in enumerate(extensions)}
         # For each field the numbers of its extensions, the preferred one first.
         self._kinds = [[numbers[each] for each in field.extensions if each in numbers] for field in self.fields]
-        self._require_members(is_default=asked is None)
+        if not len(self._index):
+            raise DatasetError(
+                f"The {len(self.shards):,} shards have no samples: a member needs a name with an extension, such as "
+                "0001.jpg."
+            )
+        self.skipped = self._without_incomplete(incomplete, is_default=asked is None)
         self._image = next((number for number, field in enumerate(self.fields) if field.name == _IMAGE), None)
         self._others = [number for number in range(len(self.fields)) if number != self._image]
         self._require_image()
@@ -173,23 +183,40 @@ class TarFiles(ImageSamples):
             field=field.name,
         )
 
-    def _require_members(self, *, is_default: bool) -> None:
-        """Check that every sample has a member for each field, and without `fields=` one image only."""
+    def _without_incomplete(self, incomplete: str, *, is_default: bool) -> PackedPaths:
+        """Leave out samples that lack a member for a field, or, without `fields=`, have two images. Returns which.
+
+        Raises:
+            DatasetError: there are some, and they are not to be skipped, or none is complete.
+        """
+        if incomplete not in ("raise", "skip"):
+            raise ValueError(f'incomplete={incomplete!r} is unknown; use "raise" or "skip".')
+        complete = np.ones(len(self._index), np.bool_)
         for field, kinds in zip(self.fields, self._kinds, strict=True):
-            if field.is_special:
-                continue
-            held = self._index.holders(kinds)
-            wrong = np.flatnonzero(held != 1 if is_default else held == 0)
-            if len(wrong):
-                first = int(wrong[0])
-                found = f"{held[first]} members, not one," if held[first] else "no member"
-                known = ", ".join(self._index.extensions[:_NAMED])
-                raise DatasetError(
-                    f'{len(wrong):,} of {len(self._index):,} samples have {found} for field "{field.name}" '
-                    f'({"; ".join(field.extensions)}), the first of them "{printable(self._key_of(first))}"; the '
-                    f"shards have members with the extensions {known}.\n  Say what is read of each sample, such as "
-                    'fields={"image": "jpg;png", "label": "cls"}, or write the shards without the others.'
-                )
+            if not field.is_special:
+                held = self._index.holders(kinds)
+                is_right = held == 1 if is_default else held > 0
+                if not is_right.all() and (incomplete == "raise" or not is_right.any()):
+                    raise self._incomplete(field, held, int(is_right.argmin()), int((~is_right).sum()))
+                complete &= is_right
+        skipped = PackedPaths(map(self._key_of, np.flatnonzero(~complete).tolist()))
+        if len(skipped) == len(self._index):
+            raise DatasetError(
+                f"The {len(self.shards):,} shards have no sample with all of {', '.join(self._names())}."
+            )
+        if len(skipped):
+            self._index = self._index.only(complete)
+        return skipped
+
+    def _incomplete(self, field: Field, held: np.ndarray[Any, Any], first: int, count: int) -> DatasetError:
+        found = f"{held[first]} members, not one," if held[first] else "no member"
+        known = ", ".join(self._index.extensions[:_NAMED])
+        return DatasetError(
+            f'{count:,} of {len(held):,} samples have {found} for field "{field.name}" '
+            f'({"; ".join(field.extensions)}), the first of them "{printable(self._key_of(first))}"; the shards have members with the extensions '
+            f'{known}.\n  Say what is read of each sample, such as fields={{"image": "jpg;png", "label": "cls"}}, or '
+            'leave these samples out by incomplete="skip".'
+        )
 
     def _require_image(self) -> None:
         field = None if self._image is None else self.fields[self._image]
@@ -215,8 +242,12 @@ class TarFiles(ImageSamples):
 
     def __repr__(self) -> str:
         several = f", {self._per_file} of each image" if self._per_file > 1 else ""
-        names = ", ".join(field.name for field in self.fields[:4]) + (", …" if len(self.fields) > 4 else "")
-        return f"TarFiles({len(self):,} samples{several} in {len(self.shards):,} shards: {names})"
+        skipped = f", {len(self.skipped):,} skipped" if len(self.skipped) else ""
+        names = ", ".join(self._names()[:4]) + (", …" if len(self.fields) > 4 else "")
+        return f"TarFiles({len(self):,} samples{several} in {len(self.shards):,} shards{skipped}: {names})"
+
+    def _names(self) -> list[str]:
+        return [field.name for field in self.fields]
 
 
 def _index_of(shards: list[str], path: str | None) -> TarIndex:

@@ -153,6 +153,36 @@ def test_a_sample_that_lacks_a_field_is_named_when_the_dataset_is_made(tmp_path)
     assert len(TarFiles(path, {"image": "jpg;png"})) == 3
 
 
+def test_samples_that_lack_a_field_are_left_out_on_request_counted_and_listed(tmp_path):
+    for shard in range(3):
+        entries = [(f"{n}.cls", b"%d" % (10 * shard + n)) for n in range(6) if (n + shard) % 3]
+        write_tar(tmp_path / f"{shard}.tar", [*entries, *((f"{n}.txt", b"%d" % n) for n in range(6) if n != 4)])
+    path = tmp_path / "*.tar"
+    dataset = TarFiles(path, {"label": "cls", "key": "__key__"}, incomplete="skip", index=tmp_path / "index")
+    kept = [10 * shard + n for shard in range(3) for n in range(6) if (n + shard) % 3]
+    assert sorted(sample["label"] for sample in dataset) == kept
+    assert all(int(sample["key"]) == sample["label"] % 10 for sample in dataset)
+    assert dataset.group_sizes.tolist() == [4, 4, 4]
+    assert list(dataset.skipped) == [
+        f"{tmp_path}/{each}" for each in ("0.tar/0", "0.tar/3", "1.tar/2", "1.tar/5", "2.tar/1")
+    ]
+    assert "12 samples in 3 shards, 5 skipped" in repr(dataset)
+    again = TarFiles(path, {"label": "cls"}, incomplete="skip", index=tmp_path / "index")
+    assert [sample["label"] for sample in again] == [sample["label"] for sample in dataset]
+    with pytest.raises(DatasetError, match=r'no member for field "x" \(jpg\)'):
+        TarFiles(path, {"x": "jpg"}, incomplete="skip")
+    with pytest.raises(ValueError, match="incomplete='ignore' is unknown"):
+        TarFiles(path, incomplete="ignore")
+
+
+def test_samples_of_which_each_lacks_something_are_none(tmp_path):
+    path = write_tar(tmp_path / "0.tar", [("0.jpg", b""), ("1.cls", b"")])
+    with pytest.raises(DatasetError, match="no sample with all of image, label"):
+        TarFiles(path, incomplete="skip")
+    with pytest.raises(DatasetError, match="1 shards have no samples: a member needs a name with an extension"):
+        TarFiles(write_tar(tmp_path / "1.tar", [("README", b"")]))
+
+
 def test_without_fields_two_images_of_a_sample_are_ambiguous(tmp_path):
     path = write_tar(tmp_path / "0.tar", [("0.jpg", b""), ("1.jpg", b""), ("1.png", b"")])
     with pytest.raises(DatasetError, match=r'1 of 2 samples have 2 members, not one, for field "image" \(jpg; png\)'):
