@@ -113,12 +113,12 @@ def memory(folder: str, pattern: str, workers: int) -> dict[str, float]:
     whole = TarFiles(_tiny(Path(folder), "*"), index=_index(Path(folder), "*"))
     epochs = len(whole) // len(dataset)
     del whole
-    loader = DataLoader(_Repeated(dataset, epochs), 512, shuffle=True, seed=0, num_workers=workers)
-    held: list[int] = []
-    for number, _ in enumerate(loader, 1):
-        if number == len(loader) - 1:
-            held = [_private_nbytes(pid) for pid in descendants()]
-    return {"worker_nbytes": sum(held) / max(1, len(held)), "index_nbytes": dataset._index.nbytes}
+    options: dict[str, Any] = {"num_workers": workers, "persistent_workers": True}
+    loader = DataLoader(_Repeated(dataset, epochs), 512, shuffle=True, seed=0, **options)
+    for _ in loader:
+        pass
+    held = [_private_nbytes(pid) for pid in descendants()]
+    return {"worker_nbytes": sum(held) / len(held), "index_nbytes": dataset._index.nbytes}
 
 
 class _Repeated:

@@ -213,8 +213,9 @@ class TarFiles(ImageSamples):
         known = ", ".join(self._index.extensions[:_NAMED])
         return DatasetError(
             f'{count:,} of {len(held):,} samples have {found} for field "{field.name}" '
-            f'({"; ".join(field.extensions)}), the first of them "{printable(self._key_of(first))}"; the shards have members with the extensions '
-            f'{known}.\n  Say what is read of each sample, such as fields={{"image": "jpg;png", "label": "cls"}}, or '
+            f'({"; ".join(field.extensions)}), the first of them "{printable(self._key_of(first))}"; the shards have '
+            f"members with the extensions {known}.\n  Say what is read of each sample, such as "
+            'fields={"image": "jpg;png", "label": "cls"}, or '
             'leave these samples out by incomplete="skip".'
         )
 

@@ -33,6 +33,7 @@ def test_every_peer_runs(folder, peer, monkeypatch):
         torch.set_num_threads(threads)
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 4 worker processes")
 def test_the_section_is_made_of_what_was_measured(folder, monkeypatch):
     monkeypatch.setattr(tar, "BATCH", 4)
     fast = {"per_s": 200.0}
