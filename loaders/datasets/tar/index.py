@@ -22,7 +22,7 @@ from loaders.images.decode.files import is_remote
 from loaders.system.limits import whole_cores
 
 _THREADS_PER_CORE = 2
-_REMOTE_THREADS = 32  # they wait for answers
+REMOTE_THREADS = 32  # they wait for answers
 _MOST_EXTENSIONS = 1 << 16
 _SHOWN_FROM = 16  # shards; fewer are scanned before a bar could be read
 
@@ -108,7 +108,7 @@ def scan(paths: Sequence[str], show: Callable[[int], None] | None = None) -> Tar
     """
     if show is None and len(paths) >= _SHOWN_FROM:
         return _with_bar(paths)
-    threads = _REMOTE_THREADS if any(map(is_remote, paths)) else _THREADS_PER_CORE * whole_cores()
+    threads = REMOTE_THREADS if any(map(is_remote, paths)) else _THREADS_PER_CORE * whole_cores()
     found: list[Found] = []
     pool = ThreadPoolExecutor(max(1, min(threads, len(paths))), "scan")
     try:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 import stat
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from secrets import token_hex
 from struct import Struct
@@ -19,7 +20,7 @@ import numpy as np
 
 from loaders.datasets.image_files import PackedPaths
 from loaders.datasets.tar.headers import BLOCK
-from loaders.datasets.tar.index import TarIndex
+from loaders.datasets.tar.index import REMOTE_THREADS, TarIndex
 from loaders.errors import DatasetError
 from loaders.images.decode import printable
 from loaders.images.decode.files import file_system, is_remote
@@ -163,20 +164,30 @@ def _check(index: TarIndex) -> None:
 
 def _compare(index: TarIndex, shards: Sequence[str]) -> None:
     """Whether the shards are as they were."""
-    for number, path in enumerate(shards):
-        try:
-            if is_remote(path):
-                files, name = file_system(path)
-                found = int(files.size(name) or 0), 0
-            else:
-                status = os.stat(path)
-                found = status.st_size, status.st_mtime_ns
-        except OSError as error:
-            raise DatasetError(f'shard "{printable(path)}" cannot be opened: {error.strerror or error}.') from error
+    for number, (path, found) in enumerate(zip(shards, _sizes_and_times(shards), strict=True)):
         expected = int(index.shard_sizes[number]), int(index.shard_times[number])
         if found != expected:
             what = "size" if found[0] != expected[0] else "modification time"
             raise _RefusedError(f'shard "{printable(path)}" has another {what} since')
+
+
+def _sizes_and_times(shards: Sequence[str]) -> Iterator[tuple[int, int]]:
+    if any(map(is_remote, shards)):
+        with ThreadPoolExecutor(REMOTE_THREADS) as pool:  # one after the other, thousands of requests take minutes
+            yield from pool.map(_size_and_time, shards)
+    else:
+        yield from map(_size_and_time, shards)
+
+
+def _size_and_time(path: str) -> tuple[int, int]:
+    try:
+        if is_remote(path):
+            files, name = file_system(path)
+            return int(files.size(name) or 0), 0
+        status = os.stat(path)
+        return status.st_size, status.st_mtime_ns
+    except OSError as error:
+        raise DatasetError(f'shard "{printable(path)}" cannot be opened: {error.strerror or error}.') from error
 
 
 def _named(paths: Sequence[str] | PackedPaths) -> str:

@@ -17,6 +17,7 @@ from loaders.datasets.tar.headers import BLOCK
 from loaders.images.decode.files import cat_ranges, file_system, is_remote
 
 MOST_OPEN = 64  # in each process, for each dataset
+MOST_REMOTE = 4096  # these take no descriptor, and to open one is a request
 _SMALL_NBYTES = 16 * 1024  # to copy so much is cheaper than a second system call
 _HAS_PREAD = hasattr(os, "pread")
 _NO_DESCRIPTOR = (errno.EMFILE, errno.ENFILE)
@@ -119,7 +120,7 @@ class _RemoteShard:
 
 
 class OpenShards:
-    """The shards that this process has open, at most `MOST_OPEN`; the one not used for longest is closed first.
+    """The shards that this process has open, at most `MOST_OPEN` files; the one not used for longest is closed first.
 
     Args:
         paths: of all shards.
@@ -151,7 +152,7 @@ class OpenShards:
                 "again, and delete its index= file if it has one"
             )
         self._open[number] = shard
-        while len(self._open) > MOST_OPEN:
+        while len(self._open) > (MOST_REMOTE if is_remote(shard.path) else MOST_OPEN):
             try:
                 self._open.popitem(last=False)
             except KeyError:  # another thread did

@@ -89,18 +89,18 @@ class TarFiles(ImageSamples):
         self._index = _index_of(self.shards, None if index is None else os.fspath(index))
         self._open = OpenShards(self.shards, self._index.shard_sizes, self._index.shard_times)
         extensions = self._index.extensions
-        self.fields = default_fields(extensions) if asked is None else asked
+        self._fields = default_fields(extensions) if asked is None else asked
         numbers = {extension: number for number, extension in enumerate(extensions)}
         # For each field the numbers of its extensions, the preferred one first.
-        self._kinds = [[numbers[each] for each in field.extensions if each in numbers] for field in self.fields]
+        self._kinds = [[numbers[each] for each in field.extensions if each in numbers] for field in self._fields]
         if not len(self._index):
             raise DatasetError(
                 f"The {len(self.shards):,} shards have no samples: a member needs a name with an extension, such as "
                 "0001.jpg."
             )
         self.skipped = self._without_incomplete(incomplete, is_default=asked is None)
-        self._image = next((number for number, field in enumerate(self.fields) if field.name == _IMAGE), None)
-        self._others = [number for number in range(len(self.fields)) if number != self._image]
+        self._image = next((number for number, field in enumerate(self._fields) if field.name == _IMAGE), None)
+        self._others = [number for number in range(len(self._fields)) if number != self._image]
         self._require_image()
 
     def __len__(self) -> int:
@@ -114,7 +114,7 @@ class TarFiles(ImageSamples):
     def _read(self, index: int) -> dict[str, Any]:
         if self._image is None:
             return self._other_fields(index)
-        if self.crop is None and self.fields[self._image].decode is not None:
+        if self.crop is None and self._fields[self._image].decode is not None:
             return {_IMAGE: self._value(index, self._image), **self._other_fields(index)}
         return self._whole_sample(index)
 
@@ -123,7 +123,7 @@ class TarFiles(ImageSamples):
         return self._member(index, self._image)[0]
 
     def _other_fields(self, index: int) -> dict[str, Any]:
-        return {self.fields[number].name: self._value(index, number) for number in self._others}
+        return {self._fields[number].name: self._value(index, number) for number in self._others}
 
     @property
     def read_into(self) -> Callable[[SupportsIndex, Any], None]:
@@ -141,7 +141,7 @@ class TarFiles(ImageSamples):
 
     def _value(self, index: int, number: int) -> Any:
         """The value of a field."""
-        field = self.fields[number]
+        field = self._fields[number]
         if field.is_special:
             sample = index // self._per_file
             return self._index.keys[sample] if field.extensions[0] == KEY else self.shards[self._index.shard_of(sample)]
@@ -192,7 +192,7 @@ class TarFiles(ImageSamples):
         if incomplete not in ("raise", "skip"):
             raise ValueError(f'incomplete={incomplete!r} is unknown; use "raise" or "skip".')
         complete = np.ones(len(self._index), np.bool_)
-        for field, kinds in zip(self.fields, self._kinds, strict=True):
+        for field, kinds in zip(self._fields, self._kinds, strict=True):
             if not field.is_special:
                 held = self._index.holders(kinds)
                 is_right = held == 1 if is_default else held > 0
@@ -220,14 +220,14 @@ class TarFiles(ImageSamples):
         )
 
     def _require_image(self) -> None:
-        field = None if self._image is None else self.fields[self._image]
+        field = None if self._image is None else self._fields[self._image]
         if (self.crop is not None or self.normalize is not None) and (field is None or not field.has_images):
             raise ValueError(
                 'crop= and normalize= are for the field "image", decoded by this package: name it in fields=, such as '
                 '{"image": "jpg;png"}.'
             )
         if self.crop is not None:
-            beside = [self.fields[number].name for number in self._others if self.fields[number].has_images]
+            beside = [self._fields[number].name for number in self._others if self._fields[number].has_images]
             if beside:
                 raise ValueError(
                     f'crop= would cut the field "image" and not {", ".join(map(repr, beside))}: leave it out, and crop '
@@ -244,11 +244,11 @@ class TarFiles(ImageSamples):
     def __repr__(self) -> str:
         several = f", {self._per_file} of each image" if self._per_file > 1 else ""
         skipped = f", {len(self.skipped):,} skipped" if len(self.skipped) else ""
-        names = ", ".join(self._names()[:4]) + (", …" if len(self.fields) > 4 else "")
+        names = ", ".join(self._names()[:4]) + (", …" if len(self._fields) > 4 else "")
         return f"TarFiles({len(self):,} samples{several} in {len(self.shards):,} shards{skipped}: {names})"
 
     def _names(self) -> list[str]:
-        return [field.name for field in self.fields]
+        return [field.name for field in self._fields]
 
 
 def _index_of(shards: list[str], path: str | None) -> TarIndex:

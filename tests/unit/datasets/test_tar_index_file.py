@@ -102,6 +102,7 @@ def test_a_damaged_index_is_refused(root, damage):
         made(root)
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
 def test_an_index_that_is_no_file_is_refused(root):
     os.mkfifo(root / "index")
     with pytest.raises(DatasetError, match="cannot be used: it is not a file"):

@@ -238,6 +238,7 @@ def test_two_members_of_one_name_are_an_error(tmp_path):
             scan_shard(str(path))
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
 def test_a_shard_that_is_no_file_is_refused(tmp_path):
     os.mkfifo(tmp_path / "0.tar")
     with pytest.raises(DatasetError, match=r'0.tar" cannot be opened: it is a folder, a pipe or a device'):
@@ -262,6 +263,17 @@ def test_the_index_of_many_shards_is_that_of_each_in_order(tmp_path):
     assert (index.extensions[int(index.kinds[number])], int(index.sizes[number])) == ("x2", 2)
     assert len(index) == 780
     assert index.nbytes < 60 * len(index) + 40 * 200
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_many_shards_show_a_bar_on_a_terminal_alone(tmp_path, monkeypatch, capsys, is_terminal):
+    paths = [str(write_tar(tmp_path / f"{n}.tar", [("0.txt", b"zero")])) for n in range(16)]
+    monkeypatch.setenv("FORCE_COLOR", "1" if is_terminal else "")
+    monkeypatch.setenv("TERM", "xterm")
+    assert len(scan(paths)) == 16
+    told = capsys.readouterr()
+    assert ("Reading the headers of shards" in told.err) is is_terminal
+    assert told.out == ""
 
 
 def test_an_empty_archive_has_no_samples(tmp_path):
