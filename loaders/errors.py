@@ -7,7 +7,7 @@
     │   ├── ArrayKindError (TypeError)      the kind of array has none: masked, sparse, meta, a list …
     │   └── ImageShapeError (ValueError)    the shape is not that of an image or a batch of images
     ├── SampleError                         one sample of a dataset is at fault, and is named
-    │   ├── DecodeError (OSError)           a file could not be read as an image
+    │   ├── DecodeError (OSError)           a file, or a member of a shard, could not be read or decoded
     │   ├── FieldShapeError (ValueError, RuntimeError)
     │   │                                   the samples of a batch disagree about a shape
     │   ├── FieldDtypeError (TypeError, ValueError, RuntimeError)
@@ -89,7 +89,7 @@ def _rebuild_sample_error(
 
 
 class DecodeError(SampleError, OSError):
-    """A file could not be read as an image."""
+    """A file could not be read as an image, or a member of a shard as what its extension says."""
 
     # OSError.__str__ formats errno and filename when given two arguments; ours is always one message.
     __str__ = Exception.__str__
