@@ -21,6 +21,7 @@ from loaders.datasets.tar.shards import OpenShards
 from loaders.errors import DatasetError, DecodeError, add_note, describe_sample
 from loaders.images.crops import Crop
 from loaders.images.decode import printable, read_image
+from loaders.images.multi_crop import MultiCrop
 from loaders.timing.stages import DECODE
 
 _IMAGE = "image"
@@ -78,7 +79,7 @@ class TarFiles(ImageSamples):
         fields: Fields | None = None,
         transform: Callable[[Any], Any] | None = None,
         *,
-        crop: Crop | None = None,
+        crop: Crop | MultiCrop | None = None,
         normalize: tuple[Sequence[float], Sequence[float]] | None = None,
         index: str | os.PathLike[str] | None = None,
         incomplete: Literal["raise", "skip"] = "raise",

@@ -24,6 +24,7 @@ from loaders import (
     DatasetError,
     DecodeError,
     ImageFiles,
+    MultiCrop,
     RandomPatches,
     RandomResizedCrop,
     TarFiles,
@@ -281,6 +282,17 @@ def test_patches_make_several_samples_of_a_member(root):
     assert [dataset[index]["label"] for index in (0, 2, 3, -1)] == [0, 0, 3, 33]
     assert dataset[20]["image"].shape == (16, 16, 3)
     assert "3 of each image" in repr(dataset)
+
+
+@pytest.mark.parametrize("normalize", [None, (MEAN, STD)])
+def test_several_crops_of_several_sizes_are_those_of_the_same_files(tmp_path, normalize):
+    files, crop = write_photos(tmp_path, restart=2), MultiCrop([(24, 2), (12, 3)])
+    folder = ImageFiles(files, np.arange(12), crop=crop, normalize=normalize)
+    tars = TarFiles(tmp_path / "*.tar", crop=crop, normalize=normalize)
+    for mine, other in zip(*(DataLoader(each, 4, seed=5) for each in (tars, folder)), strict=True):
+        assert mine["label"].tolist() == [3 * number for number in other["label"].tolist()]
+        assert [stack.shape[1] for stack in mine["image"]] == [2, 3]
+        assert all(torch.equal(a, b) for a, b in zip(mine["image"], other["image"], strict=True))
 
 
 def test_a_crop_of_the_image_alone_is_refused_beside_other_images(tmp_path):
