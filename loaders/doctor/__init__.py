@@ -6,6 +6,7 @@
 | `machine` | memory, descriptors, cores, decoders, accelerators |
 | `samples` | samples read on trial, and what they show |
 | `behaviour` | the dataset itself: randomness, copies, workers |
+| `open_files` | files and databases that a fork would share |
 | `imports` | what a worker imports, with times |
 | `examine` | all checks in order |
 | `command` | `loaders doctor` |

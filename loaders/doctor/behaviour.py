@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import io
 import pickle
 import warnings
 from collections.abc import Sequence
@@ -13,7 +12,6 @@ import numpy as np
 
 from loaders.benchmark.target import loader_argument
 from loaders.bridge import to_numpy
-from loaders.datasets.wrapped import bases
 from loaders.doctor.finding import Finding
 from loaders.nested import leaves
 
@@ -102,24 +100,6 @@ def check_batching(dataset: Any, indices: Sequence[int], target: Any) -> Finding
             "Give arrays, numbers or text in each field, or a collate_fn that knows what to do.",
         )
     return Finding("batches", "fine", "samples go together")
-
-
-def check_open_files(dataset: Any) -> Finding:
-    """Whether the dataset holds open files that forked workers would share."""
-    for base in bases(dataset):
-        for name, value in vars(base).items() if hasattr(base, "__dict__") else ():
-            kind = type(value)
-            family = f"{kind.__module__.partition('.')[0]}.{kind.__qualname__}"
-            shared = isinstance(value, io.IOBase) and not isinstance(value, (io.BytesIO, io.StringIO))
-            if shared or family in ("h5py.File", "sqlite3.Connection", "lmdb.Environment", "zipfile.ZipFile"):
-                return Finding(
-                    "open files in workers",
-                    "problem",
-                    f"attribute {name!r} is an open {kind.__qualname__}: forked workers share its position and read "
-                    "each other's bytes; spawned ones cannot get it",
-                    "Open it when the first sample is read, once in each process, not in __init__.",
-                )
-    return Finding("open files in workers", "fine", "none is open")
 
 
 def check_pickling(dataset: Any, method: str = "fork") -> Finding:

@@ -11,6 +11,7 @@ from loaders.doctor import behaviour, samples
 from loaders.doctor.finding import Finding, exit_status
 from loaders.doctor.imports import check_worker_imports
 from loaders.doctor.machine import MACHINE_CHECKS
+from loaders.doctor.open_files import check_open_files
 
 SAMPLES = 32
 _TWICE = 4  # samples that are read several times
@@ -70,7 +71,7 @@ def examine_dataset(target: Any, *, count: int = SAMPLES, batch_size: int = 64, 
         samples.check_slow_samples(reads),
         behaviour.check_determinism(dataset, readable),
         behaviour.check_repeated_augmentation(dataset, readable[0], stock=is_stock(target)),
-        behaviour.check_open_files(dataset),
+        check_open_files(dataset),
         behaviour.check_pickling(dataset, method),
     ]
     if spawn:

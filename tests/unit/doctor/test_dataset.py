@@ -8,6 +8,7 @@ import torch
 
 from loaders import ArrayDataset, DataLoader, Field, sample_rng
 from loaders.doctor import behaviour, examine_dataset, samples
+from loaders.doctor.open_files import check_open_files
 from loaders.doctor.samples import Read, read_samples
 
 
@@ -231,9 +232,9 @@ def test_open_files_are_found_also_below_a_subset(tmp_path):
     dataset = Made(constant)
     (tmp_path / "file").write_bytes(b"0")
     with open(tmp_path / "file", "rb") as dataset.file:
-        found = behaviour.check_open_files(torch.utils.data.Subset(dataset, [0]))
+        found = check_open_files(torch.utils.data.Subset(dataset, [0]))
     assert (found.severity, "attribute 'file' is an open BufferedReader" in found.what) == ("problem", True)
-    assert behaviour.check_open_files(Made(constant)).severity == "fine"
+    assert check_open_files(Made(constant)).severity == "fine"
 
 
 LEVEL = 0.0
