@@ -101,6 +101,10 @@ class RowWriter:
         """A sample-like container of writable arrays over one row, for datasets with `read_into`."""
         return self.spec.unflatten([values[row, ...] for values in self._values if values is not None])
 
+    def rows(self, start: int, stop: int) -> Any:
+        """The same over several rows: each array has one more dimension."""
+        return self.spec.unflatten([values[start:stop] for values in self._values if values is not None])
+
     @property
     def takes_rows(self) -> bool:
         """True if every field is stacked, so that `row` covers the whole sample."""

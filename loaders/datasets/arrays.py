@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from loaders.datasets.protocol import IndexedDataset
+from loaders.datasets.read_into import checked_rows, owns_read_into, take_rows
 from loaders.errors import DatasetError
 
 
@@ -50,6 +51,24 @@ class ArrayDataset(IndexedDataset):
 
     def _read(self, index: int) -> dict[str, Any]:
         return {name: array[index] for name, array in self._arrays().items()}
+
+    @property
+    def read_rows_into(self) -> Callable[[Sequence[int], dict[str, Any]], None]:
+        """`read_rows_into(indices, out)` writes several samples into the arrays of `out`, with one row for each.
+
+        It exists without a transform. A subclass that overrides the indexing has none.
+
+        Raises:
+            AttributeError: it does not exist.
+        """
+        if self.transform is None and owns_read_into(type(self), "read_rows_into"):
+            return self._read_rows_into
+        raise AttributeError(f"this {type(self).__name__} has no read_rows_into: its samples are transformed")
+
+    def _read_rows_into(self, indices: Sequence[int], out: dict[str, Any]) -> None:
+        rows = checked_rows(indices, len(self))
+        for name, array in self._arrays().items():
+            take_rows(array, rows, out[name])
 
     def _arrays(self) -> dict[str, np.ndarray]:
         if self._opened is None:

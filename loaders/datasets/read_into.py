@@ -1,8 +1,8 @@
-"""When a dataset's `read_into` may replace indexing, and `copy_into`, which writes any sample."""
+"""When a dataset's `read_into` or `read_rows_into` may replace indexing, and `copy_into`, which writes any sample."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,14 +15,14 @@ from loaders.timing.stages import WRITE
 _READ_BY = {"__getitem__", "_read"}
 
 
-def owns_read_into(kind: type) -> bool:
-    """Whether `read_into` writes what indexing returns: the class that defines the indexing, or a subclass, defines it.
+def owns_read_into(kind: type, method: str = "read_into") -> bool:
+    """Whether `method` writes what indexing returns: the class that defines the indexing, or a subclass, defines it.
 
-    False for a subclass that overrides the indexing and inherits `read_into`, and for a wrapper whose `__getattr__`
+    False for a subclass that overrides the indexing and inherits the method, and for a wrapper whose `__getattr__`
     forwards to the dataset inside.
     """
     for each in kind.__mro__:
-        if "read_into" in vars(each):
+        if method in vars(each):
             return True
         if not _READ_BY.isdisjoint(vars(each)):
             return False
@@ -75,9 +75,9 @@ def copy_into(out: Any, sample: Any, index: int, describe: Callable[[int], str])
             place[...] = array
 
 
-def without_image(fields: dict[str, Any]) -> dict[str, Any]:
-    """The fields without "image", which is written separately."""
-    return {name: value for name, value in fields.items() if name != "image"}
+def without_image(fields: dict[str, Any], image: str = "image") -> dict[str, Any]:
+    """The fields without the image, which is written separately."""
+    return {name: value for name, value in fields.items() if name != image}
 
 
 def settle(result: Any, out: Any) -> None:
@@ -85,3 +85,39 @@ def settle(result: Any, out: Any) -> None:
     if result is not out:
         with WRITE:
             out[...] = result
+
+
+def checked_rows(indices: Sequence[Any], length: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Indices as positions in [0, length); negative ones count from the end.
+
+    Raises:
+        IndexError: one is out of range.
+        TypeError: they are not integers.
+    """
+    rows = np.asarray(indices)
+    if rows.dtype.kind not in "iu" or rows.ndim != 1:
+        raise TypeError(f"indices are {rows.dtype} of shape {rows.shape}, expected integers")
+    if len(rows) and not (-length <= int(rows.min()) and int(rows.max()) < length):
+        raise IndexError(f"an index is out of range: there are {length} samples")
+    rows = rows.astype(np.int64)
+    return np.where(rows < 0, rows + length, rows)
+
+
+def take_rows(array: np.ndarray[Any, Any], rows: np.ndarray[Any, Any], out: np.ndarray[Any, Any]) -> None:
+    """Write `array[rows]` to `out`, in one pass.
+
+    Raises:
+        TypeError: the dtypes differ. Nothing is cast.
+        ValueError: the shapes differ.
+    """
+    if out.dtype != array.dtype:
+        raise TypeError(f"rows are {array.dtype}, expected {out.dtype}")
+    if out.shape != (len(rows), *array.shape[1:]):
+        raise ValueError(f"rows have shape {array.shape[1:]}, expected {out.shape[1:]}")
+    if array.flags.c_contiguous and array.flags.aligned and out.flags.c_contiguous:
+        np.take(array, rows, axis=0, out=out, mode="clip")  # "raise" would write to a copy of `out` first
+    elif array.ndim == 1:
+        out[...] = array[rows]
+    else:  # `take` would copy all of the array
+        for place, row in zip(out, rows, strict=True):
+            place[...] = array[row]

@@ -9,14 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import numpy as np
-
 from loaders.batch.packing import pack
 from loaders.batch.rows import RowWriter
 from loaders.batch.spec import BatchSpec
 from loaders.datasets.read_into import own_read_into
 from loaders.datasets.wrapped import bases, describe, resolve
-from loaders.errors import SampleError
 from loaders.randomness.calls import Calls
 from loaders.randomness.process_generators import ProcessGenerators
 from loaders.randomness.streams import Domain, enter_sample, leave_sample, set_aside, take_up
@@ -24,7 +21,8 @@ from loaders.randomness.transforms import Found, KeyedTransforms
 from loaders.system.interrupts import is_interrupt
 from loaders.timing.stages import COLLATE, WRITE, Clock
 from loaders.workers.info import forget_questions, has_asked
-from loaders.workers.messages import Failure, Job, Keys, Parcel, Result, Task
+from loaders.workers.messages import Failure, Job, Parcel, Result, Task
+from loaders.workers.together import read_together, rows_of, together, writes_together
 
 _WHOLE = (
     "{} calls torch.utils.data.get_worker_info(), which does not work in threads: each of the {} threads reads the "
@@ -67,6 +65,7 @@ class Worker:
         # stream cannot be read twice, so every sample of it is keyed before it is known whether it draws.
         self._generators = ProcessGenerators(shared=not apart, keyed=job.fetch == "stream") if not threaded else None
         self._reads_into = any(own_read_into(base) is not None for base in bases(job.dataset))
+        self._writes_together = writes_together(job.dataset)
         self._writer: tuple[tuple[int, int], RowWriter] | None = None  # for (ticket, rows)
         self._clock = Clock()
         self._stream: tuple[int, Iterator[Any], int] | None = None  # epoch, iterator, serial of its next batch
@@ -140,6 +139,8 @@ class Worker:
         # This loop and what it calls are the cost of a small sample.
         writer, keys = self._writer_of(task), task.keys
         dataset, clock = self.job.dataset, self._clock
+        if self._writes_together and writer is not None and self._did_together(task, result, writer, reading, due):
+            return
         reads_into = writer is not None and self._reads_into and writer.takes_rows
         keys_more = bool(self._transforms) or (self._generators is not None and self._generators.keyed)
         for row in range(result.start, result.stop):
@@ -179,6 +180,26 @@ class Worker:
         read_into(index, writer.row(row))
         return _PLACED
 
+    def _did_together(
+        self, task: Task, result: Result, writer: RowWriter, reading: Callable[[int], bool], due: int
+    ) -> bool:
+        """Whether the dataset has written all rows of the span in one call. If not, nothing has happened."""
+        start, stop = result.start, result.stop
+        # Marked by its middle row: if this process dies, the span is done again in halves, down to the row at fault.
+        if not (writer.takes_rows and stop - start > 1 and reading((start + stop) // 2)):
+            return False
+        if due < stop:
+            self._clock.begin_sample()
+        try:
+            if not together(self.job.dataset, task.keys[start:stop], writer.rows(start, stop)):
+                return False
+        except Exception as error:  # reading the samples one by one shows which of them is at fault
+            self._raise_if_interrupted(error)
+            return False
+        if due < stop:
+            self._clock.end_sample(-1, stop - start)
+        return True
+
     def _do_batch(self, task: Task, result: Result, reading: Callable[[int], bool], *, look: bool) -> None:
         clock = self._clock
         together: Failure | None = None
@@ -190,7 +211,7 @@ class Worker:
                 clock.begin_sample()
             try:
                 self._enter(task, 0)
-                samples = self._read_together(task.keys)
+                samples = read_together(self.job, task.keys)
             except Exception as error:
                 self._raise_if_interrupted(error)
                 together = self._failure(error, None, list(task.keys), "reading")
@@ -211,7 +232,7 @@ class Worker:
             try:
                 self._enter(task, row)
                 if self.job.fetch == "all":
-                    [sample] = self._read_together([key])
+                    [sample] = read_together(self.job, [key])
                 else:
                     sample = self.job.dataset[key]
                 good.append((row, sample))
@@ -233,26 +254,6 @@ class Worker:
                 self._place(None, row, sample, result)
         else:
             result.overflow.samples.extend(good)  # the batch may be short: the consumer fills it up and collates
-
-    def _read_together(self, keys: Sequence[Any]) -> Any:
-        """What `__getitems__` returns for these keys: usually a list with one sample for each.
-
-        Raises:
-            SampleError: it returned something else, and each sample must be matched with its key.
-        """
-        # Never the task's own list: the dataset may change what it is given.
-        asked = keys.given if isinstance(keys, Keys) else list(keys)
-        samples = self.job.dataset.__getitems__(asked)
-        rows = _rows_of(samples)
-        taken_apart, counted = self.job.keep_going, self.job.indexed or self.job.keep_going
-        if (taken_apart and rows is None) or (counted and rows is not None and len(rows) != len(keys)):
-            found = f"{len(rows)} samples" if rows is not None else f"a {type(samples).__name__}"
-            raise SampleError(
-                f"{type(self.job.dataset).__name__}.__getitems__ returned {found} for {len(keys)} keys.\n"
-                "  With return_index=True, and with on_error other than 'raise', it must return a list with one sample "
-                "for each key: raise an error for what cannot be read."
-            )
-        return samples
 
     def _do_stream(self, task: Task, result: Result, reading: Callable[[int], bool], *, look: bool) -> None:
         serial = task.keys[0]
@@ -311,7 +312,7 @@ class Worker:
     def _finish(self, task: Task, samples: Any, result: Result, reading: Callable[[int], bool]) -> None:
         """Write a whole batch of samples into rows, or collate it with the user's collate_fn."""
         if self.job.collate is None and self.job.batched:
-            rows = _rows_of(samples)
+            rows = rows_of(samples)
             if rows is None or (self.job.fetch == "all" and len(rows) > len(task.keys)):
                 result.overflow.whole = (samples,)
                 return
@@ -393,16 +394,6 @@ class Worker:
     def _failure(self, error: Exception, row: int | None, key: Any, doing: str) -> Failure:
         source = describe(self.job.dataset, key) if row is not None else None
         return Failure.of(error, doing, row, key, source)
-
-
-def _rows_of(samples: Any) -> Sequence[Any] | None:
-    """The samples one by one, where the collate function would see no difference; None for anything else."""
-    if type(samples) is list or (type(samples) is np.ndarray and samples.ndim > 0):
-        return list(samples)
-    # torch returns a sequence of texts in the container that it came in.
-    if type(samples) is tuple and not (samples and isinstance(samples[0], (str, bytes))):
-        return samples
-    return None
 
 
 _END, _PLACED = object(), object()
