@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from loaders.bridge import to_numpy as to_numpy
     from loaders.dataloader.loader import DataLoader as DataLoader
     from loaders.datasets.arrays import ArrayDataset as ArrayDataset
+    from loaders.datasets.arrow.dataset import ArrowDataset as ArrowDataset
     from loaders.datasets.cache.decoded import DecodedCache as DecodedCache
     from loaders.datasets.detection.coco import CocoDetection as CocoDetection
     from loaders.datasets.detection.mask_folder import MaskFolder as MaskFolder
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from loaders.datasets.detection.yolo import YoloDetection as YoloDetection
     from loaders.datasets.image_files import ImageFiles as ImageFiles
     from loaders.datasets.image_files import ImageFolder as ImageFolder
+    from loaders.datasets.per_worker import PerWorker as PerWorker
     from loaders.datasets.protocol import Dataset as Dataset
     from loaders.datasets.tar.tar_files import TarFiles as TarFiles
     from loaders.device.event_timing import TransferTime as TransferTime
@@ -94,6 +96,7 @@ _NAMES = {
     ),
     "loaders.dataloader.loader": ("DataLoader",),
     "loaders.datasets.arrays": ("ArrayDataset",),
+    "loaders.datasets.arrow.dataset": ("ArrowDataset",),
     "loaders.datasets.cache.decoded": ("DecodedCache",),
     "loaders.datasets.detection.coco": ("CocoDetection",),
     "loaders.datasets.detection.mask_folder": ("MaskFolder",),
@@ -103,6 +106,7 @@ _NAMES = {
         "ImageFiles",
         "ImageFolder",
     ),
+    "loaders.datasets.per_worker": ("PerWorker",),
     "loaders.datasets.protocol": ("Dataset",),
     "loaders.datasets.tar.tar_files": ("TarFiles",),
     "loaders.device.mixing": (

@@ -20,7 +20,7 @@ from loaders.timing.stages import AUGMENT
 
 
 class ImageSamples(IndexedDataset):
-    """Samples with an image in the field "image", and other fields; a subclass defines where they come from.
+    """Samples with an image in one field, and other fields; a subclass defines where they come from.
 
     It also defines `_read` and `read_into`, by `_whole_sample` and `_image_writer`: that both are in one class says
     that they agree (`owns_read_into`).
@@ -31,6 +31,8 @@ class ImageSamples(IndexedDataset):
     Raises:
         TypeError, ValueError: `crop` or `normalize` is invalid.
     """
+
+    image_field = "image"  # a subclass may name another
 
     def __init__(
         self,
@@ -62,13 +64,13 @@ class ImageSamples(IndexedDataset):
             return sample
         with AUGMENT:
             image = self._to_planes(self._checked_image(sample, in_range(index, len(self))))
-        return {**sample, "image": image}
+        return {**sample, self.image_field: image}
 
     def _whole_sample(self, index: int) -> dict[str, Any]:
         """The sample before the transform."""
         source = self._image_source(index)
         image: Any = read_image(source, index=index) if self.crop is None else self.crop.read(source, index=index)
-        return {"image": image, **self._other_fields(index)}
+        return {self.image_field: image, **self._other_fields(index)}
 
     def _image_writer(self) -> Callable[[SupportsIndex, Any], None] | None:
         """What writes a sample into the arrays of a row, if that saves a copy of the image.
@@ -84,7 +86,8 @@ class ImageSamples(IndexedDataset):
     def _read_crop_into(self, index: SupportsIndex, out: dict[str, Any]) -> None:
         position = in_range(index, len(self))
         assert self.crop is not None
-        settle(self.crop.read(self._image_source(position), out["image"], index=position), out["image"])
+        place = out[self.image_field]
+        settle(self.crop.read(self._image_source(position), place, index=position), place)
         self._write_other_fields(position, out)
 
     def _write_other_fields(self, index: int, out: dict[str, Any]) -> None:
@@ -97,15 +100,15 @@ class ImageSamples(IndexedDataset):
 
     def _read_planes_into(self, index: SupportsIndex, out: dict[str, Any]) -> None:
         position = in_range(index, len(self))
-        sample = super().__getitem__(position)
+        sample, name = super().__getitem__(position), self.image_field
         image = self._checked_image(sample, position)
-        places = [place.shape[-2:] for _, place in leaves(out["image"])]
+        places = [place.shape[-2:] for _, place in leaves(out[name])]
         if places != [each.shape[-3:-1] for _, each in leaves(image)]:
             # Raises: shapes differ.
-            copy_into(out, {**sample, "image": self._to_planes(image)}, position, self.describe)
+            copy_into(out, {**sample, name: self._to_planes(image)}, position, self.describe)
         with AUGMENT:
-            self._to_planes(image, out["image"])
-        copy_into(without_image(out), without_image(sample), position, self.describe)
+            self._to_planes(image, out[name])
+        copy_into(without_image(out, name), without_image(sample, name), position, self.describe)
 
     def _to_planes(self, image: Any, out: Any = None) -> Any:
         """Normalise an image, or those of a `MultiCrop`: a tuple of stacks."""
@@ -125,7 +128,7 @@ class ImageSamples(IndexedDataset):
 
         With a `MultiCrop` it is a tuple of stacks of such images.
         """
-        image = sample.get("image") if isinstance(sample, dict) else None
+        image = sample.get(self.image_field) if isinstance(sample, dict) else None
         is_several = isinstance(self.crop, MultiCrop)
         images = image if is_several and isinstance(image, tuple) and image else (image,)
         for each in images:
@@ -145,11 +148,12 @@ class ImageSamples(IndexedDataset):
             kind, found = FieldNameError, f"a {type(sample).__name__} without one"
         expected = "uint8 (H, W, 3)" if dimensions == 3 else "a tuple of uint8 (N, H, W, 3)"
         raise kind(
-            f'{describe_sample(index, self.describe(index))}, field "image": the transform returned {found}; '
-            f"normalize= needs {expected} in a dict.\n  Remove normalisation and ToTensorV2 from the transform.",
+            f'{describe_sample(index, self.describe(index))}, field "{self.image_field}": the transform returned '
+            f"{found}; normalize= needs {expected} in a dict.\n"
+            "  Remove normalisation and ToTensorV2 from the transform.",
             index=index,
             source=self.describe(index),
-            field="image",
+            field=self.image_field,
         )
 
 

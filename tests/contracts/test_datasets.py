@@ -2,6 +2,9 @@ import pickle
 
 import cv2
 import numpy as np
+import pyarrow as pa
+import pyarrow.feather
+import pyarrow.parquet
 import pytest
 from dataset_contract import DatasetContract
 from support.annotated import box, coco, voc_object, write_coco, write_picture, write_voc, write_yolo
@@ -9,6 +12,7 @@ from support.tars import write_tar
 
 from loaders import (
     ArrayDataset,
+    ArrowDataset,
     CenterCrop,
     CocoDetection,
     DatasetError,
@@ -76,6 +80,39 @@ class TestTarFiles(DatasetContract):
     def make(self, tmp_path):
         shards, crop = write_shards(tmp_path), CenterCrop(4, resize=4)
         return lambda transform: TarFiles(shards, None, transform, crop=crop, index=tmp_path / "index")
+
+
+def table(tmp_path):
+    images = [path.read_bytes() for path in write_photos(tmp_path)]
+    boxes = pa.FixedSizeListArray.from_arrays(pa.array(np.arange(16, dtype=np.float32)), 4)
+    return pa.table({"image": images, "label": [3, 1, 2, 0], "box": boxes, "name": list("abcd")})
+
+
+class TestArrowDatasetInMemory(DatasetContract):
+    @pytest.fixture
+    def make(self, tmp_path):
+        return lambda transform: ArrowDataset(table(tmp_path), transform=transform, image="image")
+
+
+class TestArrowDatasetOfParquet(DatasetContract):
+    @pytest.fixture
+    def make(self, tmp_path):
+        pyarrow.parquet.write_table(table(tmp_path), tmp_path / "a.parquet", row_group_size=3)
+        return lambda transform: ArrowDataset(tmp_path / "*.parquet", transform=transform, image="image")
+
+
+class TestArrowDatasetOfAMappedFile(DatasetContract):
+    @pytest.fixture
+    def make(self, tmp_path):
+        pyarrow.feather.write_feather(table(tmp_path), tmp_path / "a.arrow", compression="uncompressed")
+        return lambda transform: ArrowDataset(str(tmp_path / "a.arrow"), transform=transform, image="image")
+
+
+class TestArrowDatasetOfACompressedFile(DatasetContract):
+    @pytest.fixture
+    def make(self, tmp_path):
+        pyarrow.feather.write_feather(table(tmp_path), tmp_path / "a.arrow", compression="lz4", chunksize=3)
+        return lambda transform: ArrowDataset([tmp_path / "a.arrow"], ["name", "label"], transform)
 
 
 class TestDecodedCacheInMemory(DatasetContract):

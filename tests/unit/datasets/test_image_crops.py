@@ -19,6 +19,7 @@ from loaders import (
     Resize,
     read_image,
 )
+from loaders.datasets.image_samples import ImageSamples
 from loaders.errors import FieldDtypeError, FieldNameError, FieldShapeError
 from loaders.randomness.streams import enter_sample, leave_sample
 
@@ -118,8 +119,8 @@ def test_rows_are_written_directly_where_that_saves_a_copy(root, options, writte
 
 @pytest.mark.parametrize("normalize", [None, (MEAN, STD)])
 def test_loaders_have_the_pixels_written_into_the_row(root, normalize, monkeypatch):
-    asked, get = [], ImageFiles.__getitem__
-    monkeypatch.setattr(ImageFiles, "__getitem__", lambda self, index: asked.append(index) or get(self, index))
+    asked, get = [], ImageSamples.__getitem__
+    monkeypatch.setattr(ImageSamples, "__getitem__", lambda self, index: asked.append(index) or get(self, index))
     dataset = ImageFolder(root, crop=CenterCrop(24), normalize=normalize)
     loaded(dataset)
     assert set(asked) == {0}  # the first sample shows what the batch will be
