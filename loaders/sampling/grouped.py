@@ -53,7 +53,7 @@ class GroupedSampler(KeyedSampler):
 
     Args:
         group_sizes: int (groups,), the number of samples in each group; the samples of a group are neighbours, in the
-            order of the groups. `TarFiles.group_sizes` has them.
+            order of the groups. `TarFiles` and `ArrowDataset` have them as `group_sizes`.
         groups_open: groups per buffer, at most. Several ranks read the same ones at the same time.
         seed, rank, num_replicas, tail, batch_size: as in `ShardedSampler`.
 
