@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import sys
 from collections import OrderedDict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import repeat
 from typing import Any, Literal
@@ -194,12 +194,12 @@ class BatchSpec:
         flat = type(skeleton) is dict and all(type(below) is int for below in skeleton.values())
         return tuple(skeleton) if flat else None
 
-    def flatten(self, sample: Any) -> Collection[Any] | None:
+    def flatten(self, sample: Any) -> list[Any] | None:
         """The leaves of a sample in the order of `fields`, or None if its container differs from the first one's."""
         names = self._names
         if names is not None:
             # The keys' order must agree, too: a batch has that of its own first sample.
-            return sample.values() if type(sample) is dict and tuple(sample) == names else None
+            return list(sample.values()) if type(sample) is dict and tuple(sample) == names else None
         out: list[Any] = []
         return out if _flatten(self.skeleton, sample, out) else None
 
