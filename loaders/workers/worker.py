@@ -139,10 +139,11 @@ class Worker:
         # This loop and what it calls are the cost of a small sample.
         writer, keys = self._writer_of(task), task.keys
         dataset, clock = self.job.dataset, self._clock
-        if self._writes_together and writer is not None and self._did_together(task, result, writer, reading, due):
+        keys_more = bool(self._transforms) or (self._generators is not None and self._generators.keyed)
+        is_numbers = self._writes_together and not keys_more  # samples that draw need a key each
+        if is_numbers and writer is not None and self._did_together(task, result, writer, reading, due):
             return
         reads_into = writer is not None and self._reads_into and writer.takes_rows
-        keys_more = bool(self._transforms) or (self._generators is not None and self._generators.keyed)
         for row in range(result.start, result.stop):
             if not reading(row):
                 result.cancelled = True
@@ -202,7 +203,7 @@ class Worker:
 
     def _do_batch(self, task: Task, result: Result, reading: Callable[[int], bool], *, look: bool) -> None:
         clock = self._clock
-        together: Failure | None = None
+        failed_together: Failure | None = None
         if self.job.fetch == "all" and not task.raw:
             if not reading(0):
                 result.cancelled = True
@@ -214,9 +215,9 @@ class Worker:
                 samples = read_together(self.job, task.keys)
             except Exception as error:
                 self._raise_if_interrupted(error)
-                together = self._failure(error, None, list(task.keys), "reading")
+                failed_together = self._failure(error, None, list(task.keys), "reading")
                 if not self.job.keep_going:
-                    result.failures.append(together)
+                    result.failures.append(failed_together)
                     return
             else:
                 self._finish(task, samples, result, reading)
@@ -245,8 +246,8 @@ class Worker:
                 clock.end_sample(row)
         if look:
             clock.begin_sample()  # for the batch as a whole: what follows belongs to no single sample
-        if together is not None and not result.failures:
-            result.failures.append(together)
+        if failed_together is not None and not result.failures:
+            result.failures.append(failed_together)
         elif not (result.failures or task.raw):
             self._finish(task, [sample for _, sample in good], result, reading)
         elif self.job.collate is None and self.job.batched:

@@ -157,3 +157,23 @@ def test_indices_are_checked():
     for out in (np.zeros(1, np.int32), np.zeros((1, 2), np.int64)):
         with pytest.raises((TypeError, ValueError)):
             dataset.read_rows_into([0], {"x": out})
+
+
+class Noise:
+    """Samples that are random, although `read_rows_into` has no one sample to key them by."""
+
+    def __len__(self):
+        return ROWS
+
+    def __getitem__(self, index):
+        return {"x": np.random.random(2) + index}
+
+    def read_rows_into(self, indices, out):
+        out["x"][...] = np.random.random((len(indices), 2)) + np.asarray(indices)[:, None]
+
+
+def test_samples_that_draw_are_read_one_by_one_each_with_its_key():
+    plain = [{"x": batch["x"].clone()} for batch in DataLoader(Noise(), batch_size=8, seed=3)]
+    for workers in (1, 2):
+        found = list(DataLoader(Noise(), batch_size=8, seed=3, num_workers=workers))
+        assert all(torch.equal(mine["x"], other["x"]) for mine, other in zip(found, plain, strict=True))
