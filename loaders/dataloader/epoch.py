@@ -385,10 +385,11 @@ class Epoch(Iterator[Any]):
         deadline = time.monotonic() + timeout_s if timeout_s > 0 else None
         opened = -1
         while True:
+            had_spec = self._plan.spec is not None
             if self._plan.by_spans:
                 self._begin_those_that_can()
             batches = self._opener.batches
-            if len(batches) != opened or self._plan.spec is None:  # else nothing has changed since the last time
+            if len(batches) != opened or not had_spec:  # else nothing has changed since the last time
                 self._top_up(needed=True)
                 opened = len(batches)
             batch = self._choose(batches)

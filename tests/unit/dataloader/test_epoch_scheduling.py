@@ -94,6 +94,25 @@ def test_the_first_batch_is_shared_by_all_workers(gate, how):
 
 
 @both
+def test_a_slow_sample_of_the_very_first_batch_holds_up_no_other_batch(gate, how):
+    gate.hold(1)
+    loader = DataLoader(Gated(16, gate), 4, num_workers=2, **how)
+    begun = set()
+
+    def let_go_when_the_next_batch_is_read():
+        try:
+            while not {4, 5, 6, 7} <= begun:  # the shape of the samples is known from sample 0
+                begun.update(gate.entered(1))
+        finally:
+            gate.open()
+
+    helper = threading.Thread(target=let_go_when_the_next_batch_is_read)
+    helper.start()
+    assert labels(loader) == [list(range(start, start + 4)) for start in range(0, 16, 4)]
+    helper.join()
+
+
+@both
 def test_one_slow_sample_holds_up_no_other_batch(gate, how):
     loader = primed(gate, batch_size=8, **how)
     gate.hold(3)  # the last of the first span: 8 rows, 2 workers, samples that cost nothing
