@@ -107,9 +107,12 @@ def take_rows(array: np.ndarray[Any, Any], rows: np.ndarray[Any, Any], out: np.n
     """Write `array[rows]` to `out`, in one pass.
 
     Raises:
+        IndexError: there are fewer rows.
         TypeError: the dtypes differ. Nothing is cast.
         ValueError: the shapes differ.
     """
+    if len(rows) and (row := int(rows.max())) >= len(array):  # of a file that has become shorter
+        raise IndexError(f"there is no row {row:,}: the array has {len(array):,}")
     if out.dtype != array.dtype:
         raise TypeError(f"rows are {array.dtype}, expected {out.dtype}")
     if out.shape != (len(rows), *array.shape[1:]):

@@ -10,7 +10,34 @@ import numpy as np
 from loaders.datasets.read_into import owns_read_into
 from loaders.datasets.wrapped import bases, resolve
 from loaders.errors import SampleError
-from loaders.workers.messages import Job, Keys
+from loaders.workers.messages import Job, Keys, Result
+
+
+class RowsTogether:
+    """What a worker knows about the `read_rows_into` of its dataset.
+
+    Attributes:
+        offered: whether the dataset may have one.
+        error: that it raised in this span; None if it raised none.
+    """
+
+    def __init__(self, dataset: Any) -> None:
+        self.offered = writes_together(dataset)
+        self.error: Exception | None = None
+        self._dataset, self._has_told = dataset, False
+
+    def tell(self, result: Result, notes: list[str]) -> None:
+        """Add an error to `notes`, once, if each of the samples could then be read by itself.
+
+        Args:
+            result: of the span.
+            notes: that the caller is warned of.
+        """
+        error, self.error = self.error, None
+        if error is not None and not (self._has_told or result.failures or result.cancelled):
+            self._has_told = True
+            [base] = bases(self._dataset)
+            notes.append(f"{type(base).__name__}.read_rows_into raised {error!r}; samples are read one by one.")
 
 
 def writes_together(dataset: Any) -> bool:

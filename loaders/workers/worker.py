@@ -22,7 +22,7 @@ from loaders.system.interrupts import is_interrupt
 from loaders.timing.stages import COLLATE, WRITE, Clock
 from loaders.workers.info import forget_questions, has_asked
 from loaders.workers.messages import Failure, Job, Parcel, Result, Task
-from loaders.workers.together import read_together, rows_of, together, writes_together
+from loaders.workers.together import RowsTogether, read_together, rows_of, together
 
 _WHOLE = (
     "{} calls torch.utils.data.get_worker_info(), which does not work in threads: each of the {} threads reads the "
@@ -65,7 +65,7 @@ class Worker:
         # stream cannot be read twice, so every sample of it is keyed before it is known whether it draws.
         self._generators = ProcessGenerators(shared=not apart, keyed=job.fetch == "stream") if not threaded else None
         self._reads_into = any(own_read_into(base) is not None for base in bases(job.dataset))
-        self._writes_together = writes_together(job.dataset)
+        self._together = RowsTogether(job.dataset)
         self._writer: tuple[tuple[int, int], RowWriter] | None = None  # for (ticket, rows)
         self._clock = Clock()
         self._stream: tuple[int, Iterator[Any], int] | None = None  # epoch, iterator, serial of its next batch
@@ -78,6 +78,7 @@ class Worker:
             result = execute(task, start, stop, reading)
         finally:
             take_up(outer)
+        self._together.tell(result, self._transforms.notes)
         if self._transforms.notes:
             result.notes, self._transforms.notes = tuple(self._transforms.notes), []
         return result
@@ -140,7 +141,7 @@ class Worker:
         writer, keys = self._writer_of(task), task.keys
         dataset, clock = self.job.dataset, self._clock
         keys_more = bool(self._transforms) or (self._generators is not None and self._generators.keyed)
-        is_numbers = self._writes_together and not keys_more  # samples that draw need a key each
+        is_numbers = self._together.offered and not keys_more  # samples that draw need a key each
         if is_numbers and writer is not None and self._did_together(task, result, writer, reading, due):
             return
         reads_into = writer is not None and self._reads_into and writer.takes_rows
@@ -175,8 +176,7 @@ class Worker:
     def _read_into(self, writer: Any, row: int, key: Any) -> Any:
         """Let the dataset write a sample into its row; or return the sample where it does not offer that."""
         base, index = resolve(self.job.dataset, key)
-        read_into = own_read_into(base)
-        if read_into is None:
+        if (read_into := own_read_into(base)) is None:
             return self.job.dataset[key]
         read_into(index, writer.row(row))
         return _PLACED
@@ -196,6 +196,7 @@ class Worker:
                 return False
         except Exception as error:  # reading the samples one by one shows which of them is at fault
             self._raise_if_interrupted(error)
+            self._together.error = error
             return False
         if due < stop:
             self._clock.end_sample(-1, stop - start)
@@ -393,8 +394,7 @@ class Worker:
             self._generators.enter(Domain.COLLATE_PROCESS, task.seed, task.epoch, task.position)
 
     def _failure(self, error: Exception, row: int | None, key: Any, doing: str) -> Failure:
-        source = describe(self.job.dataset, key) if row is not None else None
-        return Failure.of(error, doing, row, key, source)
+        return Failure.of(error, doing, row, key, describe(self.job.dataset, key) if row is not None else None)
 
 
 _END, _PLACED = object(), object()

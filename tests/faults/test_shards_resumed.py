@@ -1,4 +1,4 @@
-"""An epoch of tar shards is the same whoever reads it, also killed in the middle and finished by other ranks."""
+"""An epoch of shards is the same whoever reads it, also killed in the middle and finished by other ranks."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from support import inside
@@ -15,7 +17,7 @@ from support.photo_zoo import jpeg, photo
 from support.tars import write_tar
 from support.waiting import assert_no_workers
 
-from loaders import DataLoader, GroupedSampler, RandomResizedCrop, ShardedSampler, TarFiles
+from loaders import ArrowDataset, DataLoader, GroupedSampler, RandomResizedCrop, ShardedSampler, TarFiles
 from loaders.randomness.streams import enter_sample, leave_sample
 
 SEED, SIZES, GLOBAL_BATCH = 11, [7, 3, 0, 12, 5, 8], 4
@@ -25,32 +27,34 @@ SEED, SIZES, GLOBAL_BATCH = 11, [7, 3, 0, 12, 5, 8], 4
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder, number = tmp_path_factory.mktemp("shards"), 0
     for shard, size in enumerate(SIZES):
-        entries = []
+        entries, rows = [], []
         for _ in range(size):
-            entries += [
-                (f"{number:03}.jpg", jpeg(photo(60 + number, 50), restart=number % 3)),
-                (f"{number:03}.cls", b"%d" % number),
-            ]
+            rows.append({"image": jpeg(photo(60 + number, 50), restart=number % 3), "label": number})
+            entries += [(f"{number:03}.jpg", rows[-1]["image"]), (f"{number:03}.cls", b"%d" % number)]
             number += 1
         write_tar(folder / f"{shard}.tar", entries)
+        if rows:
+            pq.write_table(pa.Table.from_pylist(rows), folder / f"{shard}.parquet", row_group_size=5)
     TarFiles(folder / "*.tar", index=folder / "index")
     return folder
 
 
-def made(root: Path) -> TarFiles:
+def made(root: Path, kind: str) -> TarFiles | ArrowDataset:
+    if kind == "parquet":
+        return ArrowDataset(root / "*.parquet", image="image", crop=RandomResizedCrop(12, flip=0.5))
     return TarFiles(root / "*.tar", crop=RandomResizedCrop(12, flip=0.5), index=root / "index")
 
 
-def sampler_of(kind: str, dataset: TarFiles, rank: int, world: int) -> Any:
+def sampler_of(kind: str, dataset: TarFiles | ArrowDataset, rank: int, world: int) -> Any:
     options: dict[str, Any] = {"seed": 3, "rank": rank, "num_replicas": world, "batch_size": GLOBAL_BATCH // world}
-    if kind == "grouped":
+    if kind != "sharded":
         return GroupedSampler(dataset.group_sizes, groups_open=2, **options)
     return ShardedSampler(len(dataset), **options)
 
 
 def plain_loop(root: Path, kind: str) -> list[dict[str, np.ndarray]]:
     """Global batches by their definition: one sample after the other."""
-    dataset = made(root)
+    dataset = made(root, kind)
     sampler, rows = sampler_of(kind, dataset, 0, 1), []
     sampler.set_epoch(1)
     for position, index in enumerate(sampler):
@@ -69,7 +73,7 @@ def read(
     """Up to `stop` global batches, and the state behind them."""
     ranks, states = [], []
     for rank in range(world):
-        dataset = made(root)
+        dataset = made(root, kind)
         sampler = sampler_of(kind, dataset, rank, world)
         loader = DataLoader(dataset, GLOBAL_BATCH // world, sampler=sampler, seed=SEED, **options)
         if state is None:
@@ -95,7 +99,7 @@ def read(
     return joined, states[0]
 
 
-@pytest.mark.parametrize("kind", ["grouped", "sharded"])
+@pytest.mark.parametrize("kind", ["grouped", "sharded", "parquet"])
 @pytest.mark.parametrize(
     ("first", "second"),
     [

@@ -25,12 +25,15 @@ class Layout:
     def __init__(self, ends: Indices) -> None:
         self._ends = ends
         self._is_one = len(ends) == 1
+        self._rows = int(ends[-1]) if len(ends) else 0
         # The last answers: the columns of a table ask for the same rows. Replaced as a whole, so safe across threads.
         self._last = (-1, 0, 0)
         self._last_all: tuple[Any, Any, Any] = (None, None, None)
 
     def find(self, row: int) -> tuple[int, int]:
         """The chunk of a row, and its number in it."""
+        if row >= self._rows:
+            raise self._beyond(row)
         if self._is_one:
             return 0, row
         last = self._last
@@ -41,6 +44,8 @@ class Layout:
 
     def find_all(self, rows: Indices) -> tuple[Indices, Indices]:
         """The same for many rows."""
+        if len(rows) and (row := int(rows.max())) >= self._rows:
+            raise self._beyond(row)
         if self._is_one:
             return np.zeros(len(rows), np.int64), rows
         last = self._last_all
@@ -49,6 +54,11 @@ class Layout:
             starts = np.concatenate(([0], self._ends[:-1]))
             last = self._last_all = rows, chunks, rows - starts[chunks]
         return last[1], last[2]
+
+    def _beyond(self, row: int) -> IndexError:
+        return IndexError(
+            f"there is no row {row:,}: the table has {self._rows:,}, fewer than the dataset was made from"
+        )
 
 
 class _Chunks:
@@ -61,7 +71,7 @@ class _Chunks:
         self.arrays: list[np.ndarray[Any, Any]] = []
         self.number_of = np.full(len(starts), -1, np.int64)
         self.starts = np.zeros(len(starts), np.int64)
-        numbers: dict[tuple[int, int], int] = {}
+        numbers: dict[tuple[int, int, int], int] = {}
         for chunk, (buffer, first) in enumerate(starts):
             if buffer is None or buffer.size == 0:
                 continue
@@ -69,10 +79,11 @@ class _Chunks:
             while root.parent is not None:
                 root = root.parent
             offset = buffer.address - root.address
-            key = root.address, offset % dtype.itemsize
+            # With the size: two arrays may begin at one address, such as a NumPy array and its first rows.
+            key = root.address, root.size, offset % dtype.itemsize
             if key not in numbers:
                 numbers[key] = len(self.arrays)
-                memory = np.frombuffer(root, np.uint8)[key[1] :]
+                memory = np.frombuffer(root, np.uint8)[offset % dtype.itemsize :]
                 array = memory[: len(memory) // dtype.itemsize * dtype.itemsize].view(dtype)
                 array.flags.writeable = False
                 self.arrays.append(array)

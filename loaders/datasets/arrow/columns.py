@@ -141,8 +141,8 @@ class ValueColumn:
 
     def __init__(self, layout: Layout, chunks: Any, dtype: np.dtype[Any] | None, fill: tuple[Any] | None) -> None:
         self._layout, self._chunks, self._dtype, self._fill = layout, chunks, dtype, fill
-        self._is_nested = not _is_flat(chunks.type)
-        self._checked_chunks: set[int] = set()  # of nested values, whose offsets are checked all at once
+        self._is_flat = _is_flat(chunks.type)
+        self._checked_chunks: set[tuple[int, str]] = set()  # whose offsets were checked all at once
 
     def value(self, row: int) -> Any:
         """The value in a row.
@@ -154,7 +154,7 @@ class ValueColumn:
         """
         chunk, at = self._layout.find(row)
         array = self._chunks.chunk(chunk)
-        scalar = self._checked(array, chunk, at)
+        scalar = self._checked_flat(array, at) if self._is_flat else self._checked_nested(array, (chunk, ""), at)
         if not scalar.is_valid and self._fill is not None:
             return self._fill[0]
         value = value_of(scalar)
@@ -168,28 +168,33 @@ class ValueColumn:
         array = self._chunks.chunk(chunk)
         path = None
         if _types.is_struct(array.type):
-            if not array[at].is_valid:
+            if array.slice(at, 1).null_count:  # `array[at]` would read its values, whose offsets are not checked yet
                 raise NullError
             names = [array.type.field(number).name for number in range(array.type.num_fields)]
-            path = array[at]["path"].as_py() if "path" in names else None
+            if "path" in names:
+                path = self._checked(array.field("path"), (chunk, "path"), at).as_py()
             array = array.field("bytes")
-        scalar = self._checked_flat(array, at)
+        scalar = self._checked(array, (chunk, "bytes"), at)
         if scalar.is_valid:
             return memoryview(scalar.as_buffer())
         if path is None:
             raise NullError
         return path
 
-    def _checked(self, array: Any, chunk: int, at: int) -> Any:
-        """The scalar of a row. The offsets in a mapped file may point anywhere."""
-        if not self._is_nested:
-            return self._checked_flat(array, at)
-        if chunk not in self._checked_chunks:
+    def _checked(self, array: Any, part: tuple[int, str], at: int) -> Any:
+        """The scalar of a row. The offsets in a mapped file may point anywhere.
+
+        `part` is the number of the chunk, and what of its values `array` is.
+        """
+        return self._checked_flat(array, at) if _is_flat(array.type) else self._checked_nested(array, part, at)
+
+    def _checked_nested(self, array: Any, part: tuple[int, str], at: int) -> Any:
+        if part not in self._checked_chunks:
             try:
                 array.validate(full=True)
             except (pa.ArrowInvalid, IndexError) as error:
                 raise DamagedError(str(error)) from error
-            self._checked_chunks.add(chunk)
+            self._checked_chunks.add(part)
         return array[at]
 
     def _checked_flat(self, array: Any, at: int) -> Any:
@@ -238,17 +243,18 @@ def _leaf(array: Any) -> tuple[Any, int]:
         return _leaf(array.storage)
     if _types.is_fixed_size_list(array.type):
         leaf, first = _leaf(array.values)
-        per_row, kind = 1, array.type
-        while _types.is_fixed_size_list(kind):
-            per_row, kind = per_row * kind.list_size, kind.value_type
-        return leaf, first + array.offset * per_row
+        found = fixed(array.type)
+        assert found is not None  # all of a column of fixed size is
+        return leaf, first + array.offset * found.items
     return array, array.offset
 
 
 def _has_inner_nulls(array: Any) -> bool:
+    """Whether a list inside a value is null; not whether a value is, or a number."""
     while isinstance(array, pa.ExtensionArray) or _types.is_fixed_size_list(array.type):
-        array = array.storage if isinstance(array, pa.ExtensionArray) else array.flatten()
-        if array.null_count:
+        is_extension = isinstance(array, pa.ExtensionArray)  # whose storage has the nulls of the values
+        array = array.storage if is_extension else array.flatten()
+        if not is_extension and array.null_count:
             return True
     return False
 

@@ -56,13 +56,14 @@ class ArrowDataset(ImageSamples):
         normalize: (mean, std), for float32 (3, H, W); as in `ImageFiles`.
         dtypes: field → dtype that its numbers are cast to, as by NumPy's `astype`. Stacked columns otherwise have the
             dtype that NumPy promotes theirs to; dates become integers in their unit.
-        nulls: field → the value in place of nulls. A null in any other field is an error.
+        nulls: field → the value in place of nulls, also of numbers in lists and tensors of fixed size. A null in any
+            other field, or inside a struct or a list of varying length, or in place of a list in another, is an error.
         cache_nbytes: bytes of decoded row groups that each worker keeps, the last ones used. The last one is always
             kept, and another may be in memory while it is decoded.
 
     Attributes:
         group_sizes: int64, samples per unit of reading, in order: of Parquet the row groups, of compressed Arrow files
-            the batches; a single one where rows are read one by one.
+            the batches, of compressed streams the whole; a single one where rows are read one by one.
 
     Sample:
         {field: value as above, image: uint8 (H, W, 3) RGB}

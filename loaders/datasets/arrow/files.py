@@ -18,6 +18,7 @@ from loaders.datasets.arrow.pieces import Piece
 from loaders.datasets.image_files import PackedPaths
 from loaders.errors import DatasetError
 from loaders.images.decode import printable
+from loaders.system.interrupts import is_interrupt
 from loaders.system.limits import whole_cores
 
 _FORMATS = {"parquet": (parquet.scan, parquet.ParquetReader), "ipc": (ipc.scan, ipc.IpcReader)}
@@ -68,17 +69,17 @@ class Files:
             found = list(pool.map(_scanned, paths))
         self._paths = PackedPaths(paths)
         self.schema = found[0][1]
-        for path, (_, schema, _) in zip(paths, found, strict=True):
+        for path, (_, schema, _, _) in zip(paths, found, strict=True):
             if differing := _difference(schema, self.schema):
                 raise DatasetError(
                     f'"{printable(path)}" and "{printable(paths[0])}" have different columns: {", ".join(differing)}.'
                 )
-        self._formats = [kind for kind, _, _ in found]
-        counts = [rows for _, _, rows in found]
+        self._formats = [kind for kind, _, _, _ in found]
+        counts = [rows for _, _, rows, _ in found]
         self.rows = np.array([each for rows in counts for each in rows], np.int64)
         self._file_of = np.repeat(np.arange(len(counts)), [len(rows) for rows in counts])
         self._first_of = np.cumsum([0, *(len(rows) for rows in counts)])
-        self.is_mapped = all(kind == "ipc" and len(rows) == 1 for kind, _, rows in found)
+        self.is_mapped = all(is_mapped for _, _, _, is_mapped in found)
 
     def place(self, unit: int) -> tuple[str, str, int]:
         """(path, format, number in the file) of a unit of reading."""
@@ -129,6 +130,8 @@ class Reader:
             piece = Piece(table, self._plans)
         except parquet.ERRORS as error:
             self.close()
+            if is_interrupt(error):
+                raise
             raise RowError(f"{self._files.name(unit)} cannot be read: {error}") from error
         self._kept[unit] = piece, nbytes
         self.nbytes += nbytes
@@ -149,14 +152,14 @@ class Reader:
             opened[1].close()
 
 
-def _scanned(path: str) -> tuple[str, Any, list[int]]:
+def _scanned(path: str) -> tuple[str, Any, list[int], bool]:
     try:
         with open(path, "rb") as file:
             kind = "parquet" if file.read(len(parquet.MAGIC)) == parquet.MAGIC else "ipc"
-        schema, rows = _FORMATS[kind][0](path)
+        schema, rows, is_mapped = _FORMATS[kind][0](path)
         _ = schema.names  # damaged ones are no text
-        return kind, schema, rows
-    except parquet.ERRORS as error:
+        return kind, schema, rows, is_mapped
+    except (*parquet.ERRORS, MemoryError) as error:
         raise DatasetError(
             f'"{printable(path)}" cannot be read as a Parquet or Arrow file: {error}\n'
             "  It may be cut short, or of another format."

@@ -13,19 +13,22 @@ import pyarrow as pa
 MAGIC = b"ARROW1"
 
 
-def scan(path: str) -> tuple[Any, list[int]]:
-    """The schema of a file, and the rows of each unit of reading: one of all rows, if it is not compressed."""
+def scan(path: str) -> tuple[Any, list[int], bool]:
+    """The schema of a file, the rows of each unit of reading, and whether they are mapped.
+
+    A file that is mapped is one unit, and so is a stream.
+    """
     memory, base = _mapped(path)
     if not _is_file(memory):
         table = _stream(memory).read_all()
-        return table.schema, [table.num_rows]
+        return table.schema, [table.num_rows], all(_lies_in(base, batch) for batch in table.to_batches())
     reader = pa.ipc.open_file(memory)
     count = reader.num_record_batches
-    if not count or _lies_in(base, reader.get_batch(0)):
-        return reader.schema, [sum(reader.get_batch(number).num_rows for number in range(count))]
+    if _is_mapped(base, reader):
+        return reader.schema, [sum(reader.get_batch(number).num_rows for number in range(count))], True
     # With one column only, the cheapest way to the number of rows.
     one = pa.ipc.open_file(memory, options=pa.ipc.IpcReadOptions(included_fields=[_narrowest(reader.schema)]))
-    return reader.schema, [one.get_batch(number).num_rows for number in range(count)]
+    return reader.schema, [one.get_batch(number).num_rows for number in range(count)], False
 
 
 class IpcReader:
@@ -43,8 +46,7 @@ class IpcReader:
         self._is_whole = True
         if _is_file(self._memory):
             self._reader = pa.ipc.open_file(self._memory)
-            count = self._reader.num_record_batches
-            self._is_whole = not count or _lies_in(self._base, self._reader.get_batch(0))
+            self._is_whole = _is_mapped(self._base, self._reader)
             if not self._is_whole:
                 fields = sorted({self._reader.schema.get_field_index(name) for name in columns})
                 options = pa.ipc.IpcReadOptions(included_fields=fields, use_threads=False)
@@ -79,6 +81,15 @@ def _is_file(memory: Any) -> bool:
 
 def _stream(memory: Any) -> Any:
     return pa.ipc.open_stream(memory, options=pa.ipc.IpcReadOptions(use_threads=False))
+
+
+def _is_mapped(base: tuple[int, int], reader: Any) -> bool:
+    """Whether the batches of a file are not compressed: the first one that has rows shows it."""
+    for number in range(reader.num_record_batches):
+        batch = reader.get_batch(number)
+        if batch.num_rows:
+            return _lies_in(base, batch)
+    return True
 
 
 def _lies_in(base: tuple[int, int], batch: Any) -> bool:

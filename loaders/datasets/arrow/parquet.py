@@ -9,15 +9,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 MAGIC = b"PAR1"
-# What pyarrow raises for damaged files; some of its errors are plain OSError, ValueError or TypeError.
-ERRORS = (pa.ArrowException, OSError, ValueError, TypeError, KeyError, MemoryError)
+# What pyarrow raises for damaged files; some of its errors are plain OSError, ValueError or TypeError. Sizes that are
+# damaged give its own ArrowMemoryError: Python's MemoryError is no fault of a file.
+ERRORS = (pa.ArrowException, OSError, ValueError, TypeError, KeyError)
 
 
-def scan(path: str) -> tuple[Any, list[int]]:
-    """The schema of a file, and the rows of each row group."""
+def scan(path: str) -> tuple[Any, list[int], bool]:
+    """The schema of a file, the rows of each row group, and that they are not mapped."""
     with pq.ParquetFile(path) as file:
         metadata = file.metadata
-        return file.schema_arrow, [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
+        rows = [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
+        return file.schema_arrow, rows, False
 
 
 class ParquetReader:

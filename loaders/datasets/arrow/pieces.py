@@ -56,5 +56,10 @@ class Piece:
 
 
 def _null(plan: FieldPlan, column: str = "") -> str:
+    if plan.fill is not None:
+        return (
+            f'column "{column or plan.columns[0]}": a value inside it is null, and nulls= replaces whole values only.\n'
+            "  Fill it in the table."
+        )
     remedy = "leave such rows out" if plan.is_image else f'pass nulls={{"{plan.name}": value}} to use a value instead'
     return f'column "{column or plan.columns[0]}" is null, or contains a null.\n  Filter the table, or {remedy}.'

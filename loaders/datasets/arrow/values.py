@@ -68,7 +68,7 @@ def array_of(array: Any) -> Any:
         values = array_of(array.flatten())
         if isinstance(values, np.ndarray):
             return values.reshape(len(array), length, *values.shape[1:])
-        return [values[at : at + length] for at in range(0, len(values), length or 1)]
+        return [values[row * length : (row + 1) * length] for row in range(len(array))]
     if _types.is_dictionary(kind):
         return array_of(array.dictionary_decode())
     if _types.is_decimal(kind):
@@ -84,6 +84,7 @@ def _numbers(array: Any, found: Fixed) -> np.ndarray[Any, Any]:
     if buffer is None or not len(array):
         return np.empty(0, found.dtype)
     items = np.frombuffer(buffer, found.stored, len(array), array.offset * found.stored.itemsize)
+    items.flags.writeable = False  # it is the memory of the table, or of a row group that is kept
     return items.view(found.dtype) if found.dtype.itemsize == found.stored.itemsize else items.astype(found.dtype)
 
 

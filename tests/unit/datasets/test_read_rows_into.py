@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import pickle
+import signal
 from itertools import pairwise
 
 import numpy as np
@@ -147,6 +149,72 @@ def test_a_row_that_ends_the_worker_is_found_among_those_written_together():
     assert caught.value.index == 13
     loader = DataLoader(dataset, 32, num_workers=1, multiprocessing_context="fork", on_error="skip")
     assert torch.cat([batch["x"] for batch in loader]).tolist() == [row for row in range(ROWS) if row != 13]
+
+
+class KilledOnce(ArrowDataset):
+    """The worker that first writes row 13 together with others is killed behind it."""
+
+    def __init__(self, source, flag):
+        super().__init__(source)
+        self.flag = flag
+
+    def read_rows_into(self, indices, out):
+        self._read_rows_into(indices, out)
+        if 13 in indices and not self.flag.exists():
+            self.flag.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.parametrize("kind", ["table", "parquet"])
+def test_a_worker_killed_while_it_writes_rows_together_changes_no_batch(tmp_path, kind):
+    source = table()
+    if kind == "parquet":
+        source = tmp_path / "a.parquet"
+        pq.write_table(table(), source, row_group_size=7)
+    options = {"batch_size": 16, "shuffle": True, "seed": 5}
+    expected = list(DataLoader(ArrowDataset(source), **options))
+    killed = KilledOnce(source, tmp_path / "flag")
+    found = list(DataLoader(killed, **options, num_workers=2, multiprocessing_context="fork"))
+    assert killed.flag.exists()
+    for batch, other in zip(found, expected, strict=True):
+        assert batch.keys() == other.keys()
+        assert all(torch.equal(batch[name], other[name]) for name in batch)
+
+
+class Refusing(ArrayDataset):
+    """`read_rows_into` always fails; the samples can be read."""
+
+    def read_rows_into(self, indices, out):
+        raise RuntimeError("no memory for that")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_error_that_no_sample_has_is_told_once(workers):
+    loader = DataLoader(Refusing({"x": np.arange(ROWS)}), 8, num_workers=workers)
+    with pytest.warns(UserWarning, match="no memory") as caught:
+        found = torch.cat([batch["x"] for _ in range(2) for batch in loader])
+    assert found.tolist() == 2 * list(range(ROWS))
+    told = [str(each.message) for each in caught]
+    assert len(told) == 1
+    assert "Refusing.read_rows_into raised RuntimeError('no memory for that'); samples are read one by one." in told[0]
+
+
+def test_a_source_that_has_become_shorter_is_an_error_and_no_repeated_row(tmp_path):
+    path = tmp_path / "x.npy"
+    np.save(path, np.arange(20))
+    pickled = pickle.dumps(ArrayDataset({"x": path}))
+    np.save(path, np.arange(10))
+    with pytest.raises(IndexError, match="there is no row 15: the array has 10"):
+        pickle.loads(pickled).read_rows_into([3, 15], {"x": np.zeros(2, np.int64)})
+
+
+def test_rows_behind_the_end_of_a_column_are_an_error():
+    dataset = ArrowDataset(pa.table({"x": np.arange(20)}))
+    dataset._source._source = pa.table({"x": np.arange(20)}).slice(0, 10)  # as one that is opened again by its path
+    with pytest.raises(IndexError, match="there is no row 15: the table has 10"):
+        dataset.read_rows_into([3, 15], {"x": np.zeros(2, np.int64)})
+    with pytest.raises(IndexError, match="there is no row 15: the table has 10"):
+        dataset[15]
 
 
 def test_indices_are_checked():

@@ -5,17 +5,16 @@ from __future__ import annotations
 import gc
 import os
 import pickle
+import signal
 
-import cv2
 import numpy as np
 import pyarrow as pa
 import pyarrow.feather as feather
 import pyarrow.parquet as pq
 import pytest
-from support.photo_zoo import jpeg, photo
+from support.interrupts import Interrupted, interruptible
 
-from loaders import ArrowDataset, CenterCrop, DataLoader, DatasetError, DecodeError, SampleError, read_image
-from loaders.images.patches import RandomPatches
+from loaders import ArrowDataset, DataLoader, DatasetError, SampleError
 
 ROWS = 60
 
@@ -68,11 +67,44 @@ def test_several_files_are_one_after_the_other(tmp_path, kind):
     assert (listed[0], len(listed)) == ({"n": 1000}, 31)
 
 
+@pytest.mark.parametrize("kind", ["parquet", "lz4", "compressed stream"])
+def test_files_of_one_unit_that_are_not_mapped_are_a_group_each(tmp_path, kind):
+    for number in range(2):
+        if kind != "compressed stream":
+            write(tmp_path / f"{number}", table(10, 10 * number), kind)
+            continue
+        options = pa.ipc.IpcWriteOptions(compression="zstd")
+        with pa.ipc.new_stream(tmp_path / f"{number}", table().schema, options=options) as writer:
+            writer.write_table(table(10, 10 * number))
+    dataset = ArrowDataset(tmp_path / "*")
+    assert dataset.group_sizes.tolist() == [10, 10]
+    assert [sample["n"] for sample in dataset] == list(range(20))
+
+
+def test_a_compressed_file_is_known_as_such_if_its_first_batch_is_empty(tmp_path):
+    what = table(30).select(["n"])
+    options = pa.ipc.IpcWriteOptions(compression="zstd")
+    with pa.ipc.new_file(tmp_path / "file", what.schema, options=options) as writer:
+        writer.write_batch(what.to_batches()[0].slice(0, 0))
+        writer.write_table(what, max_chunksize=10)
+    dataset = ArrowDataset(tmp_path / "file")
+    assert dataset.group_sizes.tolist() == [0, 10, 10, 10]
+    assert [sample["n"] for sample in dataset] == list(range(30))
+
+
 def test_different_kinds_of_files_go_together(tmp_path):
     paths = [write(tmp_path / kind, table(12, 12 * number), kind) for number, kind in enumerate(KINDS)]
     dataset = ArrowDataset(paths)
     assert [sample["n"] for sample in dataset] == list(range(60))
     assert dataset.group_sizes.sum() == 60
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_sample_cannot_change_what_was_read(tmp_path, kind):
+    dataset = ArrowDataset(write(tmp_path / "file", table(), kind))
+    for name in ("list", "vector"):
+        with pytest.raises(ValueError, match="read-only"):
+            dataset[7][name][0] = 1
 
 
 def test_files_of_other_columns_are_named(tmp_path):
@@ -241,77 +273,31 @@ def test_a_file_that_was_replaced_is_an_error(tmp_path):
         dataset[0]
 
 
-# -- images
+@pytest.mark.parametrize("kind", ["parquet", "lz4"])
+def test_the_exception_of_a_signal_handler_is_not_taken_for_damage(tmp_path, monkeypatch, kind):
+    dataset = ArrowDataset(write(tmp_path / "file", table(), kind))
+    reader = type(dataset._source._reader()._opened(str(tmp_path / "file"), "parquet" if kind == "parquet" else "ipc"))
+    read = reader.read
 
+    def interrupted(self, unit):
+        monkeypatch.setattr(reader, "read", read)
+        signal.raise_signal(signal.SIGALRM)
+        return read(self, unit)
 
-def photos(rows=6):
-    return [jpeg(photo(60 + 2 * row, 50)) for row in range(rows)]
+    class Late(Interrupted, TimeoutError):
+        """An OSError, as damaged files raise."""
 
+    def late(number, frame):
+        raise Late
 
-def images(tmp_path, form, rows=6):
-    encoded = photos(rows)
-    if form == "bytes":
-        column = pa.array(encoded)
-    elif form == "large":
-        column = pa.array(encoded, pa.large_binary())
-    else:
-        given = [
-            {"bytes": data if form == "struct" or row % 2 else None, "path": None} for row, data in enumerate(encoded)
-        ]
-        for row, data in enumerate(encoded):
-            if given[row]["bytes"] is None:
-                (tmp_path / f"{row}.jpg").write_bytes(data)
-                given[row]["path"] = str(tmp_path / f"{row}.jpg")
-        column = pa.array(given, pa.struct({"bytes": pa.binary(), "path": pa.string()}))
-    return pa.table({"photo": column, "label": list(range(rows))})
-
-
-@pytest.mark.parametrize("form", ["bytes", "large", "struct", "paths"])
-@pytest.mark.parametrize("kind", ["parquet", "uncompressed"])
-def test_images_are_decoded_whole_or_cropped_straight_into_the_batch(tmp_path, form, kind):
-    path = write(tmp_path / "file", images(tmp_path, form), kind, 4)
-    whole, crop = ArrowDataset(path, image="photo"), CenterCrop(32, resize=40)
-    cropped = ArrowDataset(path, image="photo", crop=crop)
-    for row, data in enumerate(photos()):
-        np.testing.assert_array_equal(whole[row]["photo"], read_image(data))
-        np.testing.assert_array_equal(cropped[row]["photo"], crop.read(data))
-    assert hasattr(cropped, "read_into")
-    assert not hasattr(whole, "read_into")
-    for workers in (0, 2):
-        [batch] = DataLoader(cropped, 6, num_workers=workers)
-        np.testing.assert_array_equal(batch["photo"], [crop.read(data) for data in photos()])
-        assert batch["label"].tolist() == list(range(6))
-
-
-def test_images_are_normalised_and_patched_as_those_of_files(tmp_path):
-    norm = ((0.5, 0.4, 0.3), (0.2, 0.2, 0.3))
-    dataset = ArrowDataset(images(tmp_path, "bytes"), image="photo", crop=CenterCrop(16, resize=20), normalize=norm)
-    pixels = CenterCrop(16, resize=20).read(photos()[3]) / 255
-    expected = ((pixels - norm[0]) / norm[1]).transpose(2, 0, 1).astype(np.float32)
-    np.testing.assert_allclose(dataset[3]["photo"], expected, atol=1e-6)
-    np.testing.assert_array_equal(next(iter(DataLoader(dataset, 6)))["photo"][3], dataset[3]["photo"])
-    patches = ArrowDataset(images(tmp_path, "bytes"), image="photo", crop=RandomPatches(16, per_photo=4))
-    assert (len(patches), patches.group_sizes.tolist(), patches[9]["label"]) == (24, [24], 2)
-
-
-def test_an_image_that_is_damaged_or_missing_names_its_sample(tmp_path):
-    what = images(tmp_path, "bytes")
-    broken = [*photos()[:2], photos()[2][:300], None, *photos()[4:]]
-    what = what.set_column(0, "photo", [broken])
-    dataset = ArrowDataset(write(tmp_path / "file", what, "parquet"), image="photo", crop=CenterCrop(16, resize=20))
-    with pytest.raises(DecodeError, match="sample 2"):
-        dataset[2]
-    with pytest.raises(SampleError, match=r'sample 3 .*row 3"\), field "photo": column "photo" is null'):
-        dataset[3]
-
-
-@pytest.mark.parametrize("options", [{"crop": CenterCrop(8)}, {"normalize": ((0.5,) * 3, (0.5,) * 3)}])
-def test_a_crop_needs_to_know_the_column_of_images(tmp_path, options):
-    with pytest.raises(DatasetError, match="Name the column of images with image="):
-        ArrowDataset(images(tmp_path, "bytes"), **options)
-
-
-def test_a_png_is_an_image_as_well():
-    pixels = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
-    data = cv2.imencode(".png", pixels)[1].tobytes()
-    assert np.array_equal(ArrowDataset(pa.table({"image": [data]}), image="image")[0]["image"], pixels[:, :, ::-1])
+    for workers in (None, 0):
+        monkeypatch.setattr(reader, "read", interrupted)
+        dataset = ArrowDataset(tmp_path / "file")
+        with interruptible():
+            signal.signal(signal.SIGALRM, late)
+            batches = iter(DataLoader(dataset, 20, on_error="skip")) if workers == 0 else None
+            with pytest.raises(Late):
+                _ = next(batches) if batches is not None else dataset[25]
+        assert dataset[25]["n"] == 25
+        if batches is not None:
+            assert [int(n) for batch in batches for n in batch["n"]] == list(range(ROWS))

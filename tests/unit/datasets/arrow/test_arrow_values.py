@@ -104,8 +104,34 @@ def test_numbers_are_read_only_views_of_arrows_memory():
     sample = ArrowDataset(table)[1]
     assert np.shares_memory(sample["x"], table["x"].chunk(0).flatten().to_numpy())
     assert np.shares_memory(sample["l"], table["l"].chunk(0).values.to_numpy())
-    with pytest.raises(ValueError, match="read-only"):
-        sample["x"][0] = 1
+    for name in ("x", "l"):
+        with pytest.raises(ValueError, match="read-only"):
+            sample[name][0] = 1
+
+
+@pytest.mark.parametrize("chunks", [("prefix", "whole"), ("whole", "prefix")])
+def test_chunks_that_begin_at_one_address_are_told_apart(chunks):
+    numbers = np.arange(30.0)
+    parts = {"prefix": numbers[:10], "whole": numbers}
+    dataset = ArrowDataset(pa.concat_tables([pa.table({"x": parts[name]}) for name in chunks]))
+    expected = np.concatenate([parts[name] for name in chunks])
+    out = {"x": np.empty(len(expected))}
+    dataset.read_rows_into(range(len(expected)), out)
+    np.testing.assert_array_equal(out["x"], expected)
+    assert [sample["x"] for sample in dataset] == expected.tolist()
+
+
+def test_a_list_of_empty_lists_of_strings_keeps_its_lists():
+    dataset = ArrowDataset(pa.table({"x": pa.array([[[], [], []], [["a"], ["b"]]], pa.list_(pa.list_(pa.string())))}))
+    assert [sample["x"] for sample in dataset] == [[[], [], []], [["a"], ["b"]]]
+
+
+def test_a_slice_of_lists_of_tensors_has_its_own_rows():
+    tensors = pa.FixedShapeTensorArray.from_numpy_ndarray(np.arange(48.0).reshape(12, 2, 2))
+    lists = pa.FixedSizeListArray.from_arrays(tensors, 3)
+    for array in (lists, lists.slice(2)):
+        dataset = ArrowDataset(pa.table({"x": array}))
+        np.testing.assert_array_equal(dataset[1]["x"], np.arange(48.0).reshape(4, 3, 2, 2)[len(lists) - len(array) + 1])
 
 
 def test_columns_are_renamed_cast_and_stacked():
@@ -148,6 +174,14 @@ NULLS = {
     "list": (pa.array([[1], None, [2, 3]]), np.int64([])),
     "text": (pa.array(["a", None, "b"]), ""),
     "fixed-size list": (pa.array([[1, 2], None, [3, 4]], pa.list_(pa.int32(), 2)), 0),
+    "matrix": (pa.array([[[1], [2]], None, [[3], [4]]], pa.list_(pa.list_(pa.int32(), 1), 2)), 0),
+    "tensor": (
+        pa.ExtensionArray.from_storage(
+            pa.fixed_shape_tensor(pa.float32(), [2, 2]),
+            pa.array([[1, 2, 3, 4], None, [5, 6, 7, 8]], pa.list_(pa.float32(), 4)),
+        ),
+        -1,
+    ),
 }
 
 
@@ -163,6 +197,7 @@ def test_a_null_is_named_or_replaced_as_asked(kind):
     filled = ArrowDataset(table, nulls={"x": fill})
     expected = np.full(np.shape(filled[0]["x"]), fill) if kind not in ("list", "text") else fill
     np.testing.assert_array_equal(filled[1]["x"], expected)
+    assert np.shape(filled[1]["x"]) == np.shape(expected)
     assert same(filled[2]["x"], ArrowDataset(table)[2]["x"])
 
 
@@ -172,6 +207,10 @@ def test_nulls_inside_values_are_nulls():
         with pytest.raises(SampleError, match=f'column "{name}" is null, or contains a null'):
             ArrowDataset(table, [name])[0]
     assert ArrowDataset(table, ["f"], nulls={"f": 7})[0]["f"].tolist() == [1, 7]
+    matrix = pa.table({"m": pa.array([[[1], None]], pa.list_(pa.list_(pa.int32(), 1), 2))})
+    for source, name, fill in ((table, "l", np.int64([])), (table, "s", {}), (matrix, "m", 7)):
+        with pytest.raises(SampleError, match=f'"{name}": a value inside it is null.*whole values only.\n.*the table'):
+            ArrowDataset(source, [name], nulls={name: fill})[0]
 
 
 def test_the_stacked_column_that_is_null_is_named():
