@@ -64,7 +64,8 @@ class PerWorker(Generic[_Handle]):
         close: closes the handle. None calls its `close()`, if there is one.
         once_per_process: for libraries that refuse to open in a process what is open there, as LMDB does: threads share
             the handle, and it is closed before the process forks; its next use opens it again. By default each thread
-            opens its own, and closes it when it ends.
+            opens its own, and closes it when it ends. No thread may be using it while the process forks: do not combine
+            a threaded loader over such a dataset with loaders that fork; use `forkserver` or `spawn` for those.
     """
 
     def __init__(

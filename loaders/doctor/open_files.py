@@ -80,11 +80,28 @@ def _parts(path: str, value: Any) -> Iterator[tuple[str, Any]]:
 
 def _is_open(value: Any) -> bool:
     if isinstance(value, io.IOBase) and not isinstance(value, (io.BytesIO, io.StringIO)):
-        return not value.closed
+        try:
+            return not value.closed
+        except ValueError:  # its buffer was detached
+            return False
     for name, kinds in _HANDLES.items():
         module = sys.modules.get(name)
         found = tuple(kind for each in kinds if isinstance(kind := getattr(module, each, None), type))
         if found and isinstance(value, found):
-            is_closed = getattr(value, "closed", False) is True or getattr(value, "fp", True) is None
-            return not is_closed and (name != "h5py" or bool(value))
+            return not _is_closed(name, module, value)
     return False
+
+
+def _is_closed(name: str, module: Any, value: Any) -> bool:
+    if name == "h5py":
+        return not value
+    try:
+        if name == "sqlite3":
+            _ = getattr(value, "connection", value).in_transaction
+        elif name == "lmdb" and isinstance(value, module.Environment):
+            value.path()
+    except module.Error:  # raised by those that are closed
+        return True
+    if name == "zarr.storage":
+        return getattr(value, "_is_open", True) is False
+    return getattr(value, "closed", False) is True or getattr(value, "fp", True) is None

@@ -101,6 +101,27 @@ def test_the_doctor_finds_the_same_handle_held_openly(tmp_path, store):
     opened.close()
 
 
+@pytest.mark.parametrize("store", [hdf5, lmdb, sqlite])
+def test_the_doctor_passes_over_handles_that_are_closed(tmp_path, store):
+    dataset = Stored(*store(tmp_path))
+    opened = dataset.handle()
+    opened.close()
+    assert check_open_files(Stored(opened, None)).severity == "fine"
+
+
+def test_the_doctor_passes_over_closed_archives_and_detached_files(tmp_path):
+    (tmp_path / "file").write_text("text")
+    file = open(tmp_path / "file")  # noqa: SIM115  what is detached cannot be closed
+    with file.detach():
+        assert check_open_files(Stored(file, None)).severity == "fine"
+    storage = pytest.importorskip("zarr.storage")
+    store = storage.ZipStore(tmp_path / "rows.zip", mode="w")
+    store._sync_open()
+    assert "open zarr.ZipStore" in check_open_files(Stored(store, None)).what
+    store.close()
+    assert check_open_files(Stored(store, None)).severity == "fine"
+
+
 def test_the_doctor_names_the_place_of_a_handle_and_passes_over_closed_ones(tmp_path):
     (tmp_path / "file").write_text("text")
     with open(tmp_path / "file") as file:
