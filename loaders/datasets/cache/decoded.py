@@ -84,6 +84,11 @@ class DecodedCache(IndexedDataset):
                 f"the {type(dataset).__name__} has a transform or a random crop: its first result would be cached.\n"
                 "  Pass it to the cache instead: DecodedCache(dataset, nbytes, transform, crop=crop)."
             )
+        if crop is not None and any(getattr(type(each), "moves_with_image", False) for each in bases(dataset)):
+            raise DatasetError(
+                f"crop= would cut the image of a {type(dataset).__name__} and not its boxes or masks.\n"
+                "  Pass a transform that crops both: DecodedCache(dataset, nbytes, loaders.Albumentations(pipeline))."
+            )
         self._length = len(dataset)
         fingerprint = bytes(32) if path is None else fingerprint_of(dataset, self._length)
         self._records = SharedRecords(self._length, nbytes, path, fingerprint)

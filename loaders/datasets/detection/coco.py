@@ -181,6 +181,10 @@ class _Reader:
                 name = entry.get("file_name")
                 if not isinstance(name, str) or not name or "\0" in name:
                     raise EntryError(f"file_name is {shown(name)}; expected a path")
+                try:
+                    os.fsencode(name)
+                except UnicodeEncodeError:  # half of a surrogate pair, which JSON can write
+                    raise EntryError(f"file_name is {shown(name)}; expected a path") from None
                 width, height = (whole_number(entry.get(side), side, 1, MOST_SIDE) for side in ("width", "height"))
                 path = f"{self._folder.rstrip('/')}/{name}" if is_remote(self._folder) else _join(self._folder, name)
                 if path not in existing:

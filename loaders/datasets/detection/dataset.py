@@ -25,6 +25,8 @@ class DetectionDataset(IndexedDataset):
         problems: what was corrected or left out: `problems.counts`, `problems.listed`.
     """
 
+    moves_with_image = True  # a crop of the image alone would leave the boxes where they were
+
     def __init__(
         self,
         source: str | os.PathLike[str],
@@ -57,6 +59,26 @@ class DetectionDataset(IndexedDataset):
 
     def __len__(self) -> int:
         return len(self.paths)
+
+    def __getitem__(self, index: SupportsIndex) -> Any:
+        sample = super().__getitem__(index)
+        if self.transform is not None and isinstance(sample, dict) and "boxes" in sample:
+            self._check_rows(sample, in_range(index, len(self)))
+        return sample
+
+    def _check_rows(self, sample: dict[str, Any], index: int) -> None:
+        """A pipeline that drops boxes must drop the rows of all other fields, or masks belong to other boxes."""
+        count = len(sample["boxes"])
+        for name in self.ragged_fields:
+            if name not in ("keypoints", "keypoint_labels") and name in sample and len(sample[name]) != count:
+                raise FieldShapeError(
+                    f'{describe_sample(index, self.describe(index))}, field "{name}": {len(sample[name])} rows for '
+                    f"{count} boxes: the transform has dropped boxes alone.\n  Pass "
+                    f'loaders.Albumentations(pipeline, box_rows=("{name}", …)), or declare it in label_fields=.',
+                    index=index,
+                    source=self.describe(index),
+                    field=name,
+                )
 
     def _read(self, index: int) -> dict[str, Any]:
         image = read_image(self.paths[index], index=index)

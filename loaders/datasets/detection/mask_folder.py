@@ -23,7 +23,7 @@ class MaskFolder(IndexedDataset):
     """Pictures with a mask each, of which a pixel is the number of a class: `MaskFolder("images", "masks")`.
 
     A mask belongs to the picture with the same path below its folder, apart from the ending: `images/a/1.jpg` and
-    `masks/a/1.png`. Masks are read as stored: of a PNG with a palette the indices, as in Pascal VOC and Cityscapes.
+    `masks/a/1.png`. Masks are read as stored: of a PNG with a palette the indices, as in Pascal VOC.
 
     Args:
         images: the folder of the pictures, and of folders with pictures.
@@ -47,6 +47,8 @@ class MaskFolder(IndexedDataset):
         DecodeError: on reading; the picture or the mask is damaged, or the mask has colours.
         FieldShapeError: on reading; the picture and the mask differ in size.
     """
+
+    moves_with_image = True  # a crop of the image alone would leave the mask as it was
 
     def __init__(
         self,

@@ -10,7 +10,8 @@ OnBad = Literal["error", "drop"]
 
 # What every reader corrects by itself: a box is clipped, or has nothing left to learn from.
 CLIPPED, OUTSIDE, EMPTY = "clipped box", "box outside the picture", "box without area"
-_CORRECTED = (CLIPPED, OUTSIDE, EMPTY)
+KEYPOINT_OUTSIDE = "keypoint outside the picture"
+_CORRECTED = (CLIPPED, OUTSIDE, EMPTY, KEYPOINT_OUTSIDE)
 _LISTED = 100
 _TOLD = 5
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from loaders.datasets.detection.problems import CLIPPED, EMPTY, OUTSIDE, EntryError, Problems
+from loaders.datasets.detection.problems import CLIPPED, EMPTY, KEYPOINT_OUTSIDE, OUTSIDE, EntryError, Problems
 from loaders.datasets.detection.segments import Int64s, Segments, SegmentsBuilder
 
 # Coordinates and sides beyond these are damage; below them, no integer below overflows.
@@ -179,10 +179,21 @@ class AnnotationsBuilder:
         if self._segments is not None:
             self._segments.add(polygons, runs)
         if self._keypoint_count is not None:
-            self._keypoints.extend(keypoints)
+            self._add_keypoints(where, keypoints)
         for (_, values), value in zip(self._extras.values(), extras, strict=True):
             values.append(value)
         self._offsets[-1] += 1
+
+    def _add_keypoints(self, where: tuple[str, str], keypoints: Sequence[float]) -> None:
+        """Add the keypoints of a box; one outside the picture becomes (0, 0, 0), COCO's "not labelled"."""
+        points = array("f", keypoints)  # compared as they are kept
+        width, height = array("f", self._limits)
+        for at in range(0, len(points), 3):
+            x, y = points[at : at + 2]
+            if not (0 <= x < width and 0 <= y < height):
+                self._problems.add(KEYPOINT_OUTSIDE, *where, f"keypoint {at // 3}, ({x:g}, {y:g}), is left out")
+                points[at : at + 3] = array("f", (0, 0, 0))
+        self._keypoints.extend(points)
 
     def build(self) -> Annotations:
         """The table."""
@@ -222,6 +233,17 @@ def whole_number(value: object, name: str, least: int, most: int) -> int:
     if type(value) is not int or not least <= value <= most:
         raise EntryError(f"{name} is {shown(value)}; expected a whole number from {least} to {most:,}")
     return value
+
+
+def checked_classes(classes: Sequence[str]) -> list[str]:
+    """The argument `classes` as a list.
+
+    Raises:
+        TypeError: it is one name.
+    """
+    if isinstance(classes, str):
+        raise TypeError(f"classes is one name, {classes!r}; expected a list of names.")
+    return list(classes)
 
 
 def _is_finite(values: list[Any]) -> bool:

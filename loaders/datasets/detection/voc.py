@@ -13,7 +13,7 @@ import numpy as np
 from loaders.datasets.detection.dataset import DetectionDataset
 from loaders.datasets.detection.plain_xml import read_plain_xml
 from loaders.datasets.detection.problems import EntryError, OnBad, Problems, checked_on_bad
-from loaders.datasets.detection.table import MOST, MOST_SIDE, AnnotationsBuilder, shown
+from loaders.datasets.detection.table import MOST, MOST_SIDE, AnnotationsBuilder, checked_classes, shown
 from loaders.errors import DatasetError, DecodeError
 from loaders.images.decode import EXTENSIONS, image_size, printable
 
@@ -69,8 +69,7 @@ class VocDetection(DetectionDataset):
         reader = _Reader(os.fspath(root), problems, from_one)
         chosen = sorted(reader.annotated) if split is None else _split(os.fspath(root), split)
         files = {stem: file for stem in dict.fromkeys(chosen) if (file := reader.read(stem)) is not None}
-        if classes is None:
-            classes = sorted(reader.names_in_all(files))
+        classes = checked_classes(classes) if classes is not None else sorted(reader.names_in_all(files))
         labels = {name: label for label, name in enumerate(classes)}
         builder = AnnotationsBuilder(problems, extras=dict.fromkeys(extras, np.uint8))
         paths = [path for stem, file in files.items() if (path := reader.add(stem, file, labels, extras, builder))]
@@ -116,7 +115,7 @@ class _Reader:
             self._problems.add("missing annotations", name, "", "the file does not exist")
             return None
         try:
-            root = read_plain_xml(os.path.join(self._annotations, self.annotated[stem][0]))
+            root = _annotation(os.path.join(self._annotations, self.annotated[stem][0]))
             width, height = (_side(root.findtext(f"size/{side}")) for side in ("width", "height"))
         except (OSError, ValueError, EntryError) as error:
             self._problems.add("malformed entry", name, "", getattr(error, "strerror", None) or str(error))
@@ -136,7 +135,7 @@ class _Reader:
         for stem, (file, *_) in self.annotated.items():
             if stem not in files:
                 try:
-                    names |= _classes_in(read_plain_xml(os.path.join(self._annotations, file)))
+                    names |= _classes_in(_annotation(os.path.join(self._annotations, file)))
                 except (OSError, ValueError):
                     continue  # counted by the dataset that reads it
         return names
@@ -150,7 +149,7 @@ class _Reader:
         path = os.path.join(self._images, picture)
         width, height = file.width, file.height
         try:
-            if len(found) != 1 and picture != file.picture:
+            if not found or (len(found) > 1 and picture != file.picture):
                 several = (
                     f"several pictures, {', '.join(found)}, and filename is none of them" if found else "no picture"
                 )
@@ -178,6 +177,13 @@ class _Reader:
         left, top, right, bottom = (_number(element.findtext(f"bndbox/{corner}"), corner) for corner in _CORNERS)
         flags = {flag: _flag(element.findtext(flag), flag) for flag in _FLAGS}
         return _Box(entry, name, (left - self._before, top - self._before, right, bottom), flags)
+
+
+def _annotation(file: str) -> Element:
+    root = read_plain_xml(file)
+    if root.tag != "annotation":
+        raise ValueError(f"its root is <{root.tag[:40]}>; expected <annotation>")
+    return root
 
 
 def _classes_in(root: Element) -> set[str]:

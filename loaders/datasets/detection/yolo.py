@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import stat
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ from loaders.images.decode import printable
 
 _MOST_NBYTES = 1 << 28  # of a label file; thousands of times the largest that anybody wrote
 _MOST_SHARE = 1e4  # of the picture's size
+_MOST_LABEL = float(1 << 53)
 _BOX, _LEAST_OUTLINE = 4, 6  # numbers after the class
 
 
@@ -71,7 +73,14 @@ class YoloDetection(DetectionDataset):
         folder = read_yolo_folder(root, split, classes)
         points = None if folder.keypoints is None else folder.keypoints[0]
         builder = AnnotationsBuilder(problems, is_normalized=True, keypoints=points, masks=masks)
-        paths, label_files = [], {image: _label_file(image) for image in folder.images}
+        top = os.fspath(root) if os.path.isdir(root) else os.path.dirname(os.fspath(root))
+        paths, label_files = [], {image: _label_file(image, top) for image in folder.images}
+        if label_files and not any(map(os.path.exists, label_files.values())):
+            image, file = next(iter(label_files.items()))
+            raise DatasetError(
+                f'"{printable(os.fspath(root))}": none of the {len(label_files):,} pictures of the split {split!r} has '
+                f'labels; those of "{printable(image)}" would be "{printable(file)}".'
+            )
         for image, file in label_files.items():
             lines = _lines(image, file, problems)
             if lines is None:
@@ -97,6 +106,8 @@ def _lines(image: str, file: str, problems: Problems) -> list[str] | None:
     try:
         if not os.path.exists(image):
             raise EntryError("the picture that a list of the split names does not exist", "missing image")
+        if not stat.S_ISREG(os.stat(file).st_mode):
+            raise EntryError("it is a pipe or a device, not a file")
         with open(file, "rb") as opened:
             content = opened.read(_MOST_NBYTES + 1)
         if len(content) > _MOST_NBYTES:
@@ -121,7 +132,7 @@ def _add(
 ) -> None:
     if not words:
         return
-    label, *values = (_number(word) for word in words)
+    label, values = _number(words[0], _MOST_LABEL), [_number(word) for word in words[1:]]
     if label != int(label):
         raise EntryError(f"the class is {words[0]}; expected a whole number")
     if not 0 <= label < len(folder.classes):
@@ -157,20 +168,23 @@ def _add(
     builder.add(where, box, int(label), polygons=[outline] if outline else [], keypoints=keypoints)
 
 
-def _number(word: str) -> float:
+def _number(word: str, most: float = _MOST_SHARE) -> float:
     try:
         # `float` also takes underscores, and digits of other scripts.
         value = float(word) if word.isascii() and "_" not in word else math.nan
     except ValueError:
         value = math.nan
-    if not -_MOST_SHARE < value < _MOST_SHARE:  # NaN is neither
-        raise EntryError(f"{shown(word)} is not a number, or beyond any share of a picture's size")
+    if not -most < value < most:  # NaN is neither
+        beyond = "beyond any share of a picture's size" if most == _MOST_SHARE else "too large"
+        raise EntryError(f"{shown(word)} is not a number, or {beyond}")
     return value
 
 
-def _label_file(image: str) -> str:
+def _label_file(image: str, root: str) -> str:
+    """Where the labels of a picture are: the last `images` of its folders is `labels`, inside of the dataset's root."""
     folders = image.split(os.sep)
-    for place in range(len(folders) - 2, -1, -1):
+    above = len(root.rstrip(os.sep).split(os.sep)) - 1 if image.startswith(root.rstrip(os.sep) + os.sep) else 0
+    for place in range(len(folders) - 2, above - 1, -1):
         if folders[place] == "images":
             folders[place] = "labels"
             break

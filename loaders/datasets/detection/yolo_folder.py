@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from loaders.datasets.detection.found import files_below
-from loaders.datasets.detection.table import shown
+from loaders.datasets.detection.table import checked_classes, shown
 from loaders.errors import DatasetError
 from loaders.images.decode import printable
 
@@ -56,7 +56,7 @@ def read_yolo_folder(
             )
         names = _names(description.get("names"), name)
     else:
-        names = list(classes)
+        names = checked_classes(classes)
     places = _places(top, description, split, name)
     images = []
     for place in places:
@@ -101,6 +101,8 @@ def _names(names: object, name: str) -> list[str]:
     if not isinstance(names, list) or not names or len(names) > _MOST_CLASSES:
         raise DatasetError(f'"{name}": names is {_brief(names)}; expected a list, or a mapping from 0, 1, 2 … on.')
     for each in names:
+        if isinstance(each, bool):  # YAML 1.1 reads yes, no, on and off as these
+            raise DatasetError(f'"{name}": names has {each}; put the name in quotes.')
         if not isinstance(each, (str, int, float)):
             raise DatasetError(f'"{name}": names has {_brief(each)}; expected a text for each class.')
     return [str(each) for each in names]

@@ -242,6 +242,7 @@ BAD_IMAGES = {
     "a name of a list": ({"file_name": ["0.png"]}, "file_name is"),
     "no name": ({"file_name": ""}, "file_name is ''"),
     "a NUL in the name": ({"file_name": "a\0.png"}, "file_name is"),
+    "half of a surrogate pair": ({"file_name": "\ud800.png"}, "file_name is"),
     "no width": ({"width": None}, "width is None"),
     "no height": ({"height": 0}, "height is 0"),
     "a huge side": ({"height": 10**9}, "height is 1000000000"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 from support.annotated import HEIGHT, WIDTH, voc_object, write_picture, write_voc
@@ -191,3 +193,22 @@ def test_a_loader_delivers_ragged_boxes_and_flags(tmp_path, workers):
     batch = next(iter(DataLoader(dataset, 2, num_workers=workers, fields=dataset.ragged_fields)))
     assert [tuple(each.shape) for each in batch["boxes"]] == [(2, 4), (0, 4)]
     assert [each.tolist() for each in batch["difficult"]] == [[0, 0], []]
+
+
+def test_a_file_that_names_no_picture_needs_one_all_the_same(tmp_path):
+    write_voc(tmp_path, {"a": voc_object(), "b": voc_object()})
+    for stem in "ab":
+        file = tmp_path / "Annotations" / f"{stem}.xml"
+        file.write_text(re.sub("<filename>.*?</filename>", "", file.read_text()))
+    assert len(VocDetection(tmp_path)) == 2
+    (tmp_path / "JPEGImages/b.png").unlink()
+    with pytest.raises(DatasetError, match="no picture for"):
+        VocDetection(tmp_path)
+    assert len(VocDetection(tmp_path, on_bad="drop")) == 1
+
+
+def test_xml_of_another_kind_is_no_picture_without_objects(tmp_path):
+    write_voc(tmp_path, {"a": voc_object()})
+    (tmp_path / "Annotations/a.xml").write_text("<svg/>")
+    with pytest.raises(DatasetError, match="its root is <svg>; expected <annotation>"):
+        VocDetection(tmp_path)

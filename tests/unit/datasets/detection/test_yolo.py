@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
+
 import albumentations as A
 import cv2
 import numpy as np
 import pytest
 from support.annotated import HEIGHT, WIDTH, write_picture, write_yolo
+from torch.utils.data import Subset
 
-from loaders import Albumentations, DataLoader, DatasetError, YoloDetection
+from loaders import Albumentations, DataLoader, DatasetError, DecodedCache, RandomResizedCrop, YoloDetection
+from loaders.errors import FieldShapeError
 
 BOX = "1 0.5 0.5 0.2 0.4\n"
 OUTLINE = "0 0.25 0.2 0.75 0.2 0.75 0.6 0.25 0.6\n"
@@ -93,6 +97,8 @@ def test_the_usual_layouts_are_found(tmp_path, name, by_file):
 def test_without_a_split_all_pictures_count_and_classes_may_be_given(tmp_path):
     write_yolo(tmp_path, {"a": BOX, "b": ""}, yaml=None)
     write_picture(tmp_path / "images/val/c.png")
+    (tmp_path / "labels/val").mkdir()
+    (tmp_path / "labels/val/c.txt").touch()
     dataset = YoloDetection(tmp_path, classes=["x", "y"])
     assert (len(dataset), dataset.classes) == (3, ["x", "y"])
     assert len(YoloDetection(tmp_path, "val", classes=["x", "y"])) == 1
@@ -239,3 +245,64 @@ def test_a_loader_delivers_boxes_through_a_pipeline(tmp_path, workers):
     assert [len(each) for each in batch["boxes"]] == [3, 0, 1]
     np.testing.assert_allclose(batch["boxes"][2].numpy(), [[32, 18, 48, 42]], atol=1e-3)
     assert cv2.imread(str(tmp_path / "images/train/a.png")).shape == (10, 20, 3)
+
+
+def test_pictures_whose_labels_are_nowhere_are_no_pictures_without_objects(tmp_path):
+    write_picture(tmp_path / "train/a.png")
+    (tmp_path / "labels/train").mkdir(parents=True)
+    (tmp_path / "labels/train/a.txt").write_text(BOX)  # would belong to images/train
+    (tmp_path / "data.yaml").write_text("names: [cat, dog]\ntrain: train")
+    with pytest.raises(DatasetError, match=r"none of the 1 pictures .* would be .*train/a\.txt"):
+        YoloDetection(tmp_path, "train")
+
+
+def test_folders_above_the_dataset_are_not_taken_for_its_folder_of_images(tmp_path):
+    root = tmp_path / "images" / "coco"
+    write_picture(root / "train/a.png")
+    (root / "train/a.txt").write_text(BOX)
+    (root / "data.yaml").write_text("names: [cat, dog]\ntrain: train")
+    assert YoloDetection(root, "train")[0]["labels"].tolist() == [1]
+
+
+def test_keypoints_outside_the_picture_are_not_labelled_and_counted(tmp_path):
+    write_yolo(
+        tmp_path,
+        {"a": "0 0.5 0.5 1 1 0.5 0.5 2 1 0.5 2"},
+        yaml="names: [cat]\ntrain: images/train\nkpt_shape: [2, 3]",
+    )
+    dataset = YoloDetection(tmp_path, "train")
+    assert dataset[0]["keypoints"].tolist() == [[WIDTH / 2, HEIGHT / 2, 2], [0, 0, 0]]
+    assert dataset.problems.counts == {"keypoint outside the picture": 1}
+
+
+def test_names_and_numbers_of_classes_are_taken_as_they_are_written(tmp_path):
+    write_yolo(tmp_path, {"a": "12000 0.5 0.5 0.2 0.4"}, yaml="names: [on, off]\ntrain: images/train")
+    with pytest.raises(DatasetError, match="put the name in quotes"):
+        YoloDetection(tmp_path, "train")
+    with pytest.raises(TypeError, match="expected a list of names"):
+        YoloDetection(tmp_path, "train", classes="cat")
+    assert YoloDetection(tmp_path, "train", classes=list(map(str, range(12_001))))[0]["labels"].tolist() == [12_000]
+
+
+def test_a_pipe_in_place_of_labels_is_refused_without_waiting_for_a_writer(tmp_path):
+    write_yolo(tmp_path, {"a": BOX, "b": None})
+    os.mkfifo(tmp_path / "labels/train/b.txt")
+    with pytest.raises(DatasetError, match="a pipe or a device"):
+        YoloDetection(tmp_path, "train")
+
+
+def test_masks_without_the_boxes_that_a_transform_has_dropped_are_an_error(tmp_path):
+    write_yolo(tmp_path, {"a": OUTLINE + "1 0 0 0.1 0 0.1 0.1\n"})
+    crop = A.Compose([A.Crop(8, 4, 32, 20)], bbox_params=A.BboxParams("pascal_voc", label_fields=["labels"]))
+    forgotten = YoloDetection(tmp_path, "train", Albumentations(crop), masks=True)
+    with pytest.raises(FieldShapeError, match=r'field "masks": 2 rows for 1 boxes.*\n.*box_rows='):
+        forgotten[0]
+    sample = YoloDetection(tmp_path, "train", Albumentations(crop, box_rows="masks"), masks=True)[0]
+    assert len(sample["masks"]) == len(sample["boxes"]) == 1
+
+
+def test_a_cache_crops_no_picture_without_its_boxes(tmp_path):
+    dataset = YoloDetection(write_yolo(tmp_path, {"a": BOX}), "train")
+    with pytest.raises(DatasetError, match="not its boxes or masks"):
+        DecodedCache(Subset(dataset, [0]), 1 << 20, crop=RandomResizedCrop(8))
+    assert len(DecodedCache(dataset, 1 << 20)[0]["boxes"]) == 1
