@@ -40,16 +40,17 @@ class GroupedSampler(KeyedSampler):
     """Shuffles samples that are stored in groups, of which it reads few at a time: `GroupedSampler(d.group_sizes)`.
 
     For shards on disks, and for stores where random access is dear. Groups are shuffled, and every `groups_open` of
-    them form a buffer, whose samples are shuffled completely; buffers follow one another. So the samples of any run of
-    positions come from `groups_open` groups, or twice as many where a buffer ends in it. Nothing is stored but a few
-    numbers per group: the sample at any position is computed, so that resuming costs nothing, and shares, world sizes
-    and states are as in `ShardedSampler`.
+    them form a buffer, whose samples are shuffled completely; buffers follow one another. So the samples of a run of
+    positions that is not longer than a buffer come from at most `groups_open` groups, or twice as many where a buffer
+    ends in it. Nothing is stored but a few numbers per group: the sample at any position is computed, so that resuming
+    costs nothing, and shares, world sizes and states are as in `ShardedSampler`.
 
-    How well it mixes: a batch is drawn from `groups_open` random groups and not from all. If a property of the samples
-    differs from group to group with variance b, and within groups with variance w, then its mean over a batch of B
-    samples has the variance (b + w) / B of a full shuffle, and b / groups_open in addition, times (G - groups_open) /
-    (G - 1) for G groups. Where groups are alike, b is 0 and nothing is lost. Where each group holds one class, open
-    many, or write them again in a random order.
+    How well it mixes: a batch is drawn from the k random groups of a buffer and not from all G: k = G / ceil(G /
+    groups_open), which is `groups_open` where that divides G, and less otherwise, since buffers are of equal size. If a
+    property of the samples differs from group to group with variance b, and within groups with variance w, then its
+    mean over a batch of B samples has the variance (b + w) / B of a full shuffle, and b / k in addition, times (G - k)
+    / (G - 1). Where groups are alike, b is 0 and nothing is lost. Where each group holds one class, open many, or write
+    them again in a random order.
 
     Args:
         group_sizes: int (groups,), the number of samples in each group; the samples of a group are neighbours, in the

@@ -100,6 +100,26 @@ def test_a_shard_that_is_cut_short_is_named(shards, which, share, tmp_path) -> N
         TarFiles(path, extensions(SHARDS[which][0]))
 
 
+@pytest.mark.parametrize("which", [1, 2])
+def test_long_names_are_compared_when_members_are_read(shards, which, tmp_path) -> None:
+    """Members of one size and time, whose headers differ only in what extends them, are swapped."""
+    path = tmp_path / "0.tar"
+    shutil.copy2(shards[which], path)
+    dataset = TarFiles(path, {"bin": "bin"})
+    dataset[0]
+    with tarfile.open(path) as tar:
+        begins = [each.offset for each in tar]
+    whole = path.read_bytes()
+    first, second = whole[begins[0] : begins[1]], whole[begins[1] : begins[2]]
+    with open(path, "r+b") as file:
+        file.seek(begins[0])
+        file.write(second + first)
+    for number in (0, 1):
+        with pytest.raises(DecodeError, match="another header precedes it"):
+            dataset[number]
+    assert dataset[2]["bin"] == bytes([2]) * 40
+
+
 @QUIET
 @given(data=st.data())
 def test_a_shard_that_changes_between_two_reads_gives_no_other_members_bytes(shards, data, tmp_path) -> None:
@@ -145,4 +165,11 @@ def test_anything_at_all_is_read_or_refused(shards, junk, at, tmp_path) -> None:
     whole = shards[2].read_bytes()
     path = tmp_path / "junk.tar"
     path.write_bytes(whole[: at * 512] + junk + whole[at * 512 + len(junk) :])
-    read_or_named(path, lambda: list(TarFiles(path, {"key": "__key__"})))
+    found = read_or_named(
+        path, lambda: [contents_of(each) for each in TarFiles(path, {"key": "__key__", "bin": "bin"})]
+    )
+    if found is None:
+        return
+    with tarfile.open(path) as tar:
+        stored = [tar.extractfile(each).read() for each in tar if each.isreg() and each.name.endswith(".bin")]
+    assert [content for each in found for content in each.values()] == stored

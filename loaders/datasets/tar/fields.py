@@ -44,8 +44,13 @@ class Field(NamedTuple):
         return self.extensions[0] in (KEY, SHARD)
 
     @property
+    def is_image(self) -> bool:
+        """Whether whatever member it is made of is decoded as an image."""
+        return self.decode is None and all(map(is_image, self.extensions))
+
+    @property
     def has_images(self) -> bool:
-        """Whether the members are decoded as images."""
+        """Whether a member may be decoded as an image."""
         return self.decode is None and any(map(is_image, self.extensions))
 
 

@@ -42,7 +42,7 @@ class TarIndex:
         extensions: the different ones, in lower case and without the first dot.
         kinds: uint16 (members,), numbers of extensions.
         starts, sizes: int64 (members,), where the content of each member is in its shard, in bytes.
-        checksums: uint32 (members,), CRC-32 of the header block before the content.
+        checksums: uint32 (members,), CRC-32 of the two blocks before each: the end of a long name, and the header.
     """
 
     paths: list[str]

@@ -25,14 +25,19 @@ from loaders.errors import DatasetError
 from loaders.images.decode import printable
 from loaders.images.decode.files import file_system, is_remote
 
-_MAGIC = b"tarindx\x01"  # with the version of the layout
+_MAGIC = b"tarindx\x02"  # with the version of the layout
 # Magic; shards, samples, members, extensions; bytes of paths, keys, extensions; CRC-32 of all that follows.
+_OTHER_FILE = "Pass the path of another file as index=."
 _HEAD = Struct("<8s7QI4x")
 _I8, _U4, _U2, _U1 = (np.dtype(each) for each in ("<i8", "<u4", "<u2", "u1"))
 
 
 class _RefusedError(Exception):
-    """Why a file is no index of these shards."""
+    """Why a file is no index of these shards, and what to do."""
+
+    def __init__(self, why: str, remedy: str = "Delete it, and it will be made anew.") -> None:
+        super().__init__(why)
+        self.remedy = remedy
 
 
 def load(path: str, shards: Sequence[str]) -> TarIndex | None:
@@ -52,9 +57,7 @@ def load(path: str, shards: Sequence[str]) -> TarIndex | None:
         index = _parsed(content, shards)
         _compare(index, shards)
     except _RefusedError as error:
-        raise DatasetError(
-            f'index "{printable(path)}" cannot be used: {error}.\n  Delete it, and it will be made anew.'
-        ) from error
+        raise DatasetError(f'index "{printable(path)}" cannot be used: {error}.\n  {error.remedy}') from error
     return index
 
 
@@ -111,17 +114,22 @@ def _content(path: str) -> bytes | None:
             files, name = file_system(path)
             return bytes(files.cat_file(name))
         if not stat.S_ISREG(os.stat(path).st_mode):
-            raise _RefusedError("it is not a file")
+            raise _RefusedError("it is not a file", _OTHER_FILE)
         return Path(path).read_bytes()
     except FileNotFoundError:
         return None
-    except OSError as error:
-        raise _RefusedError(f"it cannot be read: {error.strerror or error}") from error
+    except (OSError, ValueError) as error:  # a NUL in the path, an unknown protocol
+        why = getattr(error, "strerror", None) or error
+        raise _RefusedError(f"it cannot be read: {why}", "Make it readable, or pass another path as index=.") from error
 
 
 def _parsed(content: bytes, shards: Sequence[str]) -> TarIndex:
-    if len(content) < _HEAD.size or not content.startswith(_MAGIC):
-        raise _RefusedError("it is no index of tar shards, or one of another version of this library")
+    if not content.startswith(_MAGIC[:-1]):
+        raise _RefusedError("it is no index of tar shards", _OTHER_FILE)
+    if not content.startswith(_MAGIC):
+        raise _RefusedError("it is of another version of this library")
+    if len(content) < _HEAD.size:
+        raise _RefusedError("it is damaged: its size is not what it says")
     _, n_shards, n_samples, n_members, n_extensions, *texts, checksum = _HEAD.unpack_from(content)
     counts = [n_shards + 1, n_samples + 1, n_extensions + 1, n_shards, n_shards, n_shards + 1, n_samples + 1]
     counts += [n_members] * 4 + texts
@@ -140,11 +148,14 @@ def _parsed(content: bytes, shards: Sequence[str]) -> TarIndex:
     ends_of_texts = (path_ends, key_ends, extension_ends)
     levels = [(shard_starts, n_samples), (member_starts, n_members), *zip(ends_of_texts, texts, strict=True)]
     for ends, last in levels:
-        if ends[0] != 0 or ends[-1] != last or (np.diff(ends) < 0).any():
+        if ends[0] != 0 or ends[-1] != last or (ends[1:] < ends[:-1]).any():
             raise _RefusedError("it is damaged: its numbers contradict each other")
     lists = [PackedPaths.from_arrays(text, ends) for text, ends in zip(encoded, ends_of_texts, strict=True)]
     if list(map(os.path.basename, lists[0])) != list(map(os.path.basename, shards)):
-        raise _RefusedError(f"it is of other shards, {_named(lists[0])}; the dataset has {_named(shards)}")
+        raise _RefusedError(
+            f"it is of other shards, {_named(lists[0])}; the dataset has {_named(shards)}",
+            "Pass another path as index=, or delete it, and it will be made anew.",
+        )
     keys, extensions = lists[1], list(lists[2])
     places = (kinds, starts, nbytes, checksums)
     found = TarIndex(list(shards), sizes, times, shard_starts, keys, member_starts, extensions, *places)
@@ -158,7 +169,8 @@ def _check(index: TarIndex) -> None:
     room = np.repeat(index.shard_sizes, per_shard) - index.starts
     is_inside = (index.starts >= BLOCK) & (index.starts % BLOCK == 0) & (index.sizes >= 0) & (index.sizes <= room)
     is_known = index.kinds < len(index.extensions)
-    if not (is_inside.all() and is_known.all() and (np.diff(index.member_starts) > 0).all()):
+    has_members = index.member_starts[1:] > index.member_starts[:-1]
+    if not (is_inside.all() and is_known.all() and has_members.all()):
         raise _RefusedError("it is damaged: a member lies outside its shard")
 
 
@@ -186,8 +198,9 @@ def _size_and_time(path: str) -> tuple[int, int]:
             return int(files.size(name) or 0), 0
         status = os.stat(path)
         return status.st_size, status.st_mtime_ns
-    except OSError as error:
-        raise DatasetError(f'shard "{printable(path)}" cannot be opened: {error.strerror or error}.') from error
+    except (OSError, ValueError) as error:  # a NUL in the path, an unknown protocol
+        why = getattr(error, "strerror", None) or error
+        raise DatasetError(f'shard "{printable(path)}" cannot be opened: {why}.') from error
 
 
 def _named(paths: Sequence[str] | PackedPaths) -> str:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import zlib
 from collections.abc import Sequence
 
-from loaders.datasets.tar.headers import BLOCK
 from loaders.datasets.tar.index import TarIndex
-from loaders.datasets.tar.shards import OpenShards, Shard
+from loaders.datasets.tar.shards import OpenShards, Shard, before
 from loaders.images.decode.files import Parts, Stored
 from loaders.timing.stages import READ, count_read
 
@@ -17,7 +16,8 @@ _CUT = "its shard has been cut short since its members were found"
 class Member(Stored):
     """The content of one member.
 
-    The header before it is compared with the one that was indexed, so that a shard whose members have moved is noticed.
+    The header before it, and the block before that, which holds a long name, are compared with those that were indexed,
+    so that a shard whose members have moved is noticed.
 
     Args:
         index: where it lies.
@@ -72,7 +72,7 @@ class _MemberParts:
         begins = [self._start + min(at, self.nbytes) for at in starts]
         lasts = [self._start + min(at, self.nbytes) for at in ends]
         if not self._is_checked:  # in the same request, if the shard is remote
-            header, *found = self._shard.read([self._start - BLOCK, *begins], [self._start, *lasts])
+            header, *found = self._shard.read([before(self._start), *begins], [self._start, *lasts])
             _check(header, self._checksum)
             self._is_checked = True
         else:

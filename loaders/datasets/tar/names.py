@@ -25,7 +25,7 @@ def shard_paths(shards: Shards) -> list[str]:
     name. What exists under the very name that was given is not expanded.
 
     Raises:
-        DatasetError: nothing matches, a shard is listed twice, or there are too many.
+        DatasetError: nothing matches, a store cannot be listed, a shard is listed twice, or there are too many.
     """
     given = [shards] if isinstance(shards, (str, os.PathLike)) else shards
     found: list[str] = []
@@ -67,14 +67,19 @@ def _expanded(pattern: str) -> Iterator[str]:
         if not glob.has_magic(path) or (not is_remote(path) and os.path.exists(path)):
             yield path
             continue
-        if is_remote(path):
-            files, name = file_system(path)
-            matches = sorted(files.unstrip_protocol(each) for each in files.glob(name))
-        else:
-            matches = sorted(glob.glob(path, recursive=True))
+        matches = _remote_matches(path) if is_remote(path) else sorted(glob.glob(path, recursive=True))
         if not matches:
             raise DatasetError(f'shards: no file matches "{printable(path)}".')
         yield from matches
+
+
+def _remote_matches(pattern: str) -> list[str]:
+    try:
+        files, name = file_system(pattern)
+        return sorted(files.unstrip_protocol(each) for each in files.glob(name))
+    except (OSError, ValueError) as error:  # an unknown protocol
+        why = getattr(error, "strerror", None) or error
+        raise DatasetError(f'shards: "{printable(pattern)}" cannot be listed: {why}.') from error
 
 
 def _first_braces(pattern: str) -> tuple[int, int] | None:

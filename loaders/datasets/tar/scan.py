@@ -11,7 +11,7 @@ import numpy as np
 
 from loaders.datasets.tar import headers
 from loaders.datasets.tar.headers import BLOCK, Header, HeaderError
-from loaders.datasets.tar.shards import Shard, open_shard
+from loaders.datasets.tar.shards import Shard, before, open_shard
 from loaders.errors import DatasetError
 from loaders.images.decode import printable
 from loaders.images.decode.files import is_remote
@@ -41,7 +41,7 @@ class Found(NamedTuple):
         extensions: the different ones, in lower case and without the first dot.
         kinds: int64 (members,), numbers of extensions.
         starts, sizes: int64 (members,), where the content of each member is, in bytes.
-        checksums: uint32 (members,), CRC-32 of the header block before it.
+        checksums: uint32 (members,), CRC-32 of the two blocks before it, the header being the second.
     """
 
     nbytes: int
@@ -67,8 +67,9 @@ def scan_shard(path: str) -> Found:
     """
     try:
         shard = open_shard(path)
-    except OSError as error:
-        raise DatasetError(f'shard "{printable(path)}" cannot be opened: {error.strerror or error}.') from error
+    except (OSError, ValueError) as error:  # a NUL in the path, an unknown protocol
+        why = getattr(error, "strerror", None) or error
+        raise DatasetError(f'shard "{printable(path)}" cannot be opened: {why}.') from error
     rows: list[tuple[int, int, int, int, int]] = []
     samples: dict[bytes, int] = {}
     extensions: dict[bytes, int] = {}
@@ -108,7 +109,7 @@ def split_name(name: bytes) -> tuple[bytes, bytes] | None:
 
 
 def _files_of(shard: Shard) -> Iterator[tuple[bytes, int, int, int]]:
-    """(name, start of the content, its size, CRC-32 of the header block) of each regular file."""
+    """(name, start of the content, its size, CRC-32 of what is before it) of each regular file."""
     at = 0
     read = _Ahead(shard)
     try:
@@ -123,7 +124,13 @@ def _files_of(shard: Shard) -> Iterator[tuple[bytes, int, int, int]]:
                 )
         common: dict[bytes, bytes] = {}
         records: dict[bytes, bytes] = {}
-        while (block := read(at, BLOCK)) != headers.END:
+        while True:
+            # With the block before it, which is compared when the member is read.
+            begin_at = before(at + BLOCK)
+            blocks = read(begin_at, at + BLOCK - begin_at)
+            block = blocks[at - begin_at :]
+            if block == headers.END:
+                break
             if not block:
                 raise HeaderError("the shard is cut short: nothing marks its end")
             header = headers.read_header(block)
@@ -138,13 +145,16 @@ def _files_of(shard: Shard) -> Iterator[tuple[bytes, int, int, int]]:
                 if header.is_file:
                     if at + BLOCK + header.nbytes > shard.nbytes:
                         raise HeaderError(f'the shard is cut short: it ends within "{_text(header.name)}"')
-                    yield header.name, at + BLOCK, header.nbytes, zlib.crc32(block)
+                    yield header.name, at + BLOCK, header.nbytes, zlib.crc32(blocks)
             at += BLOCK + headers.padded(header.content_nbytes)
-        if read(at + BLOCK, _AHEAD_NBYTES).strip(b"\0"):
-            raise HeaderError(
-                "something follows the end of the archive, which no reader would see.\n"
-                "  Archives are joined by `tar --concatenate`, not by `cat`"
-            )
+        behind = at + BLOCK
+        while rest := read(behind, _AHEAD_NBYTES):
+            if rest.strip(b"\0"):
+                raise HeaderError(
+                    "something follows the end of the archive, which no reader would see.\n"
+                    "  Archives are joined by `tar --concatenate`, not by `cat`"
+                )
+            behind += len(rest)
     except HeaderError as error:
         raise DatasetError(f'shard "{printable(shard.path)}", byte {at:,}: {error}.') from error
     except OSError as error:

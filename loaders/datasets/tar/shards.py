@@ -18,6 +18,7 @@ from loaders.images.decode.files import cat_ranges, file_system, is_remote
 
 MOST_OPEN = 64  # in each process, for each dataset
 MOST_REMOTE = 4096  # these take no descriptor, and to open one is a request
+_BEFORE_NBYTES = 2 * BLOCK  # a header, and before it the end of what extends it, such as a long name
 _SMALL_NBYTES = 16 * 1024  # to copy so much is cheaper than a second system call
 _HAS_PREAD = hasattr(os, "pread")
 _NO_DESCRIPTOR = (errno.EMFILE, errno.ENFILE)
@@ -54,7 +55,12 @@ class Shard(Protocol):
         """The bytes of some parts; fewer where they extend past the end."""
 
     def read_member(self, start: int, nbytes: int) -> tuple[bytes, bytes]:
-        """The header block before a member, and its content; fewer bytes where they extend past the end."""
+        """What precedes a member, from `before` on, and its content; fewer bytes where they extend past the end."""
+
+
+def before(start: int) -> int:
+    """Where that begins whose checksum is compared: the header before a member at `start`, and the block before it."""
+    return max(0, start - _BEFORE_NBYTES)
 
 
 def open_shard(path: str) -> Shard:
@@ -82,10 +88,11 @@ class _LocalShard:
         return [self._read_one(start, end - start) for start, end in zip(starts, ends, strict=True)]
 
     def read_member(self, start: int, nbytes: int) -> tuple[bytes, bytes]:
+        begin = before(start)
         if nbytes < _SMALL_NBYTES:
-            both = self._read_one(start - BLOCK, BLOCK + nbytes)
-            return both[:BLOCK], both[BLOCK:]
-        return self._read_one(start - BLOCK, BLOCK), self._read_one(start, nbytes)
+            both = self._read_one(begin, start - begin + nbytes)
+            return both[: start - begin], both[start - begin :]
+        return self._read_one(begin, start - begin), self._read_one(start, nbytes)
 
     def _read_one(self, start: int, nbytes: int) -> bytes:
         if not _HAS_PREAD:  # Windows
@@ -115,7 +122,7 @@ class _RemoteShard:
         return cat_ranges(self._files, self._name, starts, [min(end, self.nbytes) for end in ends])
 
     def read_member(self, start: int, nbytes: int) -> tuple[bytes, bytes]:
-        header, content = self.read([start - BLOCK, start], [start, start + nbytes])
+        header, content = self.read([before(start), start], [start, start + nbytes])
         return header, content
 
 

@@ -37,7 +37,7 @@ class TarFiles(ImageSamples):
 
     The headers of all shards are read once, several shards at once; the content of a member is read where it lies.
     Folders, links, hidden files, names without an extension and names like `__this__` are left out. At most 64 shards
-    are open in each process.
+    of a dataset are open in each process, or 4,096 behind URLs.
 
     Args:
         shards: a path, a pattern with braces (`{000..127}`, `{a,b}`) or wildcards, a URL for fsspec, or several of
@@ -57,7 +57,7 @@ class TarFiles(ImageSamples):
 
     Attributes:
         shards: the paths or URLs, in order.
-        skipped: shard and key of every sample that was left out, as `describe` names them.
+        skipped: shard and key of every sample that was left out, as raw names; those of `describe` are printable.
         group_sizes: int64 (shards,), number of samples in each: what a `GroupedSampler` takes.
 
     Sample:
@@ -115,7 +115,7 @@ class TarFiles(ImageSamples):
     def _read(self, index: int) -> dict[str, Any]:
         if self._image is None:
             return self._other_fields(index)
-        if self.crop is None and self._fields[self._image].decode is not None:
+        if self.crop is None and self.normalize is None:
             return {_IMAGE: self._value(index, self._image), **self._other_fields(index)}
         return self._whole_sample(index)
 
@@ -158,7 +158,7 @@ class TarFiles(ImageSamples):
             with DECODE:
                 return decode(content)
         except Exception as error:
-            if field.decode is None and isinstance(error, ValueError):
+            if field.decode is None and isinstance(error, (ValueError, RecursionError)):
                 raise self._unreadable(index, field, member, error) from error
             where = describe_sample(index, printable(member.name))
             add_note(error, f'Raised by the function that decodes field "{field.name}" of {where}.')
@@ -222,10 +222,10 @@ class TarFiles(ImageSamples):
 
     def _require_image(self) -> None:
         field = None if self._image is None else self._fields[self._image]
-        if (self.crop is not None or self.normalize is not None) and (field is None or not field.has_images):
+        if (self.crop is not None or self.normalize is not None) and (field is None or not field.is_image):
             raise ValueError(
-                'crop= and normalize= are for the field "image", decoded by this package: name it in fields=, such as '
-                '{"image": "jpg;png"}.'
+                'crop= and normalize= are for the field "image", decoded by this package: name it in fields=, with '
+                'extensions of images alone, such as {"image": "jpg;png"}.'
             )
         if self.crop is not None:
             beside = [self._fields[number].name for number in self._others if self._fields[number].has_images]

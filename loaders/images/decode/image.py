@@ -301,9 +301,11 @@ def open_image(source: Source, index: int | None = None, backend: Backend | None
             nbytes = memoryview(source).nbytes
         subject = _subject(index, name, nbytes)
         why = getattr(error, "strerror", None) or str(error).strip()
-        raise DecodeError(
-            f"{subject}: {why}.\n  Replace the file, or leave it out of the dataset.", index=index, source=name
-        ) from error
+        remedy = "Replace the file, or leave it out of the dataset."
+        if isinstance(source, Stored):
+            remedy = "Write the shard again, or leave the sample out."
+        hint = "" if isinstance(source, Stored) and "\n" in why else f"\n  {remedy}"
+        raise DecodeError(f"{subject}: {why}.{hint}", index=index, source=name) from error
 
 
 def _require_bytes(source: object, index: int | None) -> None:

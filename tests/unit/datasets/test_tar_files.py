@@ -213,6 +213,7 @@ def test_equal_keys_in_different_shards_are_different_samples(tmp_path):
     [
         ("cls", b"cat", "invalid literal for int"),
         ("json", b"{", "Expecting property name"),
+        ("json", b"[" * 100_000, "recursion"),
         ("txt", b"\xff\xfe", "codec can't decode"),
         ("npy", b"no array", "no array that NumPy can read"),
         ("npy", npy(np.array([object()]), allow_pickle=True), "no array that NumPy can read"),
@@ -306,6 +307,31 @@ def test_a_crop_of_the_image_alone_is_refused_beside_other_images(tmp_path):
                 TarFiles(path, fields, **options)
 
 
+def test_a_field_called_image_may_hold_something_else(tmp_path):
+    entries = [("0.jpg", zoo()["jpeg 420"]), ("1.npy", npy(np.arange(3))), ("1.json", b"[1]"), ("0.json", b"[0]")]
+    path = write_tar(tmp_path / "0.tar", entries)
+    either = TarFiles(path, {"image": "jpg;npy"})
+    assert either[0]["image"].shape == read_image(zoo()["jpeg 420"]).shape
+    assert either[1]["image"].tolist() == [0, 1, 2]
+    assert TarFiles(path, {"image": "json"})[1]["image"] == [1]
+    assert TarFiles(path, {"image": "__key__"})[1]["image"] == "1"
+    for options in ({"crop": CenterCrop(24)}, {"normalize": (MEAN, STD)}):
+        with pytest.raises(ValueError, match="with extensions of images alone"):
+            TarFiles(path, {"image": "jpg;npy"}, **options)
+
+
+def test_an_error_of_an_image_has_one_remedy(tmp_path):
+    path = write_tar(tmp_path / "0.tar", [("0.jpg", b"no photo")])
+    dataset = TarFiles(path)
+    with pytest.raises(DecodeError, match=r"\n  Write the shard again, or leave the sample out.$"):
+        dataset[0]
+    moved = TarFiles(path)
+    os.utime(path, ns=(0, 5))
+    with pytest.raises(DecodeError, match=r"another modification time.\n  Make the dataset again.*one.$") as caught:
+        moved[0]
+    assert str(caught.value).count("\n") == 1
+
+
 def test_an_image_decoded_by_a_function_of_ones_own_is_what_that_returns(root):
     assert TarFiles(root / "*.tar", {"image": ("jpg", len), "label": "cls"})[1] == {
         "image": (root / "files" / "01.jpg").stat().st_size,
@@ -363,7 +389,9 @@ def test_a_field_that_is_not_asked_for_is_not_read(root, reads):
     dataset = TarFiles(root / "*.tar", {"label": "cls"})
     reads.clear()
     assert dataset[4] == {"label": 12}
-    assert reads == [512 + 2]  # its header, which shows that the shard is the same, and the member
+    assert reads == [
+        1024 + 2
+    ]  # its header and the block before, which shows that the shard is the same, and the member
 
 
 # -- processes, threads, descriptors
@@ -440,6 +468,7 @@ def test_a_pickled_copy_takes_no_descriptor_along_and_scans_nothing(root, monkey
 def test_a_forked_process_opens_its_own(root):
     dataset = TarFiles(root / "*.tar")
     dataset[0]
+    dataset[5]
     child = os.fork()
     if child == 0:
         try:
@@ -448,7 +477,7 @@ def test_a_forked_process_opens_its_own(root):
         finally:
             os._exit(2)
     assert os.waitpid(child, 0)[1] == 0
-    assert len(dataset._open) == 1
+    assert len(dataset._open) == 2
 
 
 def test_the_index_holds_no_object_per_sample(tmp_path):

@@ -62,6 +62,8 @@ def test_shards_that_cannot_be_meant_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("loaders.datasets.tar.names._MOST", 1000)
     with pytest.raises(DatasetError, match="no file matches"):
         shard_paths(str(tmp_path / "*.tar"))
+    with pytest.raises(DatasetError, match=r'"nonsense://\*.tar" cannot be listed: '):
+        shard_paths("nonsense://*.tar")
     with pytest.raises(DatasetError, match=r"a.tar is listed more than once"):
         shard_paths(["a.tar", "{b,a}.tar"])
     with pytest.raises(DatasetError, match="none in the list"):

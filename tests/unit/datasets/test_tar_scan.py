@@ -228,6 +228,7 @@ def test_a_damaged_header_is_named_with_the_offset(block, told, tmp_path):
 def test_something_behind_the_end_is_not_passed_over_quietly(tmp_path):
     one = write_tar(tmp_path / "0.tar", [("0.txt", b"zero")]).read_bytes()
     assert "tar --concatenate" in refused(tmp_path / "1.tar", one + one)
+    assert "tar --concatenate" in refused(tmp_path / "1.tar", one + bytes(100 * 1024) + one)
 
 
 def test_two_members_of_one_name_are_an_error(tmp_path):
@@ -243,7 +244,7 @@ def test_a_shard_that_is_no_file_is_refused(tmp_path):
     os.mkfifo(tmp_path / "0.tar")
     with pytest.raises(DatasetError, match=r'0.tar" cannot be opened: it is a folder, a pipe or a device'):
         scan_shard(str(tmp_path / "0.tar"))
-    for path in (tmp_path, tmp_path / "nowhere.tar"):
+    for path in (tmp_path, tmp_path / "nowhere.tar", "nonsense://0.tar", "a\0.tar"):
         with pytest.raises(DatasetError, match=rf'shard "{path}" cannot be opened: '):
             scan_shard(str(path))
 

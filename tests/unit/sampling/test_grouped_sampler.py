@@ -78,19 +78,23 @@ def test_what_makes_no_sense_is_refused(arguments):
         make(**arguments)
 
 
-@pytest.mark.parametrize(("groups_open", "batch"), [(1, 32), (4, 32), (16, 32), (64, 128)])
-def test_batches_are_as_mixed_as_the_documentation_says(groups_open, batch):
+@pytest.mark.parametrize(
+    ("groups", "groups_open", "batch", "epochs"),
+    [(512, 1, 32, 6), (512, 4, 32, 6), (512, 16, 32, 6), (512, 64, 128, 6), (17, 16, 32, 400)],
+)
+def test_batches_are_as_mixed_as_the_documentation_says(groups, groups_open, batch, epochs):
     """The variance of a batch's mean: (b + w) / B of a full shuffle, and that of the mean of the open groups."""
-    groups, per_group = 512, 64
+    per_group = 64
     rng = np.random.default_rng(0)
     between, within = rng.normal(size=groups), rng.normal(size=(groups, per_group))
     values = (2 * between[:, None] + within).ravel()
     b, w = 4 * between.var(), within.var()
     means = []
-    for epoch in range(6):
+    for epoch in range(epochs):
         shuffled = values[order(sizes=[per_group] * groups, groups_open=groups_open, epoch=epoch)]
         means.append(shuffled.reshape(-1, batch).mean(axis=1))
-    expected = (b + w) / batch + b / groups_open * (groups - groups_open) / (groups - 1)
+    k = groups / -(-groups // groups_open)  # buffers are of equal size
+    expected = (b + w) / batch + b / k * (groups - k) / (groups - 1)
     found = np.concatenate(means).var()
     assert 0.85 * expected < found < 1.15 * expected
 
