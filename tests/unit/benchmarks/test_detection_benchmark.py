@@ -23,4 +23,4 @@ def test_reading_all_annotations_copies_no_page_of_the_table_in_a_forked_worker(
 def test_ten_crops_cost_one_decoding():
     figures = detection.crops((500, 375), photos=2, repeats=3)
     assert figures["ten_decoding_ms"] < figures["alone_decoding_ms"] / 3  # a tenth; noise aside
-    assert figures["one_ms"] > 0
+    assert figures["ten_ms"] < figures["alone_ms"]

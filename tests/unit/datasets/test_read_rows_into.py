@@ -152,7 +152,7 @@ def test_a_row_that_ends_the_worker_is_found_among_those_written_together():
 
 
 class KilledOnce(ArrowDataset):
-    """The worker that first writes row 13 together with others is killed behind it."""
+    """The worker that first writes several rows together is killed behind it."""
 
     def __init__(self, source, flag):
         super().__init__(source)
@@ -160,7 +160,7 @@ class KilledOnce(ArrowDataset):
 
     def read_rows_into(self, indices, out):
         self._read_rows_into(indices, out)
-        if 13 in indices and not self.flag.exists():
+        if not self.flag.exists():
             self.flag.touch()
             os.kill(os.getpid(), signal.SIGKILL)
 
