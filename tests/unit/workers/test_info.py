@@ -5,6 +5,7 @@ import resource
 import subprocess
 import sys
 import threading
+from multiprocessing import forkserver
 
 import numpy as np
 import pytest
@@ -106,6 +107,7 @@ def test_a_process_that_a_worker_thread_has_forked_is_itself():
 
 @pytest.mark.parametrize("method", ["spawn", "forkserver"])
 def test_worker_process_never_imports_torch(method):
+    forkserver._forkserver._stop()  # it may have imported what the workers of another test need
     [batch] = DataLoader(Modules(), 4, num_workers=1, multiprocessing_context=method)
     assert batch["heavy"] == [""] * 4
     assert batch["worker"].tolist() == [0] * 4
