@@ -167,7 +167,7 @@ class BatchSpec:
 
     def spread(self, blocks: Sequence[tuple[int, int]], rows: int) -> tuple[tuple[int, int], ...]:
         """The (offset, nbytes) of every field, from those of the blocks for `sizes(rows)`."""
-        if len(self.fields) < _MANY_SMALL:
+        if len(self.fields) < _MANY_SMALL:  # none lies in another's block
             return tuple(blocks)
         return tuple(
             blocks[number] if owner == number else (blocks[owner][0] + at, field.nbytes(rows))

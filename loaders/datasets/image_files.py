@@ -11,7 +11,6 @@ import numpy as np
 
 from loaders.datasets.image_samples import ImageSamples
 from loaders.datasets.protocol import in_range
-from loaders.datasets.read_into import owns_read_into
 from loaders.errors import DatasetError
 from loaders.images.crops import Crop
 from loaders.images.decode import EXTENSIONS, printable
@@ -132,20 +131,10 @@ class ImageFiles(ImageSamples):
         label = self.labels[index // self._per_file]  # type: ignore[index]  # only where there are labels
         return label.item() if isinstance(label, (np.integer, np.str_)) else label
 
-    @property
-    def read_into(self) -> Callable[[SupportsIndex, Any], None]:
-        """`read_into(index, out)` writes a sample into the arrays of `out`, which has the same structure.
+    read_into = ImageSamples.read_into  # `_read` returns what it writes
 
-        It exists where it saves a copy of the image: with `normalize`, or with a `crop` of fixed size, no transform,
-        and labels of one shape. A subclass that overrides the indexing has none.
-
-        Raises:
-            AttributeError: it does not exist.
-        """
-        writer = self._image_writer() if owns_read_into(type(self)) else None
-        if writer is None or (self._planes is None and self.labels is not None and self.labels.dtype == object):
-            raise AttributeError(f"this {type(self).__name__} has no read_into: it would save no copy")
-        return writer
+    def _others_are_fixed(self) -> bool:
+        return self.labels is None or self.labels.dtype != object
 
     def _write_other_fields(self, index: int, out: dict[str, Any]) -> None:
         if self.labels is not None:

@@ -9,7 +9,7 @@ from typing import Any, SupportsIndex
 import numpy as np
 
 from loaders.datasets.protocol import IndexedDataset, in_range
-from loaders.datasets.read_into import copy_into, settle, without_image
+from loaders.datasets.read_into import copy_into, owns_read_into, settle, without_image
 from loaders.errors import FieldDtypeError, FieldNameError, FieldShapeError, SampleError, describe_sample
 from loaders.images.crops import Crop
 from loaders.images.decode import Source, read_image
@@ -22,7 +22,7 @@ from loaders.timing.stages import AUGMENT
 class ImageSamples(IndexedDataset):
     """Samples with an image in one field, and other fields; a subclass defines where they come from.
 
-    It also defines `_read` and `read_into`, by `_whole_sample` and `_image_writer`: that both are in one class says
+    It also defines `_read`, by `_whole_sample`, and takes over `read_into` by name: that both are in one class says
     that they agree (`owns_read_into`).
 
     Args:
@@ -72,16 +72,27 @@ class ImageSamples(IndexedDataset):
         image: Any = read_image(source, index=index) if self.crop is None else self.crop.read(source, index=index)
         return {self.image_field: image, **self._other_fields(index)}
 
-    def _image_writer(self) -> Callable[[SupportsIndex, Any], None] | None:
-        """What writes a sample into the arrays of a row, if that saves a copy of the image.
+    @property
+    def read_into(self) -> Callable[[SupportsIndex, Any], None]:
+        """`read_into(index, out)` writes a sample into the arrays of `out`, which has the same structure.
 
-        It does with `normalize`, or with a `crop` of fixed size and no transform.
+        It exists where it saves a copy of the image: with `normalize`, or with a `crop` of fixed size, no transform,
+        and other fields of one shape. A subclass that overrides the indexing has none.
+
+        Raises:
+            AttributeError: it does not exist.
         """
-        if self._planes is not None:
-            return self._read_planes_into
-        if self.crop is not None and self.crop.shape is not None and self.transform is None:
-            return self._read_crop_into
-        return None
+        if owns_read_into(type(self)):
+            if self._planes is not None:
+                return self._read_planes_into
+            one_size = self.crop is not None and self.crop.shape is not None
+            if one_size and self.transform is None and self._others_are_fixed():
+                return self._read_crop_into
+        raise AttributeError(f"this {type(self).__name__} has no read_into: it would save no copy")
+
+    def _others_are_fixed(self) -> bool:
+        """Whether the other fields may be written into a row: False where their shapes are known to differ."""
+        return True
 
     def _read_crop_into(self, index: SupportsIndex, out: dict[str, Any]) -> None:
         position = in_range(index, len(self))

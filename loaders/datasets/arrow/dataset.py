@@ -129,20 +129,7 @@ class ArrowDataset(ImageSamples):
             sample[field.name] = image
         return sample
 
-    @property
-    def read_into(self) -> Callable[[SupportsIndex, Any], None]:
-        """`read_into(index, out)` writes a sample into the arrays of `out`, which has the same structure.
-
-        It exists where it saves a copy of the image: with `normalize`, or with a `crop` of fixed size, no transform,
-        and other fields of one shape. A subclass that overrides the indexing has none.
-
-        Raises:
-            AttributeError: it does not exist.
-        """
-        writer = self._image_writer() if owns_read_into(type(self)) else None
-        if writer is None or (self._planes is None and not self._others_are_fixed()):
-            raise AttributeError(f"this {type(self).__name__} has no read_into: it would save no copy")
-        return writer
+    read_into = ImageSamples.read_into  # `_read` returns what it writes
 
     def _image_source(self, index: int) -> Source:
         piece, row = self._find(index)

@@ -1,8 +1,9 @@
-"""Which of the pictures that annotations name exist."""
+"""Which of the pictures that annotations name exist, and small files that are read whole."""
 
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterable
 
 from loaders.images.decode import EXTENSIONS
@@ -39,6 +40,22 @@ def files_below(folder: str, extensions: Iterable[str] = EXTENSIONS) -> list[str
         before = os.path.join(each.path, b"")
         found += [os.fsdecode(before + name) for name in each.files if name.lower().endswith(endings)]
     return sorted(found)
+
+
+def read_small(file: str, most_nbytes: int) -> bytes:
+    """The content of a file. A pipe is refused: opening it may wait for ever.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is a pipe or a device, or larger than any file of annotations.
+    """
+    if not stat.S_ISREG(os.stat(file).st_mode):
+        raise ValueError("it is a pipe or a device, not a file")
+    with open(file, "rb") as opened:
+        content = opened.read(most_nbytes + 1)
+    if len(content) > most_nbytes:
+        raise ValueError("the file is too large to be one of annotations")
+    return content
 
 
 def _names_in(folder: str) -> set[str]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import stat
 from typing import Any
 from xml.etree.ElementTree import Element, TreeBuilder
 from xml.parsers import expat
+
+from loaders.datasets.detection.found import read_small
 
 _DEEPEST = 100
 _MOST_NBYTES = 1 << 26
@@ -19,12 +19,7 @@ def read_plain_xml(file: str) -> Element:
         OSError: the file cannot be read.
         ValueError: it is not XML, or declares a document type, or nests its elements hundreds deep.
     """
-    if not stat.S_ISREG(os.stat(file).st_mode):
-        raise ValueError("it is a pipe or a device, not a file")
-    with open(file, "rb") as opened:
-        data = opened.read(_MOST_NBYTES + 1)
-    if len(data) > _MOST_NBYTES:
-        raise ValueError("the file is too large to be annotations of a picture")
+    data = read_small(file, _MOST_NBYTES)
     builder, parser, depth = TreeBuilder(), expat.ParserCreate(), 0
 
     def start(tag: str, attributes: dict[str, str]) -> None:

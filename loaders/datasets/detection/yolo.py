@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 import os
-import stat
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from loaders.datasets.detection.dataset import DetectionDataset
+from loaders.datasets.detection.found import read_small
 from loaders.datasets.detection.problems import EntryError, OnBad, Problems, checked_on_bad
 from loaders.datasets.detection.table import AnnotationsBuilder, shown
 from loaders.datasets.detection.yolo_folder import YoloFolder, read_yolo_folder
@@ -48,8 +48,7 @@ class YoloDetection(DetectionDataset):
         {"image": uint8 (H, W, 3) RGB, upright; "boxes": float32 (N, 4), left, top, right, bottom in pixels; "labels":
         int64 (N,); "masks": uint8 (N, H, W); "keypoints": float32 (N * K, 3), x, y and visibility, which is 2 if the
         file has none; "keypoint_labels": int64 (N * K, 2), the row of the box and the number of the keypoint; "rows":
-        int64 (N,), 0 to N - 1}: masks if
-        requested, keypoints if the description has `kpt_shape`.
+        int64 (N,), 0 to N - 1}: masks if requested, keypoints if the description has `kpt_shape`.
 
     Raises:
         DatasetError: the folder, its description or the class names are missing, or there are entries that cannot be
@@ -106,13 +105,7 @@ def _lines(image: str, file: str, problems: Problems) -> list[str] | None:
     try:
         if not os.path.exists(image):
             raise EntryError("the picture that a list of the split names does not exist", "missing image")
-        if not stat.S_ISREG(os.stat(file).st_mode):
-            raise EntryError("it is a pipe or a device, not a file")
-        with open(file, "rb") as opened:
-            content = opened.read(_MOST_NBYTES + 1)
-        if len(content) > _MOST_NBYTES:
-            raise EntryError("the file is too large to be one of labels")
-        return content.decode("utf-8").splitlines()
+        return read_small(file, _MOST_NBYTES).decode("utf-8").splitlines()
     except FileNotFoundError:
         return []  # a picture without objects
     except (OSError, ValueError, EntryError) as error:  # ValueError: not UTF-8, or a NUL in the name

@@ -11,7 +11,6 @@ import numpy as np
 from loaders.datasets.image_files import PackedPaths
 from loaders.datasets.image_samples import ImageSamples
 from loaders.datasets.protocol import in_range
-from loaders.datasets.read_into import owns_read_into
 from loaders.datasets.tar import index_file
 from loaders.datasets.tar.fields import KEY, Field, Fields, chosen, decoder_of, default_fields
 from loaders.datasets.tar.index import TarIndex, scan
@@ -126,19 +125,7 @@ class TarFiles(ImageSamples):
     def _other_fields(self, index: int) -> dict[str, Any]:
         return {self._fields[number].name: self._value(index, number) for number in self._others}
 
-    @property
-    def read_into(self) -> Callable[[SupportsIndex, Any], None]:
-        """`read_into(index, out)` writes a sample into the arrays of `out`, which has the same structure.
-
-        It exists where it saves a copy of the image: with `normalize`, or with a `crop` of fixed size and no transform.
-
-        Raises:
-            AttributeError: it does not exist.
-        """
-        writer = self._image_writer() if owns_read_into(type(self)) else None
-        if writer is None:
-            raise AttributeError(f"this {type(self).__name__} has no read_into: it would save no copy")
-        return writer
+    read_into = ImageSamples.read_into  # `_read` returns what it writes
 
     def _value(self, index: int, number: int) -> Any:
         """The value of a field."""
