@@ -8,6 +8,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from support.photo_zoo import jpeg, photo
+
 Entry = tuple[str, bytes]
 
 
@@ -57,3 +59,18 @@ def padded(content: bytes) -> bytes:
 
 
 END = bytes(1024)
+
+
+def write_photos(root, count=12, per_shard=5, restart=0):
+    """Shards of photos with a class each, and the same photos as files; returns the files."""
+    files = []
+    for first in range(0, count, per_shard):
+        entries = []
+        for number in range(first, min(count, first + per_shard)):
+            content = jpeg(photo(120 + number, 90 - number), restart=restart)
+            files.append(root / "files" / f"{number:02}.jpg")
+            files[-1].parent.mkdir(parents=True, exist_ok=True)
+            files[-1].write_bytes(content)
+            entries += [(f"{number:02}.jpg", content), (f"{number:02}.cls", str(number * 3).encode())]
+        write_tar(root / f"{first // per_shard:03}.tar", entries)
+    return files
